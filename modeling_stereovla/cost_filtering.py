@@ -1,0 +1,238 @@
+"""Learned filtering of a cost volume: axial-planar hourglass, gates from the left view, transformer over disparities.
+
+Volumes are (B, C, D, H, W) throughout. Structure after FoundationStereo (arXiv 2501.09898, section 3.3).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class VolumeConvolution(nn.Module):
+    """3-D convolution without bias, batch norm, leaky ReLU; `transposed` doubles the resolution (4x4x4, stride 2)."""
+
+    def __init__(self, channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, transposed: bool = False):
+        super().__init__()
+        if transposed:
+            self.convolution = nn.ConvTranspose3d(channels, out_channels, 4, stride=2, padding=1, bias=False)
+        else:
+            padding = kernel_size // 2
+            self.convolution = nn.Conv3d(channels, out_channels, kernel_size, stride, padding, bias=False)
+        self.norm = nn.BatchNorm3d(out_channels)
+
+    def forward(self, volume: torch.Tensor) -> torch.Tensor:
+        return F.leaky_relu(self.norm(self.convolution(volume)))
+
+
+class ResidualVolumeBlock(nn.Module):
+    """Two 3x3x3 convolutions with batch norm and a residual connection."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv3d(channels, channels, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm3d(channels)
+        self.conv2 = nn.Conv3d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm3d(channels)
+
+    def forward(self, volume: torch.Tensor) -> torch.Tensor:
+        branch = F.relu(self.norm1(self.conv1(volume)))
+        return F.relu(volume + self.norm2(self.conv2(branch)))
+
+
+class AxialPlanarConvolution(nn.Module):
+    """A 3x3 convolution within each disparity plane, then a long one along the disparity: cheaper than a 3-D kernel."""
+
+    def __init__(self, channels: int, disparity_kernel_size: int):
+        super().__init__()
+        self.planar = nn.Conv3d(channels, channels, (1, 3, 3), padding=(0, 1, 1))
+        self.planar_norm = nn.BatchNorm3d(channels)
+        padding = (disparity_kernel_size // 2, 0, 0)
+        self.axial = nn.Conv3d(channels, channels, (disparity_kernel_size, 1, 1), padding=padding)
+        self.axial_norm = nn.BatchNorm3d(channels)
+
+    def forward(self, volume: torch.Tensor) -> torch.Tensor:
+        volume = F.relu(self.planar_norm(self.planar(volume)))
+        return F.relu(self.axial_norm(self.axial(volume)))
+
+
+class FeatureGate(nn.Module):
+    """Scales the channels of a volume by a sigmoid of the left view's features at the same pixel."""
+
+    def __init__(self, feature_channels: int, volume_channels: int):
+        super().__init__()
+        hidden = feature_channels // 2
+        self.reduce = nn.Conv2d(feature_channels, hidden, 1, bias=False)
+        self.norm = nn.BatchNorm2d(hidden)
+        self.expand = nn.Conv2d(hidden, volume_channels, 1)
+
+    def forward(self, volume: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        gate = self.expand(F.leaky_relu(self.norm(self.reduce(features))))
+        return volume * gate.sigmoid().unsqueeze(2)
+
+
+def sinusoidal_positions(length: int, channels: int, device: torch.device) -> torch.Tensor:
+    """(length, channels): interleaved sines and cosines of the position (Vaswani et al. 2017, section 3.5)."""
+    frequencies = torch.exp(torch.arange(0, channels, 2, device=device) * (-math.log(10000.0) / channels))
+    angles = torch.arange(length, device=device)[:, None] * frequencies
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
+
+
+class DisparityLayer(nn.Module):
+    """Post-norm transformer layer over the disparity tokens of one location, (N, D, C).
+
+    layout "heads" lets the heads of each token attend to each other instead, which is what the published code computes
+    since its commit c1ee07e, where the scaled dot product is called on (N, D, heads, C / heads).
+    """
+
+    def __init__(self, channels: int, heads: int, dropout: float, layout: str):
+        super().__init__()
+        self.heads, self.layout = heads, layout
+        self.query = nn.Linear(channels, channels)
+        self.key = nn.Linear(channels, channels)
+        self.value = nn.Linear(channels, channels)
+        self.out = nn.Linear(channels, channels)
+        self.attention_norm = nn.LayerNorm(channels)
+        self.expand = nn.Linear(channels, channels)
+        self.contract = nn.Linear(channels, channels)
+        self.mlp_norm = nn.LayerNorm(channels)
+        self.dropout = nn.Dropout(dropout)
+
+    def attend(self, tokens: torch.Tensor) -> torch.Tensor:
+        heads = [project(tokens).unflatten(-1, (self.heads, -1)) for project in (self.query, self.key, self.value)]
+        if self.layout == "disparity":
+            mixed = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in heads)).transpose(1, 2)
+        else:
+            mixed = F.scaled_dot_product_attention(*heads)
+        return self.out(mixed.flatten(2))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        tokens = self.attention_norm(tokens + self.dropout(self.attend(tokens)))
+        hidden = self.dropout(F.gelu(self.expand(tokens)))
+        return self.mlp_norm(tokens + self.dropout(self.contract(hidden)))
+
+
+class DisparityTransformer(nn.Module):
+    """Attention along the disparity at a quarter of the volume's resolution; (B, C, D, H, W) in and out."""
+
+    PATCH = 4
+
+    def __init__(self, config):
+        super().__init__()
+        channels = config.volume_channels
+        self.patch = nn.Conv3d(channels, channels, self.PATCH, stride=self.PATCH, groups=channels)
+        self.patch_norm = nn.BatchNorm3d(channels)
+        self.layers = nn.Sequential(
+            *(
+                DisparityLayer(channels, config.num_disparity_heads, config.disparity_dropout, config.attention_layout)
+                for _ in range(config.num_disparity_layers)
+            )
+        )
+
+    def forward(self, volume: torch.Tensor) -> torch.Tensor:
+        patches = self.patch_norm(self.patch(volume))
+        batch, channels, depth, height, width = patches.shape
+        tokens = patches.permute(0, 3, 4, 2, 1).reshape(-1, depth, channels)
+        tokens = self.layers(tokens + sinusoidal_positions(depth, channels, tokens.device).to(tokens.dtype))
+        patches = tokens.view(batch, height, width, depth, channels).permute(0, 4, 3, 1, 2)
+        return F.interpolate(patches, scale_factor=self.PATCH, mode="trilinear", align_corners=False)
+
+
+class HourglassDown(nn.Module):
+    """Halves the volume's resolution; gated by the left view's features of the new resolution."""
+
+    def __init__(self, channels: int, out_channels: int, feature_channels: int, kernel_size: int):
+        super().__init__()
+        self.reduce = VolumeConvolution(channels, out_channels, stride=2)
+        self.mix = AxialPlanarConvolution(out_channels, kernel_size)
+        self.gate = FeatureGate(feature_channels, out_channels)
+
+    def forward(self, volume: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        return self.gate(self.mix(self.reduce(volume)), features)
+
+
+class HourglassUp(nn.Module):
+    """Doubles the volume's resolution and joins the volume of the way down; gated."""
+
+    def __init__(self, channels: int, out_channels: int, feature_channels: int, kernel_size: int, num_blocks: int):
+        super().__init__()
+        self.upsample = VolumeConvolution(channels, out_channels, transposed=True)
+        self.join = VolumeConvolution(2 * out_channels, out_channels, kernel_size=1)
+        self.mix = nn.Sequential(*(AxialPlanarConvolution(out_channels, kernel_size) for _ in range(num_blocks)))
+        self.gate = FeatureGate(feature_channels, out_channels)
+
+    def forward(self, volume: torch.Tensor, skip: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        joined = torch.cat([self.upsample(volume), skip], dim=1)
+        return self.gate(self.mix(self.join(joined)), features)
+
+
+class Hourglass(nn.Module):
+    """Filters a volume over growing and shrinking contexts, and adds the disparity transformer's long-range view.
+
+    forward: volume (B, C, D, H, W) and the left view's features at 1/8, 1/16, ... of the image -> (B, C, D, H, W) >= 0.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        widths, kernel = (config.volume_channels, *config.hourglass_channels), config.disparity_kernel_size
+        blocks, levels = config.num_hourglass_blocks, len(config.hourglass_channels)
+        encoder = config.edgenext_channels
+        # channels of the left features at 1/8, 1/16, ...: decoded maps are twice as wide, the coarsest one is the encoder's
+        features = [2 * width for width in encoder[1:-1]] + [encoder[-1]]
+        self.down = nn.ModuleList(
+            HourglassDown(widths[i], widths[i + 1], features[i], kernel) for i in range(levels)
+        )
+        self.up = nn.ModuleList(
+            HourglassUp(widths[i + 1], widths[i], features[i - 1], kernel, blocks) for i in reversed(range(1, levels))
+        )
+        self.restore = VolumeConvolution(widths[1], widths[0], transposed=True)
+        self.transformer = DisparityTransformer(config) if config.num_disparity_layers else None
+        self.output = nn.Sequential(*(AxialPlanarConvolution(widths[0], kernel) for _ in range(blocks)))
+
+    def forward(self, volume: torch.Tensor, features: list[torch.Tensor]) -> torch.Tensor:
+        skips, filtered = [], volume
+        for block, feature in zip(self.down, features):
+            filtered = block(filtered, feature)
+            skips.append(filtered)
+        for level, block in zip(reversed(range(len(skips) - 1)), self.up):
+            filtered = block(filtered, skips[level], features[level])
+        filtered = self.restore(filtered)
+        if self.transformer is not None:
+            filtered = filtered + self.transformer(volume)
+        return self.output(filtered)
+
+
+class CostFilter(nn.Module):
+    """Raw volume (B, V, D, H, W) -> filtered volume (B, C, D, H, W), non-negative.
+
+    features: the left view's maps at 1/4, 1/8, ... of the image.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        channels = config.volume_channels
+        raw = config.num_correlation_groups + 2 * config.num_concat_channels
+        self.project = nn.Conv3d(raw, channels, 1)
+        self.stem = VolumeConvolution(channels, channels)
+        self.blocks = nn.Sequential(*(ResidualVolumeBlock(channels) for _ in range(config.num_stem_blocks)))
+        self.gate = FeatureGate(config.matching_channels, channels)
+        self.hourglass = Hourglass(config)
+
+    def forward(self, volume: torch.Tensor, features: list[torch.Tensor]) -> torch.Tensor:
+        volume = self.blocks(self.stem(self.project(volume)))
+        return self.hourglass(self.gate(volume, features[0]), features[1:])
+
+
+class DisparityClassifier(nn.Module):
+    """Score of each disparity, (B, 1, D, H, W), of a filtered volume (B, C, D, H, W)."""
+
+    def __init__(self, config):
+        super().__init__()
+        channels, kernel = config.volume_channels // 2, config.classifier_kernel_size
+        self.reduce = VolumeConvolution(config.volume_channels, channels)
+        self.blocks = nn.Sequential(*(ResidualVolumeBlock(channels) for _ in range(config.num_classifier_blocks)))
+        self.score = nn.Conv3d(channels, 1, kernel, padding=kernel // 2)
+
+    def forward(self, volume: torch.Tensor) -> torch.Tensor:
+        return self.score(self.blocks(self.reduce(volume)))

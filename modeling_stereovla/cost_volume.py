@@ -1,0 +1,123 @@
+"""Matching between rectified views as pure functions: correlation volumes, disparity regression, depth <-> disparity.
+
+Disparity d is positive: pixel x of the left view matches x - d of the right one. Volumes are (B, C, D, H, W) at the
+resolution of the features; bin d of a volume is a disparity of d feature pixels.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def groupwise_correlation(
+    left: torch.Tensor, right: torch.Tensor, num_disparities: int, num_groups: int
+) -> torch.Tensor:
+    """Cosine similarity of each group of channels at each disparity (Guo et al. 2019, arXiv 1903.04025), in float32.
+
+    Args:
+        left, right: features (B, C, H, W), C divisible by num_groups.
+    Returns:
+        (B, num_groups, D, H, W) in [-1, 1]; zero where x < d, for which the right view has no pixel.
+    """
+    batch, channels, height, width = left.shape
+    if right.shape != left.shape:
+        raise ValueError(f"the views' features differ in shape: left {tuple(left.shape)}, right {tuple(right.shape)}")
+    if channels % num_groups:
+        raise ValueError(f"{channels} feature channels cannot be split into num_groups = {num_groups}")
+    grouped = (batch, num_groups, channels // num_groups, height, width)
+    left = F.normalize(left.float().reshape(grouped), dim=2)
+    right = F.normalize(right.float().reshape(grouped), dim=2)
+    slices = []
+    for d in range(min(num_disparities, width)):
+        matched = (left[..., d:] * right[..., : width - d]).sum(2)  # (B, G, H, W - d)
+        slices.append(F.pad(matched, (d, 0)))
+    volume = torch.stack(slices, dim=2)
+    return F.pad(volume, (0, 0, 0, 0, 0, num_disparities - volume.shape[2]))
+
+
+def shifted_views(right: torch.Tensor, num_disparities: int) -> torch.Tensor:
+    """Right features (B, C, H, W) moved onto the left view at each disparity: (B, C, D, H, W), zero where x < d."""
+    width = right.shape[-1]
+    padded = F.pad(right, (num_disparities - 1, 0))
+    # window s of the padded row starts s - (D - 1) px left of the view, so it is disparity D - 1 - s
+    return padded.unfold(-1, width, 1).flip(3).movedim(3, 2)
+
+
+def concatenated_volume(correlation: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """[correlation, left at every disparity, right shifted by d] along the channels: (B, G + 2 C, D, H, W).
+
+    The left part is not masked where x < d, as in FoundationStereo.
+    """
+    num_disparities = correlation.shape[2]
+    repeated = left[:, :, None].expand(-1, -1, num_disparities, -1, -1)
+    return torch.cat([correlation.to(left.dtype), repeated, shifted_views(right, num_disparities)], dim=1)
+
+
+def all_pairs_correlation(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Cosine similarity of every left pixel with every right pixel of its row: (B, H, W_left, W_right), float32."""
+    left = F.normalize(left.float(), dim=1).permute(0, 2, 3, 1)  # (B, H, W, C)
+    right = F.normalize(right.float(), dim=1).permute(0, 2, 1, 3)  # (B, H, C, W)
+    return left @ right
+
+
+def regress_disparity(logits: torch.Tensor) -> torch.Tensor:
+    """Expected disparity in feature pixels, (B, 1, H, W), float32, of scores (B, 1, D, H, W): a soft argmax over D."""
+    bins = torch.arange(logits.shape[2], device=logits.device, dtype=torch.float32)
+    return torch.einsum("bcdhw,d->bchw", logits.float().softmax(2), bins)
+
+
+def sample_rows(rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Linear interpolation along the last axis, zero outside.
+
+    Args:
+        rows: (..., C, W).
+        positions: (..., K), in entries of that axis.
+    Returns:
+        (..., C, K).
+    """
+    width = rows.shape[-1]
+    floor = positions.floor()
+    fraction = (positions - floor).unsqueeze(-2)
+    sampled = 0
+    for index, weight in ((floor.long(), 1 - fraction), (floor.long() + 1, fraction)):
+        inside = ((index >= 0) & (index < width)).unsqueeze(-2)
+        index = index.clamp(0, width - 1).unsqueeze(-2).expand(*rows.shape[:-1], -1)
+        sampled = sampled + rows.gather(-1, index) * weight * inside
+    return sampled
+
+
+def lookup_features(
+    volume: torch.Tensor, correlation: torch.Tensor, disparity: torch.Tensor, levels: int, radius: int
+) -> torch.Tensor:
+    """Volume and correlation in a window around a disparity, from a pyramid over the disparity (IGEV, arXiv 2303.06615).
+
+    Args:
+        volume: (B, C, D, H, W). correlation: all pairs (B, H, W, W). disparity: (B, 1, H, W) in feature pixels.
+    Returns:
+        (B, levels * (C + 1) * (2 radius + 1), H, W): for each level the volume (channel-major), then the correlation.
+    """
+    offsets = torch.arange(-radius, radius + 1, device=volume.device, dtype=torch.float32)
+    disparity = disparity.float().squeeze(1).unsqueeze(-1)  # (B, H, W, 1)
+    columns = torch.arange(disparity.shape[2], device=volume.device, dtype=torch.float32)[:, None]
+    volume = volume.float().permute(0, 3, 4, 1, 2)  # (B, H, W, C, D)
+    correlation = correlation.float().unsqueeze(-2)  # (B, H, W, 1, W)
+    sampled = []
+    for level in range(levels):
+        if level:
+            volume, correlation = (F.avg_pool2d(rows.flatten(1, 2), (1, 2)).unflatten(1, rows.shape[1:3]) for rows in (volume, correlation))
+        sampled.append(sample_rows(volume, disparity / 2**level + offsets).flatten(3))
+        sampled.append(sample_rows(correlation, (columns - disparity) / 2**level + offsets).flatten(3))
+    return torch.cat(sampled, dim=-1).permute(0, 3, 1, 2)
+
+
+def disparity_to_depth(
+    disparity_px: torch.Tensor, focal_length_px: torch.Tensor, baseline_m: torch.Tensor
+) -> torch.Tensor:
+    """Planar depth in m of a disparity in px of the same image; infinite where the disparity is 0."""
+    return focal_length_px * baseline_m / disparity_px
+
+
+def depth_to_disparity(
+    depth_m: torch.Tensor, focal_length_px: torch.Tensor, baseline_m: torch.Tensor
+) -> torch.Tensor:
+    """Disparity in px of a planar depth in m; the inverse of `disparity_to_depth`."""
+    return focal_length_px * baseline_m / depth_m

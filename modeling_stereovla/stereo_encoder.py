@@ -1,0 +1,152 @@
+"""The stereo encoder: a rectified image pair -> geometric features and disparity. Useful alone and inside StereoVLA.
+
+The published FoundationStereo network (Wen et al. 2025, arXiv 2501.09898) up to its filtered cost volume and initial
+disparity, without the iterative refinement, which StereoVLA does not use.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .configuration_stereo_encoder import StereoEncoderConfig
+from .cost_filtering import CostFilter
+from .cost_filtering import DisparityClassifier
+from .cost_volume import all_pairs_correlation
+from .cost_volume import concatenated_volume
+from .cost_volume import groupwise_correlation
+from .cost_volume import lookup_features
+from .cost_volume import regress_disparity
+from .edgenext import CrossCovarianceAttention
+from .edgenext import LayerScale
+from .edgenext import StereoFeatures
+from .monocular_prior import MonocularPrior
+
+
+@dataclass
+class StereoEncoderOutput(ModelOutput):
+    """
+    features: (B, F, H/4, W/4), the chosen features; volumes are flattened channel-major (channel * D + disparity).
+    initial_disparity: (B, 1, H/4, W/4) float32, in px at a quarter of the resolution; None if not asked for.
+    disparity: (B, H, W) float32, in px of the given left view: the initial disparity times 4, resized bilinearly.
+    logits: (B, 1, D, H/4, W/4), the score of each disparity before the softmax.
+    """
+
+    features: torch.FloatTensor | None = None
+    initial_disparity: torch.FloatTensor | None = None
+    disparity: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+
+
+class StereoEncoderPreTrainedModel(PreTrainedModel):
+    config: StereoEncoderConfig
+    base_model_prefix = "stereo_encoder"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = False
+    _no_split_modules = ["CostFilter", "EdgeNeXtStage", "Dinov2Layer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+            # variance-preserving: the norms that follow do not need it, the residual and ungated paths do
+            init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+        elif isinstance(module, LayerScale):
+            init.constant_(module.scale, module.value)
+        elif isinstance(module, CrossCovarianceAttention):
+            init.ones_(module.temperature)
+
+
+class StereoEncoderModel(StereoEncoderPreTrainedModel):
+    """Image pair -> geometric features and disparity."""
+
+    def __init__(self, config: StereoEncoderConfig):
+        super().__init__(config)
+        self.prior = None if config.depth_anything_config is None else MonocularPrior(config.depth_anything_config)
+        self.backbone = StereoFeatures(config)
+        self.match_projection = nn.Conv2d(config.matching_channels, config.num_concat_channels, 1)
+        self.filter = CostFilter(config)
+        self.classifier = DisparityClassifier(config)
+        self.post_init()
+
+    def check_inputs(self, pixel_values: torch.Tensor) -> None:
+        """Raise unless pixel_values is a float (B, 2, 3, H, W) with sides that are multiples of 32."""
+        if pixel_values.ndim != 5 or pixel_values.shape[1:3] != (2, 3):
+            raise ValueError(
+                f"pixel_values has shape {tuple(pixel_values.shape)}; expected (batch, 2, 3, height, width): "
+                "the left and the right view, RGB"
+            )
+        if not pixel_values.is_floating_point():
+            raise TypeError(f"pixel_values is {pixel_values.dtype}; expected floating point in [0, 1]")
+        height, width = pixel_values.shape[-2:]
+        if height % 32 or width % 32:
+            raise ValueError(f"images are {height} x {width} px; both sides must be multiples of 32")
+
+    def extract_features(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        """Maps at 1/4, 1/8, ... of the image, each (2B, C, h, w): all left views, then all right views."""
+        views = pixel_values.transpose(0, 1).flatten(0, 1)
+        mean, std = (views.new_tensor(values)[:, None, None] for values in (self.config.image_mean, self.config.image_std))
+        views = ((views - mean) / std).to(self.dtype)
+        prior = None if self.prior is None else self.prior(views)
+        return self.backbone(views, prior)
+
+    def raw_volume(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        """The unfiltered volume (B, groups + 2 * concat channels, D, H/4, W/4)."""
+        left, right = maps[0].chunk(2)
+        projected_left, projected_right = self.match_projection(maps[0]).chunk(2)
+        with torch.autocast(left.device.type, enabled=False):
+            correlation = groupwise_correlation(
+                left, right, self.config.num_disparities, self.config.num_correlation_groups
+            )
+        return concatenated_volume(correlation, projected_left, projected_right)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        output_disparity: bool = True,
+        return_dict: bool | None = None,
+    ) -> StereoEncoderOutput | tuple:
+        """
+        Args:
+            pixel_values: (B, 2, 3, H, W) floating point in [0, 1], RGB, rectified, left view first; H and W multiples of 32.
+            output_disparity: False leaves out what only the disparity needs.
+        """
+        self.check_inputs(pixel_values)
+        chosen = self.config.features
+        maps = self.extract_features(pixel_values)
+        left_maps = [features.chunk(2)[0] for features in maps]
+        correlation = all_pairs_correlation(*maps[0].chunk(2)) if chosen in ("correlation", "lookup") else None
+        volume = filtered = logits = initial = disparity = None
+        if chosen != "correlation" or output_disparity:
+            volume = self.raw_volume(maps)
+        if chosen in ("filtered_cost_volume", "lookup") or output_disparity:
+            filtered = self.filter(volume, left_maps)
+        if chosen == "lookup" or output_disparity:
+            logits = self.classifier(filtered)
+            initial = regress_disparity(logits)
+            disparity = F.interpolate(4 * initial, scale_factor=4, mode="bilinear").squeeze(1)
+        if chosen == "correlation":
+            features = correlation.permute(0, 3, 1, 2)  # the right view's column becomes the channel
+        elif chosen == "lookup":
+            features = lookup_features(filtered, correlation, initial, self.config.lookup_levels, self.config.lookup_radius)
+        else:
+            features = (volume if chosen == "cost_volume" else filtered).flatten(1, 2)
+        output = StereoEncoderOutput(features.to(self.dtype), initial, disparity, logits)
+        return output if return_dict is not False else output.to_tuple()
+
+
+__all__ = ["StereoEncoderModel", "StereoEncoderOutput"]
