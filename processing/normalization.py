@@ -1,0 +1,216 @@
+"""Per-embodiment normalisation with exact inverses, and rotation conversions.
+
+Statistics are plain JSON: ``{embodiment: {key: {name: [one number per dimension]}}}`` with key "state", "action" or
+"keyframe_pose" and name "min", "max", "q01", "q99", "mean", "std", in robot units (m, rad, gripper 0..1 or -1..1).
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+# mode -> the two statistics that it needs. "quantiles" is what the released StereoVLA uses (its 1 % and 99 %
+# percentiles).
+STATISTICS_OF_MODE = {"quantiles": ("q01", "q99"), "min_max": ("min", "max"), "mean_std": ("mean", "std")}
+# A dimension that spans less than a micrometre or microradian is constant: float32 rounds positions of 1 m to 6e-8 m,
+# and dividing by such a span would turn rounding noise into full-scale values.
+CONSTANT_SPAN = 1e-6
+
+
+def check_finite(values: np.ndarray, name: str) -> None:
+    """Raise ValueError naming the first index of `values` that is NaN or infinite."""
+    finite = np.isfinite(values)
+    if not finite.all():
+        index = tuple(int(i) for i in np.argwhere(~finite)[0])
+        raise ValueError(f"{name}[{', '.join(map(str, index))}] is {values[index]}; every value must be finite")
+
+
+def check_statistics(norm_stats: Mapping[str, Any], mode: str) -> None:
+    """Raise ValueError if `norm_stats` lacks what `mode` needs, or holds numbers that cannot be statistics."""
+    if mode not in STATISTICS_OF_MODE:
+        raise ValueError(f"normalization={mode!r} is unknown; valid modes: {sorted(STATISTICS_OF_MODE)}")
+    low_name, high_name = STATISTICS_OF_MODE[mode]
+    for embodiment, keys in norm_stats.items():
+        if not isinstance(keys, Mapping):
+            raise ValueError(
+                f"norm_stats[{embodiment!r}] must map 'state', 'action', ... to statistics, got {type(keys).__name__}"
+            )
+        for key, statistics in keys.items():
+            where = f"norm_stats[{embodiment!r}][{key!r}]"
+            if not isinstance(statistics, Mapping):
+                raise ValueError(f"{where} must map statistics' names to lists, got {type(statistics).__name__}")
+            missing = [name for name in (low_name, high_name) if name not in statistics]
+            if missing:
+                raise ValueError(f"{where} lacks {missing}, which mode {mode!r} needs; it has {sorted(statistics)}")
+            arrays = {name: np.asarray(statistics[name], dtype=np.float64) for name in statistics}
+            shape = arrays[low_name].shape
+            for name, array in arrays.items():
+                if array.ndim != 1 or array.shape != shape:
+                    raise ValueError(
+                        f"{where}[{name!r}] has shape {array.shape}; expected one number per dimension, {shape}"
+                    )
+                check_finite(array, f"{where}[{name!r}]")
+            low, high = arrays[low_name], arrays[high_name]
+            wrong = np.flatnonzero(high < 0) if mode == "mean_std" else np.flatnonzero(high < low)
+            if wrong.size:
+                i = int(wrong[0])
+                limit = "0" if mode == "mean_std" else f"{low_name}[{i}] = {low[i]}"
+                raise ValueError(f"{where}[{high_name!r}][{i}] = {high[i]} is below {limit}")
+
+
+class Normalizer:
+    """Robot units <-> normalised values. "quantiles" and "min_max" map the range onto [-1, 1], "mean_std" to zero mean.
+
+    Nothing is clipped: values outside the range map outside [-1, 1], and back. Constant dimensions (see CONSTANT_SPAN)
+    carry no information: they normalise to one fixed value (-1, or 0 in "mean_std") and always come back as the
+    constant. Where the quantiles coincide although min and max do not (a gripper that closes in fewer than 1 % of the
+    frames), the dimension uses min and max instead, or its rare values would be lost.
+    """
+
+    def __init__(self, norm_stats: Mapping[str, Any] | None, mode: str = "quantiles"):
+        """`norm_stats`: see the module; None or empty is allowed until a value has to be converted."""
+        self.mode = mode
+        self.norm_stats = norm_stats or {}
+        check_statistics(self.norm_stats, mode)
+        self._transforms: dict[tuple[str, str], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+
+    @property
+    def base(self) -> float:
+        """Normalised value of the lower end of the range (or of the mean)."""
+        return 0.0 if self.mode == "mean_std" else -1.0
+
+    def statistics(self, embodiment: str, key: str) -> Mapping[str, Any]:
+        """Statistics of one quantity; ValueError naming the valid embodiments or keys."""
+        if not self.norm_stats:
+            raise ValueError(
+                "this processor has no statistics: pass norm_stats={embodiment: {'state': {...}, 'action': {...}, "
+                "'keyframe_pose': {...}}} when creating it (a dataset keeps them in meta/stats.json)"
+            )
+        if embodiment not in self.norm_stats:
+            raise ValueError(f"unknown embodiment {embodiment!r}; valid embodiments: {sorted(self.norm_stats)}")
+        if key not in self.norm_stats[embodiment]:
+            known = sorted(self.norm_stats[embodiment])
+            raise ValueError(f"norm_stats[{embodiment!r}] has no {key!r}; it has {known}")
+        return self.norm_stats[embodiment][key]
+
+    def _transform(self, embodiment: str, key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(shift, scale, constant), each (dimensions,): normalised = (value - shift) / scale + base."""
+        if (embodiment, key) not in self._transforms:
+            statistics = self.statistics(embodiment, key)
+            low_name, high_name = STATISTICS_OF_MODE[self.mode]
+            low = np.array(statistics[low_name], dtype=np.float64)
+            high = np.array(statistics[high_name], dtype=np.float64)
+            if self.mode == "mean_std":
+                scale = high
+            else:
+                if self.mode == "quantiles" and "min" in statistics and "max" in statistics:
+                    collapsed = high - low < CONSTANT_SPAN
+                    low = np.where(collapsed, np.asarray(statistics["min"], dtype=np.float64), low)
+                    high = np.where(collapsed, np.asarray(statistics["max"], dtype=np.float64), high)
+                scale = (high - low) / 2
+            constant = scale < CONSTANT_SPAN / 2
+            self._transforms[embodiment, key] = (low, np.where(constant, 1.0, scale), constant)
+        return self._transforms[embodiment, key]
+
+    def _checked(self, values: Any, dimensions: int, name: str) -> np.ndarray:
+        values = np.asarray(values, dtype=np.float64)
+        if values.ndim == 0 or values.shape[-1] != dimensions:
+            raise ValueError(f"{name} has shape {values.shape}; the last dimension must be {dimensions}")
+        check_finite(values, name)
+        return values
+
+    def normalize(self, values: Any, embodiment: str, key: str) -> np.ndarray:
+        """Robot units (..., D) -> normalised float64 (..., D)."""
+        shift, scale, constant = self._transform(embodiment, key)
+        values = self._checked(values, len(shift), key)
+        return np.where(constant, self.base, (values - shift) / scale + self.base)
+
+    def unnormalize(self, values: Any, embodiment: str, key: str) -> np.ndarray:
+        """Normalised (..., D) -> robot units float64 (..., D); exact inverse of `normalize` up to rounding."""
+        shift, scale, constant = self._transform(embodiment, key)
+        values = self._checked(values, len(shift), f"normalised {key}")
+        return np.where(constant, shift, (values - self.base) * scale + shift)
+
+
+def rpy_to_matrix(rpy: Any) -> np.ndarray:
+    """Roll, pitch, yaw (..., 3) rad about fixed x, y, z -> (..., 3, 3), R = Rz(yaw) Ry(pitch) Rx(roll)."""
+    rpy = np.asarray(rpy, dtype=np.float64)
+    (sr, sp, sy), (cr, cp, cy) = np.moveaxis(np.sin(rpy), -1, 0), np.moveaxis(np.cos(rpy), -1, 0)
+    rows = [
+        [cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
+        [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
+        [-sp, cp * sr, cp * cr],
+    ]
+    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+
+
+def matrix_to_rpy(matrix: Any) -> np.ndarray:
+    """(..., 3, 3) -> roll, pitch, yaw (..., 3) rad with pitch in [-pi/2, pi/2]; at |pitch| = pi/2 the roll is 0."""
+    matrix = np.asarray(matrix, dtype=np.float64)
+    cos_pitch = np.hypot(matrix[..., 0, 0], matrix[..., 1, 0])
+    pitch = np.arctan2(-matrix[..., 2, 0], cos_pitch)
+    # At gimbal lock only roll -+ yaw is defined; below 1e-7 the two arctan2 arguments are rounding noise.
+    locked = cos_pitch < 1e-7
+    roll = np.where(locked, 0.0, np.arctan2(matrix[..., 2, 1], matrix[..., 2, 2]))
+    free_yaw = np.arctan2(matrix[..., 1, 0], matrix[..., 0, 0])
+    yaw = np.where(locked, np.arctan2(-matrix[..., 0, 1], matrix[..., 1, 1]), free_yaw)
+    return np.stack([roll, pitch, yaw], axis=-1)
+
+
+def quaternion_to_matrix(quaternion: Any) -> np.ndarray:
+    """Unit quaternion wxyz (..., 4) -> (..., 3, 3). Any non-zero length is accepted and divided out."""
+    quaternion = np.asarray(quaternion, dtype=np.float64)
+    length = np.linalg.norm(quaternion, axis=-1, keepdims=True)
+    if (length < 1e-12).any():
+        raise ValueError("a quaternion of length 0 is no rotation")
+    w, x, y, z = np.moveaxis(quaternion / length, -1, 0)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+
+
+def matrix_to_quaternion(matrix: Any) -> np.ndarray:
+    """(..., 3, 3) -> unit quaternion wxyz (..., 4), its first component that is not 0 positive, so that it is
+    unique.
+    """
+    m = np.asarray(matrix, dtype=np.float64)
+    diagonal = np.diagonal(m, axis1=-2, axis2=-1)  # (..., 3)
+    trace = diagonal.sum(axis=-1)
+    x_part, y_part, z_part = m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]
+    xy, xz, yz = m[..., 0, 1] + m[..., 1, 0], m[..., 0, 2] + m[..., 2, 0], m[..., 1, 2] + m[..., 2, 1]
+    # Rows of 4 q q^T: each is 4 q_i q. The row of the largest |q_i| is well conditioned for every rotation.
+    one = np.ones_like(trace)
+    outer = np.stack(
+        [
+            np.stack([one + trace, x_part, y_part, z_part], axis=-1),
+            np.stack([x_part, one - trace + 2 * diagonal[..., 0], xy, xz], axis=-1),
+            np.stack([y_part, xy, one - trace + 2 * diagonal[..., 1], yz], axis=-1),
+            np.stack([z_part, xz, yz, one - trace + 2 * diagonal[..., 2]], axis=-1),
+        ],
+        axis=-2,
+    )  # (..., 4, 4)
+    best = np.diagonal(outer, axis1=-2, axis2=-1).argmax(axis=-1)
+    quaternion = np.take_along_axis(outer, best[..., None, None], axis=-2)[..., 0, :]
+    quaternion = quaternion / np.linalg.norm(quaternion, axis=-1, keepdims=True)
+    leading = (np.abs(quaternion) > 1e-9).argmax(axis=-1)
+    sign = np.sign(np.take_along_axis(quaternion, leading[..., None], axis=-1))
+    return quaternion * sign
+
+
+def rpy_to_quaternion(rpy: Any) -> np.ndarray:
+    """Roll, pitch, yaw (..., 3) rad -> quaternion wxyz (..., 4)."""
+    return matrix_to_quaternion(rpy_to_matrix(rpy))
+
+
+def quaternion_to_rpy(quaternion: Any) -> np.ndarray:
+    """Quaternion wxyz (..., 4) -> roll, pitch, yaw (..., 3) rad."""
+    return matrix_to_rpy(quaternion_to_matrix(quaternion))
+
+
+def wrap_angle(angle: Any) -> np.ndarray:
+    """Angles in rad -> the equal angles in [-pi, pi)."""
+    return (np.asarray(angle, dtype=np.float64) + math.pi) % (2 * math.pi) - math.pi

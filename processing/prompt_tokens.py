@@ -1,0 +1,84 @@
+"""Texts and numbers as one padded batch of ids: image placeholders, reserved ids, length limit, labels."""
+
+from typing import Any
+
+import numpy as np
+
+from .answers import BinTokens
+
+IGNORE_INDEX = -100
+
+
+class PromptTokens:
+    """A tokenizer together with the ids that only the processor may write: special tokens, image token and bins."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        image_token: str,
+        num_visual_tokens: int,
+        num_bins: int,
+        action_vocab_size: int | None,
+        max_length: int | None,
+    ):
+        """Options as in `StereoProcessor`. ValueError if a special token is missing or shares its id with a bin."""
+        self.tokenizer = tokenizer
+        self.bins = BinTokens(num_bins, len(tokenizer) if action_vocab_size is None else action_vocab_size)
+        self.num_visual_tokens = num_visual_tokens
+        self.max_length = tokenizer.model_max_length if max_length is None else max_length
+        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        if self.image_token_id is None or self.image_token_id == tokenizer.unk_token_id:
+            raise ValueError(
+                f"the tokenizer has no token {image_token!r}; add it with "
+                f"tokenizer.add_special_tokens({{'extra_special_tokens': [{image_token!r}]}})"
+            )
+        special = {"image": self.image_token_id}
+        special |= {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+        for name, token_id in special.items():
+            if token_id is None:
+                raise ValueError(f"the tokenizer has no {name} token")
+            if self.bins.is_bin(token_id):
+                raise ValueError(
+                    f"the {name} token has id {token_id}, which is also a bin: with num_bins={num_bins} and "
+                    f"action_vocab_size={self.bins.vocab_size} the bins are {self.bins.first_id} ... "
+                    f"{self.bins.vocab_size - 1}; set action_vocab_size to the size without appended special tokens"
+                )
+        bins = range(self.bins.first_id, self.bins.vocab_size)
+        self._reserved = frozenset([*special.values(), *tokenizer.all_special_ids, *bins])
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Texts -> ids without special tokens; ValueError if a text spells out a reserved token."""
+        encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        for text, ids in zip(texts, encoded, strict=True):
+            if not self._reserved.isdisjoint(ids):
+                token = self.tokenizer.convert_ids_to_tokens(next(i for i in ids if i in self._reserved))
+                raise ValueError(f"the text {text!r} contains the reserved token {token!r}")
+        return encoded
+
+    @property
+    def start(self) -> list[int]:
+        """Ids before every text: BOS and the image placeholders."""
+        return [self.tokenizer.bos_token_id] + [self.image_token_id] * self.num_visual_tokens
+
+    def pad(self, sequences: list[tuple[list[int], int, int]], side: str) -> dict[str, np.ndarray]:
+        """Per sample (ids, index of the first supervised id, number of ids to be generated) -> one padded batch.
+
+        input_ids, attention_mask and labels, int64 (B, longest). Nothing is cut: a sequence over max_length is an error.
+        """
+        if side not in ("left", "right"):
+            raise ValueError(f"padding_side={side!r} is unknown; valid sides: ['left', 'right']")
+        for number, (ids, _, room) in enumerate(sequences):
+            if len(ids) + room > self.max_length:
+                raise ValueError(
+                    f"sample {number} has {len(ids) + room} tokens ({self.num_visual_tokens} of them visual, {room} "
+                    f"for the answer), the limit is {self.max_length}; shorten its text or raise max_length"
+                )
+        length = max(len(ids) for ids, _, _ in sequences)
+        input_ids = np.full((len(sequences), length), self.tokenizer.pad_token_id, dtype=np.int64)
+        attention_mask, labels = np.zeros_like(input_ids), np.full_like(input_ids, IGNORE_INDEX)
+        for row, (ids, first, _) in enumerate(sequences):
+            begin = length - len(ids) if side == "left" else 0
+            input_ids[row, begin : begin + len(ids)] = ids
+            attention_mask[row, begin : begin + len(ids)] = 1
+            labels[row, begin + first : begin + len(ids)] = ids[first:]
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}

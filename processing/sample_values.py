@@ -1,0 +1,171 @@
+"""The values of one training or inference sample, checked and brought to the processed view; robot units throughout."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .answers import CameraParameters
+from .camera_geometry import Calibration
+from .image_processing_stereovla import ViewGeometry
+from .normalization import check_finite, matrix_to_quaternion
+
+OBJECTIVES = ("action", "pose", "box", "depth", "camera")
+SHARED = ("embodiment", "objective")  # may be given once for a whole batch
+
+
+def split_batch(columns: dict[str, Any], size: int, batched: bool) -> list[dict[str, Any]]:
+    """Arguments by name, for one sample or as lists over a batch -> one dict per sample."""
+    rows: dict[str, list[Any]] = {}
+    for name, value in columns.items():
+        if not batched or value is None or (isinstance(value, str) and name in SHARED):
+            rows[name] = [value] * size
+        elif isinstance(value, (str, dict)) or len(value) != size:
+            got = repr(value) if isinstance(value, (str, dict)) else f"{len(value)} entries"
+            raise ValueError(
+                f"{name} has {got}, but there are {size} image pairs; a batch needs a list of one per pair"
+            )
+        else:
+            rows[name] = list(value)
+    for number, objective in enumerate(rows["objective"]):
+        if objective not in OBJECTIVES:
+            raise ValueError(f"sample {number}: unknown objective {objective!r}; valid objectives: {list(OBJECTIVES)}")
+    return [{name: rows[name][number] for name in rows} for number in range(size)]
+
+
+def required(sample: dict[str, Any], name: str) -> Any:
+    """Value `name` of a sample; ValueError if it is None."""
+    if sample[name] is None:
+        raise ValueError(f"objective {sample['objective']!r} needs {name}")
+    return sample[name]
+
+
+@dataclass(frozen=True)
+class SampleReader:
+    """Reads the values of a sample (a dict of the processor's arguments). Every error names the value and what is
+    allowed.
+    """
+
+    state_history: int
+    state_dim: int
+    chunk_size: int
+    action_dim: int
+    depth_unit_m: float
+
+    def text(self, sample: dict[str, Any]) -> str:
+        """Instruction or object name, without surrounding spaces."""
+        text = sample["text"]
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(
+                f"text is {text!r}; objective {sample['objective']!r} needs an instruction or an object name, not empty"
+            )
+        return text.strip()
+
+    def states(self, sample: dict[str, Any]) -> np.ndarray:
+        """float64 (state_history, state_dim), oldest first, filled up with the oldest one."""
+        state = np.asarray(required(sample, "state"), dtype=np.float64)
+        history = state[None] if state.ndim == 1 else state
+        if history.ndim != 2 or not 1 <= len(history) <= self.state_history or history.shape[1] != self.state_dim:
+            raise ValueError(
+                f"state has shape {state.shape}; expected ({self.state_dim},) or (k, {self.state_dim}) with "
+                f"k = 1 ... {self.state_history}"
+            )
+        check_finite(state, "state")
+        return np.concatenate([np.repeat(history[:1], self.state_history - len(history), axis=0), history])
+
+    def pose(self, sample: dict[str, Any]) -> np.ndarray:
+        """float64 (state_dim,)."""
+        pose = np.asarray(required(sample, "keyframe_pose"), dtype=np.float64)
+        if pose.shape != (self.state_dim,):
+            raise ValueError(f"keyframe_pose has shape {pose.shape}; expected ({self.state_dim},)")
+        check_finite(pose, "keyframe_pose")
+        return pose
+
+    def actions(self, sample: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """float64 (chunk_size, action_dim) with zeros after the given ones, and the bool mask (chunk_size,) of valid
+        steps.
+        """
+        actions = np.asarray(sample["actions"], dtype=np.float64)
+        if actions.ndim != 2 or not 1 <= len(actions) <= self.chunk_size or actions.shape[1] != self.action_dim:
+            raise ValueError(
+                f"actions has shape {actions.shape}; expected (n, {self.action_dim}) with n = 1 ... {self.chunk_size}"
+            )
+        check_finite(actions, "actions")
+        given = (
+            np.ones(len(actions), dtype=bool) if sample["action_mask"] is None else np.asarray(sample["action_mask"])
+        )
+        if given.shape != (len(actions),) or given.dtype != bool:
+            raise ValueError(f"action_mask is {given.dtype} {given.shape}; expected bool ({len(actions)},)")
+        chunk, mask = np.zeros((self.chunk_size, self.action_dim)), np.zeros(self.chunk_size, dtype=bool)
+        chunk[: len(actions)], mask[: len(actions)] = actions, given
+        return chunk, mask
+
+    def boxes(self, sample: dict[str, Any], geometry: ViewGeometry) -> np.ndarray:
+        """float64 (2, 4), left and right, in px of the processed view, cut at its border."""
+        boxes = np.asarray(required(sample, "boxes"), dtype=np.float64)
+        if boxes.shape != (2, 4):
+            raise ValueError(
+                f"boxes has shape {boxes.shape}; expected (2, 4): x_min, y_min, x_max, y_max left and right"
+            )
+        check_finite(boxes, "boxes")
+        processed = geometry.boxes(boxes)
+        if (processed[:, 2:] <= processed[:, :2]).any():
+            raise ValueError(f"boxes {boxes.tolist()} (left, right) are empty or outside of the processed view")
+        return processed
+
+    def question_points(self, sample: dict[str, Any], geometry: ViewGeometry) -> np.ndarray:
+        """float64 (n, 2) px of the processed left view."""
+        points = np.asarray(required(sample, "points_px"), dtype=np.float64).reshape(-1, 2)
+        processed = geometry.points(points)
+        shown = geometry.shows(processed)
+        if not len(points) or not shown.all():
+            size = (geometry.source_height, geometry.source_width)
+            raise ValueError(
+                f"points_px {points[~shown].tolist()} are not in the processed part of the image {size} (height, width)"
+            )
+        return processed
+
+    def depths(self, sample: dict[str, Any], count: int) -> np.ndarray:
+        """float64 (count,) m, the answers at the question points."""
+        depths = np.asarray(required(sample, "depths_m"), dtype=np.float64).reshape(-1)
+        if len(depths) != count:
+            raise ValueError(f"depths_m has {len(depths)} values for {count} points")
+        check_finite(depths, "depths_m")
+        if (depths <= 0).any():
+            raise ValueError(f"depths_m must be positive, got {depths.tolist()}")
+        return depths
+
+    def camera(self, sample: dict[str, Any], geometry: ViewGeometry) -> CameraParameters:
+        """Parameters of the processed left view."""
+        camera = geometry.calibration(Calibration.from_mapping(required(sample, "calibration")))
+        camera.require("baseline_m", "transform_camera_to_base")
+        size = (geometry.width, geometry.height)
+        return CameraParameters(
+            focal_length=tuple(camera.focal_length_px / size),
+            principal_point=tuple(camera.principal_point_px / size),
+            baseline_m=camera.baseline_m,
+            position_m=tuple(camera.transform_camera_to_base[:3, 3]),
+            quaternion=tuple(matrix_to_quaternion(camera.transform_camera_to_base[:3, :3])),
+        )
+
+    def depth_map(self, sample: dict[str, Any], geometry: ViewGeometry) -> tuple[np.ndarray, float]:
+        """(depth (H, W) of the processed view in its own unit, p) with disparity in px = p / depth."""
+        depth = np.asarray(sample["depth_map"])
+        if depth.dtype.kind not in "fiu" or depth.ndim != 2:
+            raise ValueError(
+                f"depth_map is {depth.dtype} {depth.shape}; expected (height, width), float (m) or integer (depth_unit_m)"
+            )
+        camera = geometry.calibration(Calibration.from_mapping(required(sample, "calibration")))
+        camera.require("baseline_m")
+        unit = 1.0 if depth.dtype.kind == "f" else self.depth_unit_m
+        return geometry.labels(depth), float(camera.focal_length_px[0] * camera.baseline_m / unit)
+
+    def view_points(self, sample: dict[str, Any], names: Sequence[str], geometry: ViewGeometry) -> np.ndarray:
+        """float64 (len(names), 2) px of the processed left view; NaN where None, NaN or outside of the view."""
+        points = np.full((len(names), 2), np.nan)
+        for row, name in enumerate(names):
+            if sample[name] is not None:
+                points[row] = np.asarray(sample[name], dtype=np.float64)
+        processed = geometry.points(points)
+        return np.where(geometry.shows(processed)[:, None], processed, np.nan)

@@ -1,0 +1,49 @@
+"""A small tokenizer for models that are trained from scratch. Checkpoints carry the result; this file does not ship."""
+
+from collections.abc import Iterable
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from .answers import CameraParameters, action_prompt, box_prompt, depth_prompt
+
+SPECIAL_TOKENS = ["<pad>", "<s>", "</s>", "<image>"]  # ids 0, 1, 2, 3; <s> and </s> as in InternLM2
+
+
+def build_tokenizer(texts: Iterable[str], num_bins: int = 256, model_max_length: int = 1024) -> PreTrainedTokenizerFast:
+    """Byte-level BPE tokenizer whose words are whole tokens, and which can still write any other text.
+
+    `texts` are the instructions and object names of the data; they are put into the prompts before the merges are
+    learned. Every word of theirs becomes one token, digits stay single, unknown words fall apart into bytes. The last
+    `num_bins` ids are reserved for bins (see `answers.BinTokens`). The same texts give the same tokenizer, in any
+    order.
+    """
+    unique = sorted(set(texts))
+    if not unique or not all(text.strip() for text in unique):
+        raise ValueError(f"texts must hold at least one text and no empty one, got {unique[:3]}")
+    corpus = [prompt(text) for text in unique for prompt in (action_prompt, box_prompt)]
+    corpus += [depth_prompt([[16, 21]]), CameraParameters.prompt, "f [1] c [1] b [1] t [-1] q [-1]"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1_000_000,  # no limit: merging ends when every word is one token
+        min_frequency=1,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=SPECIAL_TOKENS,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.add_special_tokens([AddedToken(f"<bin_{num_bins - i}>", special=True) for i in range(num_bins)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        extra_special_tokens=["<image>"],
+        model_max_length=model_max_length,
+        clean_up_tokenization_spaces=False,
+    )
