@@ -1,0 +1,290 @@
+"""Configuration of StereoVLA and its named sizes."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import Dinov2WithRegistersConfig, LlamaConfig, PreTrainedConfig, SiglipVisionConfig
+
+from .configuration_stereo_encoder import StereoEncoderConfig, refuse_unknown_keys
+
+
+@strict
+class StereoVLAConfig(PreTrainedConfig):
+    r"""
+    Sizes of StereoVLA (arXiv 2512.21970). The defaults are the paper's (`preset="full"`);
+    `StereoVLAConfig.from_preset` gives smaller ones.
+
+    Args:
+        text_config (`LlamaConfig` or `dict`): the language model; InternLM2 is a Llama with a fused attention weight.
+        siglip_config (`SiglipVisionConfig`), dino_config (`Dinov2WithRegistersConfig`): semantic encoders of the left
+            view. Features are
+            those of the second-to-last block, so the last one is not built.
+        stereo_config (`StereoEncoderConfig`): the stereo encoder.
+        image_size (`int`): side of both views, px. patch_size (`int`): stride of the visual tokens, px (14 in the
+            paper).
+        projector_hidden_size (`int`): width of the projector's first layer.
+        expert_hidden_size, expert_intermediate_size (`int`): the action expert's widths; its depth and heads are the
+            language model's.
+        state_dim, state_history, action_dim, chunk_size, pose_dim (`int`): entries of a state and an action, steps of
+            state history and
+            of the predicted chunk, entries of a keyframe pose.
+        num_bins (`int`): poses and states are written as uniform bins over [-1, 1]; bin b is token `action_vocab_size
+            - b`.
+        action_vocab_size (`int`): see `num_bins`; the pad token is not counted.
+        image_token_id (`int`): the id that visual tokens replace.
+        num_inference_steps (`int`): Euler steps.
+        time_alpha, time_beta, time_min, time_max (`float`): flow-matching times ~ Beta(alpha, beta) scaled to
+            [time_min, time_max].
+        min_period, max_period (`float`): of the time embedding. time_embedding_dtype: "float32", or "model" to compute
+            it in the model's
+            dtype as the released code does.
+        chain_of_thought (`bool`): whether `predict_action` first generates the keyframe pose by default.
+        direct_probability (`float` in [0, 1]): share of the training samples whose action expert does not see the
+        keyframe pose; above 0
+            the policy can act without generating it.
+        flow_draws (`int`): noise and time draws of each sample in one training step.
+        use_pointers (`bool`): the pointing loss and its read-out tokens (see `pointing.py`); not in the paper.
+        action_loss_weight, language_loss_weight, disparity_loss_weight, pointing_loss_weight (`float`): weights of the
+            summed loss.
+    """
+
+    model_type = "stereovla"
+    sub_configs_defaults = {
+        "text_config": LlamaConfig,
+        "siglip_config": SiglipVisionConfig,
+        "dino_config": Dinov2WithRegistersConfig,
+        "stereo_config": StereoEncoderConfig,
+    }
+
+    text_config: dict | PreTrainedConfig | None = None
+    siglip_config: dict | PreTrainedConfig | None = None
+    dino_config: dict | PreTrainedConfig | None = None
+    stereo_config: dict | PreTrainedConfig | None = None
+    image_size: int = 224
+    patch_size: int = 14
+    projector_hidden_size: int = 20352
+    expert_hidden_size: int = 1024
+    expert_intermediate_size: int = 2048
+    state_dim: int = 7
+    state_history: int = 4
+    action_dim: int = 7
+    chunk_size: int = 16
+    pose_dim: int = 7
+    num_bins: int = 256
+    action_vocab_size: int = 92544
+    image_token_id: int = 92545
+    num_inference_steps: int = 10
+    time_alpha: float = 1.5
+    time_beta: float = 1.0
+    time_min: float = 0.001
+    time_max: float = 1.0
+    min_period: float = 4e-3
+    max_period: float = 4.0
+    time_embedding_dtype: str = "float32"
+    chain_of_thought: bool = True
+    direct_probability: float = 0.0
+    flow_draws: int = 1
+    use_pointers: bool = False
+    action_loss_weight: float = 1.0
+    language_loss_weight: float = 1.0
+    disparity_loss_weight: float = 0.0
+    pointing_loss_weight: float = 0.0
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        refuse_unknown_keys(self, kwargs)
+        for name, sub_config in full_parts().items():
+            value = getattr(self, name)
+            if value is None:
+                setattr(self, name, type(self).sub_configs_defaults[name].config_class(**sub_config))
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_preset(cls, preset: str, **overrides) -> "StereoVLAConfig":
+        """The configuration named `preset` (a key of `PRESETS`) with `overrides`; a dict overrides single options
+        of a part.
+        """
+        if preset not in PRESETS:
+            raise ValueError(f"unknown preset {preset!r}; the presets are {', '.join(PRESETS)}")
+        values = PRESETS[preset]()
+        for name, value in overrides.items():
+            values[name] = {**values[name], **value} if isinstance(value, dict) else value
+        return cls(**values)
+
+    @property
+    def num_visual_tokens(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+    def validate_architecture(self):
+        """Part of `@strict`-powered validation."""
+        if self.image_size % self.patch_size or self.image_size % 32:
+            raise ValueError(
+                f"image_size is {self.image_size}; it must be divisible by patch_size ({self.patch_size}) and by "
+                f"32, the stereo "
+                "encoder's coarsest stride"
+            )
+        for name in ("siglip_config", "dino_config"):
+            tower = getattr(self, name)
+            if (tower.image_size, tower.patch_size) != (self.image_size, self.patch_size):
+                raise ValueError(
+                    f"{name} has image_size {tower.image_size} and patch_size {tower.patch_size}; both must equal "
+                    f"the model's "
+                    f"{self.image_size} and {self.patch_size}"
+                )
+            if tower.num_hidden_layers < 2:
+                raise ValueError(
+                    f"{name}.num_hidden_layers is {tower.num_hidden_layers}; features of the second-to-last block "
+                    "need at least 2"
+                )
+        if self.expert_hidden_size % 2:
+            raise ValueError(f"expert_hidden_size is {self.expert_hidden_size}; the time embedding needs an even width")
+        if not self.num_bins < self.action_vocab_size <= self.text_config.vocab_size:
+            raise ValueError(
+                f"action_vocab_size is {self.action_vocab_size}; it must lie above num_bins ({self.num_bins}) and "
+                f"not above "
+                f"text_config.vocab_size ({self.text_config.vocab_size})"
+            )
+        if not 0 <= self.image_token_id < self.text_config.vocab_size:
+            raise ValueError(f"image_token_id is {self.image_token_id}; valid: 0 ... {self.text_config.vocab_size - 1}")
+        if self.time_embedding_dtype not in ("float32", "model"):
+            raise ValueError(f"time_embedding_dtype is {self.time_embedding_dtype!r}; it must be 'float32' or 'model'")
+        if not 0 <= self.direct_probability <= 1:
+            raise ValueError(f"direct_probability is {self.direct_probability}; it must be in [0, 1]")
+        if not 0 <= self.time_min < self.time_max <= 1:
+            raise ValueError(
+                f"time_min, time_max are {self.time_min}, {self.time_max}; 0 <= time_min < time_max <= 1 must hold"
+            )
+        for name in (
+            "state_dim",
+            "state_history",
+            "action_dim",
+            "chunk_size",
+            "pose_dim",
+            "flow_draws",
+            "num_inference_steps",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+def full_parts() -> dict[str, dict]:
+    """The paper's parts: InternLM2-1.8B, SigLIP-so400m/14, DINOv2-L/14 with registers, FoundationStereo (ViT-L)."""
+    return {
+        "text_config": {
+            "vocab_size": 92608,  # InternLM2's 92544 and the added tokens, padded to a multiple of 64
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "max_position_embeddings": 32768,
+            "rms_norm_eps": 1e-5,
+            "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e6},
+            "tie_word_embeddings": False,
+            "pad_token_id": 92544,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+        "siglip_config": {
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_hidden_layers": 27,
+            "num_attention_heads": 16,
+            "image_size": 224,
+            "patch_size": 14,
+            "hidden_act": "gelu",
+            "vision_use_head": False,
+        },
+        "dino_config": {
+            "hidden_size": 1024,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "image_size": 224,
+            "patch_size": 14,
+            "num_register_tokens": 4,
+        },
+        "stereo_config": StereoEncoderConfig.foundationstereo("large").to_dict(),
+    }
+
+
+def _small(image_size: int, patch_size: int, width: int, layers: int, tower: int, stereo: dict) -> dict:
+    """A small model of the same structure: `width` for the language model, `tower` for the semantic encoders."""
+    semantic = {
+        "hidden_size": tower,
+        "num_hidden_layers": layers,
+        "num_attention_heads": max(1, tower // 32),
+        "image_size": image_size,
+        "patch_size": patch_size,
+        "hidden_act": "gelu",
+    }
+    return {
+        "text_config": {
+            "vocab_size": 1024,
+            "hidden_size": width,
+            "intermediate_size": 2 * width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": width // 32,
+            "num_key_value_heads": width // 64,
+            "head_dim": 32,
+            "max_position_embeddings": 2048,
+            "rms_norm_eps": 1e-5,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+            "tie_word_embeddings": False,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+        "siglip_config": {**semantic, "intermediate_size": 2 * tower, "vision_use_head": False},
+        "dino_config": {**semantic, "mlp_ratio": 2, "num_register_tokens": 4},
+        "stereo_config": stereo,
+        "image_size": image_size,
+        "patch_size": patch_size,
+        "projector_hidden_size": 2 * width,
+        "expert_hidden_size": width,
+        "expert_intermediate_size": 2 * width,
+        "chunk_size": 8,
+        "num_bins": 256,
+        "action_vocab_size": 1024,
+        "image_token_id": 3,
+        "min_period": 4e-3,
+    }
+
+
+TINY_STEREO = {
+    "max_disparity": 32,
+    "edgenext_depths": [1, 1],
+    "edgenext_channels": [16, 32],
+    "edgenext_kernel_sizes": [3, 3],
+    "edgenext_splits": [0, 0],
+    "layer_scale_init_value": 1.0,
+    "num_correlation_groups": 4,
+    "num_concat_channels": 2,
+    "volume_channels": 8,
+    "num_stem_blocks": 0,
+    "hourglass_channels": [16],
+    "num_hourglass_blocks": 1,
+    "disparity_kernel_size": 3,
+    "num_disparity_layers": 1,
+    "num_disparity_heads": 1,
+    "disparity_dropout": 0.0,
+    "num_classifier_blocks": 0,
+    "classifier_kernel_size": 3,
+}
+
+
+def _tiny() -> dict:
+    return {**_small(64, 16, 64, 2, 32, TINY_STEREO), "num_inference_steps": 4}
+
+
+def _demo() -> dict:
+    return {
+        **_small(128, 16, 96, 3, 64, TINY_STEREO),
+        "chain_of_thought": False,
+        "direct_probability": 1.0,
+        "flow_draws": 4,
+        "use_pointers": True,
+        "disparity_loss_weight": 1.0,
+        "pointing_loss_weight": 1.0,
+    }
+
+
+PRESETS = {"tiny": _tiny, "demo": _demo, "full": full_parts}

@@ -1,0 +1,474 @@
+"""StereoVLA (arXiv 2512.21970): a vision-language-action model that sees with two eyes."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import GenerationMixin, LlamaModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import ModelOutput
+
+from .action_expert import ActionExpert
+from .configuration_stereovla import StereoVLAConfig
+from .flow_matching import euler_integrate, interpolate, sample_time
+from .layer_caches import RecordingCache
+from .pointing import Pointers
+from .visual_tokens import StereoVisualTokens
+
+IGNORED = -100  # label of a token without a loss, as in transformers
+
+
+@dataclass
+class StereoVLAModelOutput(BaseModelOutputWithPast):
+    """
+    last_hidden_state: (B, L, hidden), one state for each input id.
+    visual_tokens: (B, N, hidden), the projected tokens, when images were given.
+    disparity: (B, 1, H/4, W/4), initial disparity in quarter-resolution px, when images were given.
+    """
+
+    visual_tokens: torch.Tensor | None = None
+    disparity: torch.Tensor | None = None
+
+
+@dataclass
+class StereoVLAOutput(ModelOutput):
+    """
+    loss: weighted sum of the losses below, when any of them could be computed.
+    action_loss, language_loss, disparity_loss, pointing_loss: each alone, unweighted.
+    sample_action_loss (B,), sample_language_loss (B,): means of each sample, NaN where it has none; without gradient.
+    sample_token_accuracy (B,): share of the labelled tokens whose argmax is right, NaN where there is none.
+    logits: (B, L, vocabulary) or the part that `logits_to_keep` names; with labels, only those of the labelled tokens
+        (T, vocabulary).
+    velocity: (B', K, chunk, action_dim) of the samples that have an action loss.
+    disparity: (B, 1, H/4, W/4), quarter-resolution px.
+    """
+
+    loss: torch.Tensor | None = None
+    action_loss: torch.Tensor | None = None
+    language_loss: torch.Tensor | None = None
+    disparity_loss: torch.Tensor | None = None
+    pointing_loss: torch.Tensor | None = None
+    sample_action_loss: torch.Tensor | None = None
+    sample_language_loss: torch.Tensor | None = None
+    sample_token_accuracy: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    velocity: torch.Tensor | None = None
+    disparity: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+
+
+def valid_positions(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Position of each token among the valid ones of its row, (B, L) int64; 0 on leading padding."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+class StereoVLAPreTrainedModel(PreTrainedModel):
+    config: StereoVLAConfig
+    config_class = StereoVLAConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["LlamaDecoderLayer", "SiglipEncoderLayer", "Dinov2WithRegistersLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear) and module.in_features > 1024:
+            # 0.02 would let the wide fused features explode through the projector's first layer
+            init.normal_(module.weight, 0.0, module.in_features**-0.5)
+
+
+class StereoVLAModel(StereoVLAPreTrainedModel):
+    """Visual tokens of the pair inside the language model's sequence: the policy without its heads."""
+
+    def __init__(self, config: StereoVLAConfig):
+        super().__init__(config)
+        self.visual_tokens = StereoVisualTokens(config)
+        self.language_model = LlamaModel._from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.language_model.embed_tokens
+
+    def set_input_embeddings(self, value):
+        self.language_model.embed_tokens = value
+
+    def embed(self, input_ids: torch.Tensor, visual_tokens: torch.Tensor | None) -> torch.Tensor:
+        """Token embeddings (B, L, hidden) in which the visual tokens take the places of the image token id."""
+        embeds = self.get_input_embeddings()(input_ids)
+        if visual_tokens is None:
+            return embeds
+        is_image = input_ids == self.config.image_token_id
+        if not torch.compiler.is_compiling():
+            counts = is_image.sum(-1)
+            if not bool((counts == visual_tokens.shape[1]).all()):
+                raise ValueError(
+                    f"input_ids hold {counts.tolist()} image tokens (id {self.config.image_token_id}) in the rows "
+                    f"of this batch; "
+                    f"each row needs {visual_tokens.shape[1]}, one for each visual token"
+                )
+        return embeds.masked_scatter(is_image[..., None], visual_tokens.to(embeds.dtype))
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_disparity: bool = False,
+        **kwargs,
+    ) -> StereoVLAModelOutput:
+        """
+        Args:
+            input_ids: (B, L) int64, with `config.num_visual_tokens` image tokens in each row when images are given.
+            pixel_values: (B, 2, 3, H, W), RGB in [0, 1], left view first.
+            attention_mask: (B, L) or (B, cached + L), 1 = valid token.
+            output_disparity: also return the stereo encoder's disparity.
+        """
+        tokens = stereo = None
+        if pixel_values is not None:
+            size = self.config.image_size
+            if pixel_values.ndim != 5 or tuple(pixel_values.shape[1:]) != (2, 3, size, size):
+                raise ValueError(
+                    f"pixel_values has shape {tuple(pixel_values.shape)}; it must be (batch, 2, 3, {size}, "
+                    f"{size}), left view first"
+                )
+            tokens, stereo = self.visual_tokens(pixel_values.to(self.dtype), output_disparity)
+        if inputs_embeds is None:
+            inputs_embeds = self.embed(input_ids, tokens)
+        if position_ids is None and attention_mask is not None:
+            position_ids = valid_positions(attention_mask)[:, -inputs_embeds.shape[1] :]
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        return StereoVLAModelOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            visual_tokens=tokens,
+            disparity=None if stereo is None else stereo.initial_disparity,
+        )
+
+
+class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
+    """StereoVLA with its language head and its action expert."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+
+    def __init__(self, config: StereoVLAConfig):
+        super().__init__(config)
+        self.model = StereoVLAModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.action_expert = ActionExpert(config)
+        self.pointers = Pointers(config) if config.use_pointers else None
+        self.post_init()
+
+    # ---- prefix
+    # -------------------------------------------------------------------------------------------------------------
+
+    def _state_tokens(
+        self, state: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor, visual_tokens: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The expert's state tokens (B, S, width), with the pointers' read-outs among them, and the pointing logits."""
+        expected = (self.config.state_history, self.config.state_dim)
+        if state is None or tuple(state.shape[1:]) != expected:
+            raise ValueError(
+                f"state has shape {None if state is None else tuple(state.shape)}; it must be (batch, "
+                f"{expected[0]}, {expected[1]})"
+            )
+        tokens = self.action_expert.state_proj(state.to(self.action_expert.state_proj.weight.dtype))
+        if self.pointers is None:
+            return tokens, None
+        # poses and states are written with the last `num_bins` ids: the pointers must not read the answer from them
+        is_word = (input_ids < self.config.action_vocab_size - self.config.num_bins) & attention_mask.bool()
+        is_word &= input_ids != self.config.image_token_id
+        logits, read_out = self.pointers(visual_tokens, self.model.get_input_embeddings()(input_ids), is_word)
+        return torch.cat([tokens, read_out.to(tokens.dtype)], dim=1), logits
+
+    # ---- training and language
+    # ----------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        state: torch.Tensor | None = None,
+        actions: torch.Tensor | None = None,
+        is_action: torch.Tensor | None = None,
+        disparity: torch.Tensor | None = None,
+        points: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        time: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> StereoVLAOutput:
+        """Losses of a mixed batch; without labels and actions, the language logits.
+
+        Args:
+            input_ids, attention_mask: (B, L) int64: BOS, image tokens, prompt, past and current state ids, pose ids,
+                EOS.
+            pixel_values: (B, 2, 3, H, W), RGB in [0, 1], left first.
+            labels: (B, L) int64, -100 = no loss; shifted inside.
+            state: (B, state_history, state_dim), normalised.
+            actions: (B, chunk_size, action_dim), normalised; is_action: (B,) bool, the samples with an action loss
+                (default: all).
+            disparity: (B, H, W), true disparity of the left view in px, 0 = unknown.
+            points: (B, 2, 2), pixels of target and gripper in the left view, NaN = unknown.
+            noise: (B', K, chunk_size, action_dim) and time: (B', K), for the B' action samples; drawn (with
+                `generator`) when absent.
+        """
+        training_actions = actions is not None
+        if training_actions and attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        recorder = RecordingCache() if training_actions else None
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=recorder if training_actions else past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=False if training_actions or labels is not None else use_cache,
+            output_disparity=disparity is not None,
+            **kwargs,
+        )
+        result = StereoVLAOutput(disparity=outputs.disparity)
+        if labels is None:
+            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            result.past_key_values = None if training_actions else outputs.past_key_values
+            result.logits = self.lm_head(outputs.last_hidden_state[:, keep])
+        else:
+            self._language_loss(result, outputs.last_hidden_state, labels)
+        if training_actions:
+            self._action_loss(
+                result,
+                outputs,
+                recorder,
+                input_ids,
+                attention_mask,
+                state,
+                actions,
+                is_action,
+                points,
+                noise,
+                time,
+                generator,
+            )
+        if disparity is not None and outputs.disparity is not None:
+            result.disparity_loss = self._disparity_loss(outputs.disparity, disparity)
+        weighted = [
+            getattr(self.config, f"{name}_weight") * value
+            for name in ("action_loss", "language_loss", "disparity_loss", "pointing_loss")
+            if (value := getattr(result, name)) is not None
+        ]
+        result.loss = sum(weighted) if weighted else None
+        return result
+
+    def _language_loss(self, result: StereoVLAOutput, hidden: torch.Tensor, labels: torch.Tensor) -> None:
+        """Next-token loss, one mean over all labelled tokens; logits are computed for these alone."""
+        targets = labels[:, 1:]
+        labelled = targets != IGNORED
+        result.logits = self.lm_head(hidden[:, :-1][labelled])  # (T, vocabulary)
+        losses = F.cross_entropy(result.logits.float(), targets[labelled], reduction="none")
+        # 0 * sum keeps every rank's graph alike where a batch has no labelled token
+        result.language_loss = losses.sum() / labelled.sum().clamp(min=1) + 0.0 * result.logits.sum()
+        with torch.no_grad():
+            rows = labelled.nonzero()[:, 0]
+            count = labelled.sum(-1).float()
+            zeros = torch.zeros_like(count)
+            right = (result.logits.argmax(-1) == targets[labelled]).float()
+            # 0 / 0 = NaN marks samples without labels
+            result.sample_language_loss = zeros.index_add(0, rows, losses.detach().float()) / count
+            result.sample_token_accuracy = zeros.index_add(0, rows, right) / count
+
+    def _action_loss(
+        self,
+        result,
+        outputs,
+        recorder,
+        input_ids,
+        attention_mask,
+        state,
+        actions,
+        is_action,
+        points,
+        noise,
+        time,
+        generator,
+    ) -> None:
+        config = self.config
+        state_tokens, pointing = self._state_tokens(state, input_ids, attention_mask, outputs.visual_tokens)
+        if pointing is not None and points is not None:
+            result.pointing_loss = self.pointers.loss(pointing, points)
+        batch, device = state.shape[0], state.device
+        rows = torch.arange(batch, device=device) if is_action is None else is_action.nonzero()[:, 0]
+        if len(rows) == 0:
+            return
+        actions = actions[rows][:, None].expand(-1, config.flow_draws, -1, -1)
+        if noise is None:
+            noise = torch.randn(actions.shape, generator=generator, device=device, dtype=actions.dtype)
+        if time is None:
+            time = sample_time(
+                actions.shape[:2],
+                config.time_alpha,
+                config.time_beta,
+                config.time_min,
+                config.time_max,
+                device,
+                generator,
+            )
+        noisy, target = interpolate(noise, actions, time)
+        result.velocity = self.action_expert(
+            [(keys[rows], values[rows]) for keys, values in (recorder.states[i] for i in sorted(recorder.states))],
+            self._visible_prefix(attention_mask[rows], generator),
+            state_tokens[rows],
+            noisy.to(state_tokens.dtype),
+            time,
+        )
+        losses = (result.velocity.float() - target.float()).square().mean((1, 2, 3))
+        result.action_loss = losses.mean()
+        result.sample_action_loss = torch.full((batch,), float("nan"), device=device).index_put(
+            (rows,), losses.detach()
+        )
+
+    def _visible_prefix(self, attention_mask: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        """The prefix that the expert sees: for `direct_probability` of the samples without the keyframe pose and
+        its EOS.
+        """
+        probability = self.config.direct_probability
+        if probability == 0:
+            return attention_mask
+        from_end = attention_mask.flip(-1).cumsum(-1).flip(-1)  # 1 at the last valid token
+        is_pose = from_end <= self.config.pose_dim + 1
+        direct = torch.rand(attention_mask.shape[0], 1, generator=generator, device=attention_mask.device) < probability
+        return attention_mask * ~(is_pose & direct)
+
+    def _disparity_loss(self, predicted: torch.Tensor, disparity: torch.Tensor) -> torch.Tensor:
+        """Smooth L1 in quarter-resolution px on the known pixels; the truth is taken at the centre of each 4x4
+        block.
+        """
+        truth = disparity[:, None, 2::4, 2::4] / 4
+        known = (truth > 0) & (truth < self.config.stereo_config.max_disparity / 4)
+        losses = F.smooth_l1_loss(predicted.float(), truth.float(), reduction="none")
+        return (losses * known).sum() / known.sum().clamp(min=1)
+
+    # ---- inference
+    # ----------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def predict_action(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        state: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        num_steps: int | None = None,
+        noise: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        chain_of_thought: bool | None = None,
+        **unused,
+    ) -> torch.Tensor:
+        """Action chunks (B, chunk_size, action_dim), normalised; `processor.decode_actions` gives robot units.
+
+        Args:
+            input_ids, attention_mask: (B, L), prompts up to the current state ids; padded on either side.
+            pixel_values: (B, 2, 3, H, W), RGB in [0, 1], left first.
+            state: (B, state_history, state_dim), normalised.
+            num_steps: Euler steps (default: `config.num_inference_steps`).
+            noise: (B, chunk_size, action_dim) start of the integration; drawn with `generator` when absent.
+            chain_of_thought: generate the keyframe pose first (default: `config.chain_of_thought`).
+        """
+        if unused:
+            raise TypeError(
+                f"predict_action got unknown inputs {sorted(unused)}; build them with the processor without targets"
+            )
+        config = self.config
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if chain_of_thought is None:
+            chain_of_thought = config.chain_of_thought
+        cache = DynamicCache() if chain_of_thought else RecordingCache()
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            past_key_values=cache,
+            use_cache=chain_of_thought,
+        )
+        prefix_mask = attention_mask
+        if chain_of_thought:
+            _, prefix_mask = self._generate_pose(cache, outputs.last_hidden_state, attention_mask)
+            states = [(layer.keys, layer.values) for layer in cache.layers]
+        else:
+            states = [cache.states[i] for i in sorted(cache.states)]
+        state_tokens, _ = self._state_tokens(state, input_ids, attention_mask, outputs.visual_tokens)
+        shape = (input_ids.shape[0], config.chunk_size, config.action_dim)
+        if noise is None:
+            noise = torch.randn(shape, generator=generator, device=state.device, dtype=torch.float32)
+        elif tuple(noise.shape) != shape:
+            raise ValueError(f"noise has shape {tuple(noise.shape)}; it must be {shape}")
+
+        def velocity(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+            noisy = x[:, None].to(state_tokens.dtype)
+            return self.action_expert(states, prefix_mask, state_tokens, noisy, time[:, None])[:, 0]
+
+        return euler_integrate(velocity, noise.float(), num_steps or config.num_inference_steps)
+
+    def _generate_pose(
+        self, cache: DynamicCache, hidden: torch.Tensor, attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Greedily appends the pose tokens and the EOS slot to `cache`: their ids (B, pose_dim + 1) and the longer
+        mask.
+
+        A plain argmax over the vocabulary, EOS not forced, as the released code decodes.
+        """
+        mask = attention_mask
+        # the last valid token of each row, wherever the padding is
+        last = hidden.shape[1] - 1 - mask.flip(-1).argmax(-1)
+        state = hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
+        generated = []
+        for _ in range(self.config.pose_dim + 1):
+            token = self.lm_head(state).argmax(-1)
+            generated.append(token)
+            mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=-1)
+            state = self.model(
+                input_ids=token[:, None], attention_mask=mask, past_key_values=cache, use_cache=True
+            ).last_hidden_state[:, -1]
+        return torch.stack(generated, dim=1), mask
+
+    def prepare_inputs_for_generation(
+        self, input_ids, past_key_values=None, pixel_values=None, is_first_iteration=False, **kwargs
+    ):
+        """Images enter with the prompt only; later steps read them from the cache."""
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, past_key_values=past_key_values, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if is_first_iteration or not kwargs.get("use_cache", True):
+            inputs["pixel_values"] = pixel_values
+        return inputs
+
+
+__all__ = ["StereoVLAForActionPrediction", "StereoVLAModel", "StereoVLAPreTrainedModel"]
