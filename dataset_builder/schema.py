@@ -1,0 +1,274 @@
+"""The contract between rooms: every key of a dataset row and of a training window, with shape, dtype, unit and range.
+
+A *row* is one frame as it is stored; the frames of an episode are contiguous, start at frame_index 0, and an episode
+never spans two shards. A *window* is what `streaming.WindowStream` yields for training. Poses and actions follow these
+rules:
+
+- state: x, y, z of the tool centre point in the robot base frame (m); roll, pitch, yaw (rad, R = Rz(yaw) Ry(pitch)
+  Rx(roll)) of the tool, zero when the gripper points straight down with its fingers opening along base y; gripper
+  opening, 1 = open.
+- action: dx, dy, dz (m, base frame), droll, dpitch, dyaw (rad, R_next = R(d) R_now) to be reached within one frame;
+  gripper command, below -0.5 close, above 0.5 open, else keep.
+- transform_camera_to_base: pose of the left camera's optical frame (x right, y down, z forward). Pixel centres lie at j
+  + 0.5.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import Features, Image, List, Value
+
+STATE_DIM = 7
+ACTION_DIM = 7
+HISTORY = 4  # states that the policy is told, the present one included; the released model's number
+PLAN_LENGTH = 16  # steps of `action_plan` in data that our builder writes
+DEPTH_UNIT_M = 1e-4  # one step of the stored 16-bit depth; 65535 steps = 6.55 m
+MAX_DEPTH_M = 65535 * DEPTH_UNIT_M
+SEGMENTATION = {"background": 0, "robot": 1, "gripper": 2, "target": 3}  # 4 and above: other objects
+CALIBRATION_KEYS = ("focal_length_px", "principal_point_px", "baseline_m", "transform_camera_to_base")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One key. `shape` may hold names such as "H", which must agree within a row; `low`/`high` None = unbounded."""
+
+    key: str
+    dtype: str
+    shape: tuple[int | str, ...] = ()
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    optional: bool = False  # the column may be missing, or null in a row
+    image: bool = False  # stored as an encoded image
+    note: str = ""
+
+
+_CALIBRATION = (
+    Column("calibration.focal_length_px", "float32", (2,), "px", low=1.0, note="fx, fy"),
+    Column("calibration.principal_point_px", "float32", (2,), "px", low=0.0, note="cx, cy"),
+    Column("calibration.baseline_m", "float32", (), "m", low=1e-3, high=1.0),
+    Column("calibration.transform_camera_to_base", "float32", (4, 4), "m", note="left camera's optical frame -> base"),
+)
+
+ROW: tuple[Column, ...] = (
+    Column("observation.images.left", "uint8", ("H", "W", 3), image=True, low=0, high=255, note="RGB, JPEG"),
+    Column("observation.images.right", "uint8", ("H", "W", 3), image=True, low=0, high=255, note="RGB, JPEG"),
+    Column("observation.state", "float32", (STATE_DIM,), "m, rad, 0..1"),
+    Column("action", "float32", (ACTION_DIM,), "m, rad, -1..1", note="the expert's ideal next action from this state"),
+    Column(
+        "action_plan",
+        "float32",
+        ("P", ACTION_DIM),
+        "m, rad, -1..1",
+        optional=True,
+        note="the expert's ideal plan from this state, held still after its end",
+    ),
+    Column("action_plan_length", "int32", (), "steps", low=0, optional=True, note="valid steps of action_plan"),
+    Column(
+        "keyframe_pose",
+        "float32",
+        (STATE_DIM,),
+        "m, rad, 0..1",
+        optional=True,
+        note="next keyframe: the grasp until the gripper has closed, then the lift",
+    ),
+    *_CALIBRATION,
+    Column(
+        "observation.depth",
+        "float32",
+        ("H", "W"),
+        "m",
+        low=0.0,
+        optional=True,
+        image=True,
+        note="planar depth of the left view, 16-bit PNG in steps of 1e-4 m, 0 = none or beyond 6.55 m",
+    ),
+    Column(
+        "observation.segmentation",
+        "uint8",
+        ("H", "W"),
+        low=0,
+        high=255,
+        optional=True,
+        image=True,
+        note="left view, 8-bit PNG: 0 background, 1 robot arm, 2 gripper, 3 target, 4.. other objects",
+    ),
+    Column("target.name", "string", note='such as "red cube"'),
+    Column(
+        "target.box_left_px",
+        "float32",
+        (4,),
+        "px",
+        low=0.0,
+        optional=True,
+        note="x_min, y_min, x_max, y_max, max exclusive; null = not visible",
+    ),
+    Column("target.box_right_px", "float32", (4,), "px", low=0.0, optional=True, note="the same in the right view"),
+    Column("task", "string", note="the instruction"),
+    Column("embodiment", "string", note="selects the statistics"),
+    Column("episode_index", "int64", low=0),
+    Column("frame_index", "int64", low=0),
+    Column("timestamp", "float32", (), "s", low=0.0),
+)
+
+WINDOW: tuple[Column, ...] = (
+    Column("left", "uint8", ("H", "W", 3), low=0, high=255, note="RGB"),
+    Column("right", "uint8", ("H", "W", 3), low=0, high=255, note="RGB"),
+    Column(
+        "state_history",
+        "float32",
+        ("history", STATE_DIM),
+        "m, rad, 0..1",
+        note="oldest first, the present state last; the episode's first state repeated at its start",
+    ),
+    Column("actions", "float32", ("chunk", ACTION_DIM), "m, rad, -1..1", note="ideal actions from the present state"),
+    Column("action_mask", "bool", ("chunk",), note="True = a step to learn from, False = padding"),
+    Column("keyframe_pose", "float32", (STATE_DIM,), "m, rad, 0..1", optional=True),
+    *_CALIBRATION,
+    Column("boxes", "float32", (2, 4), "px", note="of the target in the left and right view; NaN = not visible"),
+    Column("points", "float32", (2, 2), "px", note="(u, v) of target and tool in the left view; NaN = not visible"),
+    Column("depth", "float32", ("H", "W"), "m", low=0.0, optional=True, note="where the stream was asked for it"),
+    Column("points_px", "float32", ("N", 2), "px", optional=True, note="(u, v) that a depth question asks about"),
+    Column("depths_m", "float32", ("N",), "m", low=0.0, optional=True, note="the answer: planar depth at points_px"),
+    Column("task", "string"),
+    Column("target", "string", note="name of the object that box questions are about"),
+    Column("embodiment", "string"),
+    Column("objective", "string", note="action | depth | box | pose"),
+    Column("episode_index", "int64", low=0),
+    Column("frame_index", "int64", low=0),
+)
+
+
+def features(plan_length: int = PLAN_LENGTH) -> Features:
+    """`datasets.Features` of a row with every column, `action_plan` being (plan_length, 7)."""
+
+    def feature(column: Column) -> Any:
+        if column.image:
+            return Image()
+        result: Any = Value(column.dtype)
+        for size in reversed(column.shape):
+            result = List(result, length=plan_length if size == "P" else size)
+        return result
+
+    return Features({column.key: feature(column) for column in ROW})
+
+
+def row_columns() -> list[str]:
+    """Keys of a row in their stored order."""
+    return [column.key for column in ROW]
+
+
+def check_columns(names: Sequence[str], *, source: str, needed: Sequence[str] = ()) -> None:
+    """ValueError that names the required columns missing from `names`, or misspelt, in dataset `source`."""
+    required = [column.key for column in ROW if not column.optional] + list(needed)
+    missing = [key for key in dict.fromkeys(required) if key not in names]
+    if missing:
+        near = {key: difflib.get_close_matches(key, names, n=1) for key in missing}
+        hints = ", ".join(f"{key} (there is {match[0]})" if match else key for key, match in near.items())
+        raise ValueError(f"{source} has no column {hints}; it has: {', '.join(names)}")
+
+
+def validate_row(row: Mapping[str, Any], *, where: str = "row") -> None:
+    """Check one decoded row against `ROW` and what the numbers must mean; ValueError names key, value and limit."""
+    sizes = _check_table(row, ROW, where)
+    _check_state(row["observation.state"], where, "observation.state")
+    for key in ("action", "action_plan"):
+        if row.get(key) is not None:
+            _check_gripper(np.asarray(row[key])[..., -1], -1.0, 1.0, where, key)
+    if row.get("keyframe_pose") is not None:
+        _check_state(row["keyframe_pose"], where, "keyframe_pose")
+    if row.get("action_plan") is not None:
+        length = row.get("action_plan_length")
+        if length is None or length > sizes["P"]:
+            raise ValueError(f"{where}: action_plan_length is {length}, action_plan has {sizes['P']} steps")
+        if length and not np.array_equal(row["action_plan"][0], row["action"]):
+            raise ValueError(
+                f"{where}: action {row['action']} is not the first step of action_plan {row['action_plan'][0]}"
+            )
+    _check_camera(row, sizes, where)
+    for key in ("target.box_left_px", "target.box_right_px"):
+        if row.get(key) is not None:
+            x_min, y_min, x_max, y_max = (float(value) for value in row[key])
+            if not (x_min < x_max <= sizes["W"] and y_min < y_max <= sizes["H"]):
+                raise ValueError(f"{where}: {key} {list(row[key])} is no box within {sizes['W']}x{sizes['H']} px")
+    for key in ("task", "target.name", "embodiment"):
+        if not row[key].strip():
+            raise ValueError(f"{where}: {key} is empty")
+
+
+def validate_window(window: Mapping[str, Any], *, where: str = "window") -> None:
+    """Check one training window against `WINDOW`; ValueError names key, value and limit."""
+    calibration = {f"calibration.{key}": value for key, value in window.get("calibration", {}).items()}
+    _check_table({key: value for key, value in window.items() if key != "calibration"} | calibration, WINDOW, where)
+
+
+def _check_table(values: Mapping[str, Any], table: tuple[Column, ...], where: str) -> dict[str, int]:
+    known = [column.key for column in table]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise ValueError(
+                f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else f"; keys: {known}")
+            )
+    sizes: dict[str, int] = {}
+    for column in table:
+        value = values.get(column.key)
+        if value is None:
+            if not column.optional:
+                raise ValueError(f"{where}: {column.key} is missing")
+            continue
+        _check_value(value, column, sizes, where)
+    return sizes
+
+
+def _check_value(value: Any, column: Column, sizes: dict[str, int], where: str) -> None:
+    name = f"{where}: {column.key}"
+    if column.dtype == "string":
+        if not isinstance(value, str):
+            raise ValueError(f"{name} is {value!r}, expected a string")
+        return
+    array = np.asarray(value)
+    if column.shape and array.dtype != np.dtype(column.dtype):
+        raise ValueError(f"{name} has dtype {array.dtype}, expected {column.dtype}")
+    expected = tuple(sizes.get(size, size) if isinstance(size, str) else size for size in column.shape)
+    if array.ndim != len(expected) or any(
+        isinstance(e, int) and e != a for e, a in zip(expected, array.shape, strict=True)
+    ):
+        raise ValueError(f"{name} has shape {array.shape}, expected {expected}")
+    sizes.update({size: array.shape[i] for i, size in enumerate(column.shape) if isinstance(size, str)})
+    if array.dtype.kind == "f" and column.key not in ("boxes", "points") and not np.isfinite(array).all():
+        raise ValueError(f"{name} contains NaN or infinity: {array.reshape(-1)[:16].tolist()}")
+    if array.size and column.dtype != "uint8":
+        low, high = array.min(), array.max()
+        if (column.low is not None and low < column.low) or (column.high is not None and high > column.high):
+            raise ValueError(f"{name} spans {low} ... {high} {column.unit}, allowed: {column.low} ... {column.high}")
+
+
+def _check_state(state: np.ndarray, where: str, key: str) -> None:
+    if np.abs(state[3:6]).max() > np.pi + 1e-4:
+        raise ValueError(f"{where}: {key} has angles {state[3:6].tolist()}, allowed: -pi ... pi rad")
+    _check_gripper(state[6], 0.0, 1.0, where, key)
+
+
+def _check_gripper(value: np.ndarray, low: float, high: float, where: str, key: str) -> None:
+    if np.min(value) < low - 1e-4 or np.max(value) > high + 1e-4:
+        raise ValueError(
+            f"{where}: the gripper of {key} spans {np.min(value)} ... {np.max(value)}, allowed: {low} ... {high}"
+        )
+
+
+def _check_camera(row: Mapping[str, Any], sizes: Mapping[str, int], where: str) -> None:
+    transform = np.asarray(row["calibration.transform_camera_to_base"], dtype=np.float64)
+    rotation = transform[:3, :3]
+    if (
+        not np.allclose(transform[3], [0, 0, 0, 1])
+        or not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-4)
+        or (np.linalg.det(rotation) < 0)
+    ):
+        raise ValueError(f"{where}: calibration.transform_camera_to_base is no rigid transform: {transform.tolist()}")
+    cx, cy = row["calibration.principal_point_px"]
+    if cx > sizes["W"] or cy > sizes["H"]:
+        raise ValueError(f"{where}: principal point ({cx}, {cy}) lies outside the view of {sizes['W']}x{sizes['H']} px")

@@ -1,0 +1,75 @@
+"""A small dataset with known content, written through the real shard writer, for the tests of the data rooms."""
+
+from pathlib import Path
+
+import numpy as np
+
+from dataset_builder import shards
+
+
+def make_row(rng: np.random.Generator, episode: int, frame: int, size: int = 32, plan: int = 16) -> dict:
+    """A valid row; its numbers say which frame it is: state[0] = frame / 100, plan[i, 0] = i / 1000."""
+    state = rng.uniform(-0.5, 0.5, 7).astype(np.float32)
+    state[0], state[6] = frame / 100, 1.0
+    actions = rng.uniform(-0.02, 0.02, (plan, 7)).astype(np.float32)
+    actions[:, 0] = np.arange(plan) / 1000
+    actions[:, 6] = 1.0
+    transform = np.eye(4, dtype=np.float32)
+    transform[:3, :3] = [[0, 0, 1], [-1, 0, 0], [0, -1, 0]]  # looks along base x
+    transform[:3, 3] = [-0.8, 0.0, 0.1]
+    depth = np.round(rng.uniform(0.4, 1.2, (size, size)), 4).astype(np.float32)
+    depth[:4] = 0
+    segmentation = np.zeros((size, size), np.uint8)
+    segmentation[10:20, 5:12] = 3
+    segmentation[8:12, 20:26] = 2
+    colour = np.full((size, size, 3), [(episode * 40) % 256, (frame * 20) % 256, 128], np.uint8)
+    return {
+        "observation.images.left": colour,
+        "observation.images.right": 255 - colour,
+        "observation.state": state,
+        "action": actions[0],
+        "action_plan": actions,
+        "action_plan_length": plan - frame % 3,
+        "keyframe_pose": state,
+        "calibration.focal_length_px": np.array([40.0, 40.0], np.float32),
+        "calibration.principal_point_px": np.array([size / 2, size / 2], np.float32),
+        "calibration.baseline_m": 0.063,
+        "calibration.transform_camera_to_base": transform,
+        "observation.depth": depth,
+        "observation.segmentation": segmentation,
+        "target.name": "red cube",
+        "target.box_left_px": np.array([5, 10, 12, 20], np.float32),
+        "target.box_right_px": None if frame % 5 == 4 else np.array([3, 10, 10, 20], np.float32),
+        "task": "pick up the red cube",
+        "embodiment": "franka_panda",
+        "episode_index": episode,
+        "frame_index": frame,
+        "timestamp": frame / 10,
+    }
+
+
+def write_dataset(
+    folder: Path,
+    lengths: list[int],
+    episodes_per_shard: int,
+    *,
+    split: str = "train",
+    without: tuple[str, ...] = (),
+    size: int = 32,
+) -> Path:
+    """Shards with episodes of these lengths; the columns in `without` are left out of the files."""
+    import pyarrow.parquet as pq
+
+    rng = np.random.default_rng(0)
+    count = -(-len(lengths) // episodes_per_shard)
+    paths = []
+    for index in range(count):
+        numbers = range(index * episodes_per_shard, min(len(lengths), (index + 1) * episodes_per_shard))
+        rows = [shards.encode_row(make_row(rng, e, f, size)) for e in numbers for f in range(lengths[e])]
+        path = shards.shard_path(split, index, count)
+        shards.write_shard(folder / path, rows, temporary=folder / ".temporary")
+        if without:
+            pq.write_table(pq.read_table(folder / path).drop_columns(list(without)), folder / path)
+        paths.append(path)
+    shards.write_manifest(folder, {split: paths})
+    return folder

@@ -1,0 +1,116 @@
+"""dataset_builder.shards: rows survive the round trip, shards are whole or absent, damage is named."""
+
+import io
+import shutil
+
+import numpy as np
+import pytest
+from datasets import load_dataset
+from PIL import Image
+from synthetic_dataset import make_row, write_dataset
+
+from dataset_builder import schema, shards
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("dataset"), [3, 4, 2, 5], 2)
+
+
+@pytest.fixture
+def copy(dataset, tmp_path):
+    return shutil.copytree(dataset, tmp_path / "copy")
+
+
+def test_rows_survive(dataset):
+    rng = np.random.default_rng(0)  # the generator of write_dataset
+    expected = [make_row(rng, 0, frame) for frame in range(3)]
+    for row, wanted in zip(shards.read_rows(dataset / shards.shard_path("train", 0, 2)), expected, strict=False):
+        schema.validate_row(row)
+        for key, value in wanted.items():
+            if value is None:
+                assert key not in row
+            elif key.startswith("observation.images."):
+                assert np.abs(row[key].astype(int) - value).max() <= 3  # JPEG
+            elif key == "observation.depth":
+                np.testing.assert_allclose(row[key], value, atol=0.51e-4)
+            else:
+                np.testing.assert_array_equal(row[key], np.float32(value) if isinstance(value, float) else value)
+
+
+def test_depth_is_a_16_bit_png_of_tenth_millimetres_and_far_is_none():
+    data = shards.encode_image("observation.depth", np.array([[0.1234, 0.0, 6.5535, 7.0]], np.float32))
+    image = Image.open(io.BytesIO(data))
+    assert image.format == "PNG" and image.mode.startswith("I;16")
+    assert np.asarray(image).tolist() == [[1234, 0, 65535, 0]]
+    np.testing.assert_allclose(shards.decode_image("observation.depth", data), [[0.1234, 0, 6.5535, 0]], atol=1e-6)
+
+
+def test_equal_rows_give_equal_bytes(tmp_path):
+    for name in ("a", "b"):
+        write_dataset(tmp_path / name, [3, 3], 1)
+    for path in (tmp_path / "a" / "data").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / "data" / path.name).read_bytes()
+
+
+def test_info_travels_in_the_shard(tmp_path):
+    rows = [shards.encode_row(make_row(np.random.default_rng(0), 0, 0))]
+    shards.write_shard(tmp_path / "x.parquet", rows, temporary=tmp_path / "t", info={"failures": {"dropped": 2}})
+    assert shards.shard_info(tmp_path / "x.parquet") == {"failures": {"dropped": 2}}
+    assert not (tmp_path / "t").exists()
+
+
+def test_datasets_reads_the_folder_as_from_the_hub(dataset):
+    rows = list(load_dataset(str(dataset), split="train", streaming=True))
+    assert [(row["episode_index"], row["frame_index"]) for row in rows] == [
+        (episode, frame) for episode, length in enumerate([3, 4, 2, 5]) for frame in range(length)
+    ]
+    assert rows[0]["observation.images.left"].size == (32, 32)
+    assert np.shape(rows[0]["calibration.transform_camera_to_base"]) == (4, 4)
+    assert rows[8]["target.box_right_px"] == [3, 10, 10, 20] and rows[13]["target.box_right_px"] is None
+
+
+def test_numbers_turn_null_rows_into_nan(dataset):
+    table = shards.read_table(dataset / shards.shard_path("train", 1, 2), ["target.box_right_px", "action_plan"])
+    boxes = shards.numbers(table.slice(1), "target.box_right_px")
+    assert boxes.shape == (6, 4) and np.isnan(boxes[-1]).all() and boxes[0].tolist() == [3, 10, 10, 20]
+    assert shards.numbers(table.slice(1, 2), "action_plan").shape == (2, 16, 7)
+
+
+def test_whole_dataset_has_no_problems(dataset):
+    assert shards.find_problems(dataset) == []
+
+
+def test_truncation_at_any_byte_is_named(copy):
+    path = copy / shards.shard_path("train", 1, 2)
+    whole = path.read_bytes()
+    for length in [*range(0, len(whole), 5000), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        assert shards.find_problems(copy) == [f"data/{path.name}: truncated, {length} of {len(whole)} bytes"]
+        with pytest.raises(shards.ShardError, match=f"{path.name} .*truncated"):
+            shards.read_table(path)
+
+
+def test_other_damage_is_named(copy):
+    first, second = (copy / shards.shard_path("train", index, 2) for index in range(2))
+    whole = bytearray(first.read_bytes())
+    whole[200] ^= 1
+    first.write_bytes(whole)
+    second.rename(copy / "data" / "other.parquet")
+    problems = "\n".join(shards.find_problems(copy))
+    assert f"data/{first.name}: its SHA-256 differs" in problems
+    assert f"data/{second.name}: missing" in problems
+    assert "data/other.parquet: not in meta" in problems
+
+
+def test_lost_and_repeated_episodes_are_named(tmp_path):
+    write_dataset(tmp_path, [2, 2, 2], 1)
+    paths = [shards.shard_path("train", index, 3) for index in range(3)]
+    (tmp_path / paths[1]).write_bytes((tmp_path / paths[0]).read_bytes())
+    shards.write_manifest(tmp_path, {"train": paths})
+    assert shards.find_problems(tmp_path)[0] == "data/train-00001-of-00003.parquet: episodes [0], expected [1]"
+
+
+def test_a_folder_that_is_no_dataset_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"manifest\.json is missing: is this folder a finished dataset"):
+        shards.find_problems(tmp_path)
