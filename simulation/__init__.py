@@ -1,0 +1,12 @@
+"""The world: a Franka Panda at a table, seen by a rectified stereo pair, with a scripted expert. Needs the extra `sim` (mujoco, gymnasium)."""
+
+import os
+
+# Both are read once, when the OpenGL library loads: render off screen, and let Mesa's software renderer work in the calling thread, which halves the CPU time of a picture.
+os.environ.setdefault("MUJOCO_GL", "egl")
+os.environ.setdefault("LP_NUM_THREADS", "0")
+
+from simulation.expert import Expert  # noqa: E402
+from simulation.world import World, WorldConfig  # noqa: E402
+
+__all__ = ["Expert", "World", "WorldConfig"]

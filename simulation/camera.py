@@ -1,0 +1,64 @@
+"""Where the stereo rig stands: three ranges of poses, and calibration."""
+
+import math
+
+import numpy as np
+
+from simulation.geometry import camera_rotation, project, rpy_to_matrix
+
+LOOK_AT_HEIGHT_M = 0.09  # above the table: leaves room in the picture for the gripper
+NOMINAL = {"azimuth_deg": 0.0, "elevation_deg": 45.0, "distance_m": 0.60}
+# half widths; azimuth 0 is in front of the robot, looking back at it, where the arm hides least
+RANGES = {
+    "small": {"shift_m": 0.03, "turn_deg": 3.0},
+    "medium": {"azimuth_deg": (-25.0, 25.0), "elevation_deg": (35.0, 55.0), "distance_m": (0.50, 0.75), "turn_deg": 3.0},
+    "large": {"azimuth_deg": (-60.0, 60.0), "elevation_deg": (30.0, 60.0), "distance_m": (0.50, 0.90), "turn_deg": 3.0},
+}
+
+
+def orbit_pose(center: np.ndarray, azimuth_deg: float, elevation_deg: float, distance_m: float) -> np.ndarray:
+    """(4, 4) pose of the rig's centre, OpenCV axes, in the base frame: on a sphere around `center` (3,), looking at it."""
+    azimuth, elevation = math.radians(azimuth_deg), math.radians(elevation_deg)
+    direction = np.array([math.cos(elevation) * math.cos(azimuth), math.cos(elevation) * math.sin(azimuth), math.sin(elevation)])
+    pose = np.eye(4)
+    pose[:3, :3] = camera_rotation(-direction)
+    pose[:3, 3] = center + distance_m * direction
+    return pose
+
+
+def draw_rig_pose(camera_range: str, center: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Random (4, 4) pose of the rig's centre within "small", "medium" or "large" around `center` (3,), the point looked at."""
+    limits = RANGES[camera_range]
+    if camera_range == "small":
+        pose = orbit_pose(center, **NOMINAL)
+        pose[:3, 3] += rng.uniform(-1, 1, 3) * limits["shift_m"]
+    else:
+        pose = orbit_pose(center, **{key: rng.uniform(*limits[key]) for key in NOMINAL})
+    pose[:3, :3] = pose[:3, :3] @ rpy_to_matrix(np.radians(rng.uniform(-1, 1, 3) * limits["turn_deg"]))
+    return pose
+
+
+def calibration(rig_pose: np.ndarray, fovy_deg: float, baseline_m: float, image_size: tuple[int, int]) -> dict[str, np.ndarray]:
+    """The four calibration columns, float32: focal length (2,) px, principal point (2,) px, baseline () m, LEFT camera pose (4, 4) in the base frame."""
+    height, width = image_size
+    focal = 0.5 * height / math.tan(math.radians(fovy_deg) / 2)
+    left = rig_pose.copy()
+    left[:3, 3] -= rig_pose[:3, 0] * (baseline_m / 2)
+    return {
+        "focal_length_px": np.array([focal, focal], np.float32),
+        "principal_point_px": np.array([width / 2, height / 2], np.float32),
+        "baseline_m": np.float32(baseline_m),
+        "transform_camera_to_base": left.astype(np.float32),
+    }
+
+
+def all_in_view(points: np.ndarray, values: dict[str, np.ndarray], image_size: tuple[int, int], margin: float) -> bool:
+    """Whether every point (n, 3) projects into both pictures, at least `margin` of the picture's size away from the border."""
+    size = np.array([image_size[1], image_size[0]])
+    for shift in (0.0, float(values["baseline_m"])):
+        pose = values["transform_camera_to_base"].astype(np.float64)
+        pose[:3, 3] += pose[:3, 0] * shift
+        pixels = project(points, pose, values["focal_length_px"], values["principal_point_px"])
+        if not np.all((pixels > margin * size) & (pixels < (1 - margin) * size)):  # NaN compares false
+            return False
+    return True
