@@ -1,0 +1,141 @@
+"""Metrics as plain functions of numpy arrays: success rates, action, depth, box, keyframe and disparity errors."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+GRIPPER_COMMAND = 0.5  # below minus this the gripper closes, above it opens, between it keeps
+
+
+def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval of a success probability, in [0, 1]; z = 1.96 standard deviations hold 95 %.
+
+    Unlike the normal approximation it stays inside [0, 1] and has a width at 0 and at 100 % (Wilson 1927).
+    """
+    if not 0 <= successes <= trials or trials < 1:
+        raise ValueError(f"{successes} successes in {trials} trials; 0 <= successes <= trials and trials >= 1 must hold")
+    rate = successes / trials
+    centre = rate + z**2 / (2 * trials)
+    half = z * math.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2))
+    scale = 1 + z**2 / trials
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def success_rate(successes: Sequence[bool]) -> dict[str, float]:
+    """Rate in [0, 1] with its 95 % interval, from one bool per episode."""
+    successes = np.asarray(successes, dtype=bool)
+    low, high = wilson_interval(int(successes.sum()), len(successes))
+    return {
+        "success_rate": float(successes.mean()),
+        "interval_low": low,
+        "interval_high": high,
+        "successes": int(successes.sum()),
+        "episodes": len(successes),
+    }
+
+
+def rotation_matrices(rpy: np.ndarray) -> np.ndarray:
+    """Fixed-axis roll, pitch, yaw (..., 3) rad -> (..., 3, 3), R = Rz(yaw) Ry(pitch) Rx(roll)."""
+    roll, pitch, yaw = np.moveaxis(np.asarray(rpy, dtype=np.float64), -1, 0)
+    (sr, cr), (sp, cp), (sy, cy) = ((np.sin(angle), np.cos(angle)) for angle in (roll, pitch, yaw))
+    rows = [
+        [cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
+        [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
+        [-sp, cp * sr, cp * cr],
+    ]
+    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+
+
+def rotation_error_deg(predicted_rpy: np.ndarray, true_rpy: np.ndarray) -> np.ndarray:
+    """Angle between the rotations of two (..., 3) roll-pitch-yaw arrays, (...) in degrees, 0..180."""
+    relative = np.swapaxes(rotation_matrices(predicted_rpy), -1, -2) @ rotation_matrices(true_rpy)
+    # atan2 of sine and cosine keeps small angles exact, where arccos of the trace loses half of the digits
+    axis = np.stack([relative[..., j, i] - relative[..., i, j] for i, j in ((1, 2), (2, 0), (0, 1))], axis=-1)
+    return np.degrees(np.arctan2(np.linalg.norm(axis, axis=-1), np.trace(relative, axis1=-2, axis2=-1) - 1))
+
+
+def gripper_class(command: np.ndarray) -> np.ndarray:
+    """Gripper commands (...) -> -1 close, 0 keep, 1 open."""
+    command = np.asarray(command)
+    return (command > GRIPPER_COMMAND).astype(int) - (command < -GRIPPER_COMMAND).astype(int)
+
+
+def action_errors(predicted: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> dict[str, np.ndarray]:
+    """Errors of predicted action chunks at their valid steps; N = number of valid steps.
+
+    Args:
+        predicted, truth: (B, chunk, 7): dx, dy, dz m, droll, dpitch, dyaw rad, gripper command.
+        valid: (B, chunk) bool, the valid steps lead.
+
+    Returns:
+        position_mm, rotation_deg: (N,) of single steps. gripper_right: (N,) bool. chunk_position_mm: (B',) distance of the ends of
+        the chunks, of the samples with a valid step. still_mm: (N,) what an arm that does not move is off by: the scale.
+    """
+    if predicted.shape != truth.shape or valid.shape != truth.shape[:2]:
+        raise ValueError(f"shapes differ: predicted {predicted.shape}, truth {truth.shape}, valid {valid.shape}")
+    difference = (predicted - truth)[..., :3]
+    ends = np.linalg.norm((difference * valid[..., None]).sum(axis=1), axis=-1)
+    return {
+        "position_mm": 1e3 * np.linalg.norm(difference, axis=-1)[valid],
+        "rotation_deg": rotation_error_deg(predicted[..., 3:6], truth[..., 3:6])[valid],
+        "gripper_right": (gripper_class(predicted[..., 6]) == gripper_class(truth[..., 6]))[valid],
+        "chunk_position_mm": 1e3 * ends[valid.any(axis=1)],
+        "still_mm": 1e3 * np.linalg.norm(truth[..., :3], axis=-1)[valid],
+    }
+
+
+def depth_errors(answers: Sequence[Sequence[float] | None], truth_m: np.ndarray) -> tuple[np.ndarray, float]:
+    """Absolute errors in cm of the parsable answers (N,), and the share of the others.
+
+    Args:
+        answers: one per question: [depth in m], or None (or another number of values) where the text is no answer.
+        truth_m: (B,) true depths in m.
+    """
+    if len(answers) != len(truth_m):
+        raise ValueError(f"{len(answers)} answers for {len(truth_m)} depths")
+    parsed = np.array([answer is not None and len(answer) == 1 for answer in answers], dtype=bool)
+    values = np.array([answer[0] for answer, good in zip(answers, parsed, strict=True) if good], dtype=np.float64)
+    errors = 1e2 * np.abs(values - np.asarray(truth_m, dtype=np.float64)[parsed])
+    return errors, float(1 - parsed.mean()) if len(parsed) else 0.0
+
+
+def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Intersection over union of boxes (..., 4) x_min, y_min, x_max, y_max: (...) in 0..1; 0 for boxes without area."""
+    first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    low, high = np.maximum(first[..., :2], second[..., :2]), np.minimum(first[..., 2:], second[..., 2:])
+    overlap = np.clip(high - low, 0, None).prod(axis=-1)
+    areas = [np.clip(boxes[..., 2:] - boxes[..., :2], 0, None).prod(axis=-1) for boxes in (first, second)]
+    union = areas[0] + areas[1] - overlap
+    return np.divide(overlap, union, out=np.zeros(np.broadcast(overlap, union).shape), where=union > 0)
+
+
+def keyframe_errors(predicted: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
+    """Errors of keyframe poses (B, 7) xyz m, rpy rad, gripper 0..1: (B,) xy_cm, z_cm, rotation_deg, gripper_right."""
+    difference = np.asarray(predicted, dtype=np.float64) - np.asarray(truth, dtype=np.float64)
+    return {
+        "xy_cm": 1e2 * np.linalg.norm(difference[:, :2], axis=-1),
+        "z_cm": 1e2 * np.abs(difference[:, 2]),
+        "rotation_deg": rotation_error_deg(predicted[:, 3:6], truth[:, 3:6]),
+        "gripper_right": (predicted[:, 6] > 0.5) == (truth[:, 6] > 0.5),
+    }
+
+
+def disparity_errors(predicted_quarter: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Absolute errors (N,) in px of full resolution, where the truth is known.
+
+    Args:
+        predicted_quarter: (B, H/4, W/4) in quarter-resolution px, as the model gives it.
+        truth: (B, H, W) in px, 0 = unknown; read at the centre of each 4x4 block.
+    """
+    known = truth[:, 2::4, 2::4] > 0
+    return np.abs(4 * predicted_quarter - truth[:, 2::4, 2::4])[known]
+
+
+def summary(values: np.ndarray) -> dict[str, float] | None:
+    """Mean, median and 90 % quantile of (N,) numbers; None when there are none."""
+    values = np.asarray(values, dtype=np.float64)
+    if not len(values):
+        return None
+    median, high = np.quantile(values, [0.5, 0.9])
+    return {"mean": float(values.mean()), "median": float(median), "q90": float(high), "count": len(values)}

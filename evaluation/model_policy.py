@@ -1,0 +1,73 @@
+"""A vision-language-action model as a policy, loaded through the Auto classes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModel, AutoProcessor
+
+from evaluation.checkpoints import check_checkpoint
+from evaluation.policies import Observation, Policy
+
+
+def load_checkpoint(source: str, device: str = "cpu") -> tuple[Any, Any]:
+    """The trained model in evaluation mode, and its processor, from a folder or Hub id; its remote code is run."""
+    check_checkpoint(source)
+    model = AutoModel.from_pretrained(source, trust_remote_code=True)
+    return model.to(device).eval(), AutoProcessor.from_pretrained(source, trust_remote_code=True)
+
+
+def load_untrained(source: str, seed: int = 0, device: str = "cpu") -> tuple[Any, Any]:
+    """A model of the same config with fresh weights drawn from `seed`, and the checkpoint's own processor."""
+    check_checkpoint(source, weights=False)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModel.from_config(config, trust_remote_code=True)
+    return model.to(device).eval(), AutoProcessor.from_pretrained(source, trust_remote_code=True)
+
+
+class ModelPolicy(Policy):
+    """A model and its processor. The noise that a chunk starts from is a function of (seed, step) alone.
+
+    Args:
+        num_steps: Euler steps; None = the model's own.
+        check_stereo: look for swapped or unrectified views; off for pictures that a simulator has drawn (4 ms a pair).
+    """
+
+    needs_images = True
+
+    def __init__(
+        self, model: Any, processor: Any, name: str, num_steps: int | None = None, check_stereo: bool = False
+    ):
+        self.model, self.processor, self.name = model, processor, name
+        self.num_steps, self.check_stereo = num_steps, check_stereo
+
+    def inputs(self, observations: Sequence[Observation]) -> Any:
+        """The processor's batch for an action."""
+        history = self.model.config.state_history
+        return self.processor(
+            images=[[o.left, o.right] for o in observations],
+            text=[o.instruction for o in observations],
+            state=[o.states[-history:] for o in observations],
+            embodiment=[o.embodiment for o in observations],
+            objective="action",
+            check_stereo=self.check_stereo,
+        ).to(self.model.device)
+
+    def act(self, observations: Sequence[Observation]) -> list[np.ndarray]:
+        noise = self.noise([(o.seed, o.step) for o in observations])
+        chunks = self.model.predict_action(**self.inputs(observations), noise=noise, num_steps=self.num_steps)
+        return list(self.processor.decode_actions(chunks, [o.embodiment for o in observations]))
+
+    def noise(self, keys: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """(B, chunk_size, action_dim) float32, row by row a function of its (seed, step)."""
+        shape = (self.model.config.chunk_size, self.model.config.action_dim)
+        rows = [np.random.default_rng(key).standard_normal(shape, dtype=np.float32) for key in keys]
+        return torch.from_numpy(np.stack(rows)).to(self.model.device)
+
+    @torch.inference_mode()
+    def disparity(self, observations: Sequence[Observation]) -> np.ndarray:
+        """(B, H/4, W/4) float32: the disparity that the model sees, in full-resolution px of the processed left view."""
+        return 4 * self.model(**self.inputs(observations)).disparity[:, 0].float().cpu().numpy()

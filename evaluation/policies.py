@@ -1,0 +1,102 @@
+"""Policies behind one interface: the scripted expert, an arm that stands still, and models (`model_policy`), trained or not.
+
+A spec names a policy on the command line: `expert`, `still`, `untrained:PATH`, or PATH, the folder or Hub id of a checkpoint.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from evaluation.checkpoints import check_checkpoint, fingerprint
+
+UNTRAINED = "untrained:"
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a policy may know of one environment at the moment it acts.
+
+    slot: number of the environment; seed: of its episode; step: steps executed so far.
+    states: (n, 7) float32, every state of the episode at 10 Hz, the present one last; m, rad, gripper 0..1.
+    left, right: (H, W, 3) uint8 RGB; None unless the policy needs images.
+    """
+
+    slot: int
+    seed: int
+    step: int
+    instruction: str
+    embodiment: str
+    states: np.ndarray
+    left: np.ndarray | None = None
+    right: np.ndarray | None = None
+
+
+class Policy(ABC):
+    """Maps observations to action chunks. `reset` announces each new episode, `act` serves many environments at once."""
+
+    name: str
+    needs_images = False
+
+    def reset(self, slot: int, world: Any) -> None:
+        """A new episode begins in environment `slot`. Only the scripted expert may look into `world`."""
+
+    @abstractmethod
+    def act(self, observations: Sequence[Observation]) -> list[np.ndarray]:
+        """One float32 (n, 7) chunk per observation, in robot units: dx, dy, dz m, droll, dpitch, dyaw rad, gripper command."""
+
+
+class StillPolicy(Policy):
+    """Never moves: what success rates and progress begin from."""
+
+    name = "still"
+
+    def __init__(self, chunk_size: int = 8):
+        self.chunk_size = chunk_size
+
+    def act(self, observations: Sequence[Observation]) -> list[np.ndarray]:
+        return [np.zeros((self.chunk_size, 7), np.float32) for _ in observations]
+
+
+class ExpertPolicy(Policy):
+    """The scripted expert, which plans with the world's own state: the upper bound."""
+
+    name = "expert"
+
+    def __init__(self, chunk_size: int = 8):
+        self.chunk_size = chunk_size
+        self._experts: dict[int, Any] = {}
+
+    def reset(self, slot: int, world: Any) -> None:
+        from simulation import Expert  # here, because models are evaluated offline where mujoco is not installed
+
+        self._experts[slot] = Expert(world)
+
+    def act(self, observations: Sequence[Observation]) -> list[np.ndarray]:
+        return [np.asarray(self._experts[o.slot].plan(self.chunk_size)[0], np.float32) for o in observations]
+
+
+def policy_identity(spec: str) -> dict[str, str]:
+    """What must be equal for two runs of a spec to be runs of one policy; InputError for a spec that names none."""
+    if spec in ("expert", "still"):
+        return {"kind": spec}
+    if spec.startswith(UNTRAINED):
+        check_checkpoint(spec.removeprefix(UNTRAINED), weights=False)
+        return {"kind": "untrained"}
+    check_checkpoint(spec)
+    return {"kind": "trained", "weights": fingerprint(spec)}
+
+
+def make_policy(spec: str, chunk_size: int = 8, num_steps: int | None = None, device: str = "cpu") -> Policy:
+    """The policy that `spec` names; `chunk_size` is for those that have none of their own."""
+    if spec == "expert":
+        return ExpertPolicy(chunk_size)
+    if spec == "still":
+        return StillPolicy(chunk_size)
+    from evaluation.model_policy import ModelPolicy, load_checkpoint, load_untrained  # torch takes seconds to import
+
+    if spec.startswith(UNTRAINED):
+        return ModelPolicy(*load_untrained(spec.removeprefix(UNTRAINED), device=device), "untrained", num_steps)
+    return ModelPolicy(*load_checkpoint(spec, device), "trained", num_steps)

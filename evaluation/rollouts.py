@@ -1,0 +1,175 @@
+"""Closed-loop rollouts: many worlds in lockstep with one policy, success counted by physics."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from evaluation.policies import Observation, Policy
+from simulation import World, WorldConfig
+
+WRONG_LIFT_M = 0.05  # another object held this high was picked by mistake; the target counts from the same height
+
+
+@dataclass
+class RolloutConfig:
+    """What the result of an episode depends on, beside the policy and the seed.
+
+    execution_horizon: actions executed of each predicted chunk before the policy looks again.
+    max_steps: steps of 0.1 s after which an episode has failed.
+    """
+
+    world: WorldConfig = field(default_factory=WorldConfig)
+    execution_horizon: int = 3
+    max_steps: int = 60
+    embodiment: str = "franka_panda"
+
+    def __post_init__(self):
+        for name in ("execution_horizon", "max_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+class Episode:
+    """One world with one policy's slot in it: the states so far, and what became of it."""
+
+    def __init__(self, slot: int, world: World, config: RolloutConfig):
+        self.slot, self.world, self.config = slot, world, config
+
+    def reset(self, seed: int) -> None:
+        """Begins the episode of `seed`."""
+        self.world.reset(seed)
+        self.seed = seed
+        self.states = [self.world.state()]
+        self.wrong_object: str | None = None
+        self.best_progress = self.world.progress
+        self.done = self.success = False
+
+    @property
+    def steps(self) -> int:
+        return len(self.states) - 1
+
+    def observation(self, images: bool) -> Observation:
+        """What the policy may know now; renders only if it needs `images`."""
+        views = self.world.observe() if images else {"left": None, "right": None}
+        return Observation(
+            slot=self.slot,
+            seed=self.seed,
+            step=self.steps,
+            instruction=self.world.instruction,
+            embodiment=self.config.embodiment,
+            states=np.stack(self.states),
+            left=views["left"],
+            right=views["right"],
+        )
+
+    def execute(self, chunk: np.ndarray) -> Iterator[None]:
+        """Executes the chunk's first `execution_horizon` actions, or fewer where the episode ends; yields after each."""
+        if len(chunk) < self.config.execution_horizon:
+            raise ValueError(
+                f"execution_horizon is {self.config.execution_horizon}, but the policy predicts only {len(chunk)} actions"
+            )
+        for action in chunk[: self.config.execution_horizon]:
+            self.world.step(action)
+            self.states.append(self.world.state())
+            self.best_progress = max(self.best_progress, self.world.progress)
+            self.success = bool(self.world.success)
+            self.done = self.success or self.steps >= self.config.max_steps
+            yield
+            if self.done:
+                break
+        self.wrong_object = self.wrong_object or lifted_other(self.world)
+
+    def record(self) -> dict[str, Any]:
+        """The episode's result as JSON."""
+        return {
+            "seed": self.seed,
+            "success": self.success,
+            "steps": self.steps,
+            "progress": round(self.best_progress, 4),
+            "instruction": self.world.instruction,
+            "target": self.world.target_name,
+            "objects": [item.name for item in self.world.objects],
+            "wrong_object": self.wrong_object,
+            "shortened_moves": int(self.world.robot.shortened),
+        }
+
+
+def lifted_other(world: World) -> str | None:
+    """Name of an object that is not the target and is held at least 5 cm above where it rested."""
+    for index, item in enumerate(world.objects):
+        if index != world.target_index and all(world.fingers_touching(index)):
+            if world.object_pose(index)[0][2] - world.rest_z[index] >= WRONG_LIFT_M:
+                return item.name
+    return None
+
+
+def run_episodes(
+    policy: Policy, seeds: Iterator[int], config: RolloutConfig, environments: int = 8
+) -> Iterator[dict[str, Any]]:
+    """Runs the episodes of `seeds` in up to `environments` worlds in lockstep; yields each record as it is finished.
+
+    One seed is taken whenever a world is free, so several processes may share `seeds`. The policy acts on all worlds at once. An
+    episode's result does not depend on its neighbours, but for the float rounding of a batched model.
+    """
+    free = [Episode(slot, World(config.world), config) for slot in range(environments)]
+    worlds = [episode.world for episode in free]
+    active: list[Episode] = []
+    try:
+        while True:
+            for seed in islice(seeds, len(free)):
+                episode = free.pop()
+                episode.reset(seed)
+                policy.reset(episode.slot, episode.world)
+                active.append(episode)
+            if not active:
+                return
+            chunks = policy.act([episode.observation(policy.needs_images) for episode in active])
+            for episode, chunk in zip(active, chunks, strict=True):
+                for _ in episode.execute(chunk):
+                    pass
+                if episode.done:
+                    yield episode.record()
+                    free.append(episode)
+            active = [episode for episode in active if not episode.done]
+    finally:
+        for world in worlds:
+            world.close()
+
+
+def config_json(config: RolloutConfig) -> dict[str, Any]:
+    """The config as it is saved beside the results."""
+    values = asdict(config)
+    world = {f"world.{key}": list(value) if isinstance(value, tuple) else value for key, value in values.pop("world").items()}
+    return {**values, **world}
+
+
+def film(policy: Policy, seed: int, config: RolloutConfig) -> tuple[list[Observation], dict[str, Any]]:
+    """Every step of one episode with both views, and its record."""
+    episode = Episode(0, World(config.world), config)
+    try:
+        episode.reset(seed)
+        policy.reset(0, episode.world)
+        frames = [episode.observation(images=True)]
+        while not episode.done:
+            (chunk,) = policy.act(frames[-1:])
+            for _ in episode.execute(chunk):
+                frames.append(episode.observation(images=True))
+        return frames, episode.record()
+    finally:
+        episode.world.close()
+
+
+def summarise(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Numbers over the records of one policy: success with its interval, steps of the successes, progress, wrong objects."""
+    from evaluation.metrics import success_rate
+
+    steps = [record["steps"] for record in records if record["success"]]
+    return {
+        **success_rate([record["success"] for record in records]),
+        "mean_steps_to_success": float(np.mean(steps)) if steps else None,
+        "mean_progress": float(np.mean([record["progress"] for record in records])),
+        "wrong_object_rate": float(np.mean([record["wrong_object"] is not None for record in records])),
+    }

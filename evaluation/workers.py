@@ -1,0 +1,109 @@
+"""Rollouts in several processes, one thread each; finished episodes are logged as they come."""
+
+import multiprocessing
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from tqdm import tqdm
+
+from evaluation.episode_log import EpisodeLog
+from evaluation.policies import make_policy
+from evaluation.rollouts import RolloutConfig, run_episodes
+
+# One thread per process: rollouts scale over processes. Read when numpy, torch and Mesa load, hence set before a process starts.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LP_NUM_THREADS": "0", "MUJOCO_GL": "egl"}
+
+
+def _shared_seeds(seeds: Sequence[int], counter: Any) -> Iterator[int]:
+    """The seeds that no other process has taken yet."""
+    while True:
+        with counter.get_lock():
+            number = counter.value
+            counter.value += 1
+        if number >= len(seeds):
+            return
+        yield seeds[number]
+
+
+def _work(
+    connection: Connection, counter: Any, seeds: list[int], spec: str, config: RolloutConfig, environments: int, options: dict
+) -> None:
+    """Body of a worker: sends the record of each episode, None at the end, or the traceback of what went wrong."""
+    try:
+        policy = make_policy(spec, **options)
+        for record in run_episodes(policy, _shared_seeds(seeds, counter), config, environments):
+            connection.send(record)
+        connection.send(None)
+    except (BrokenPipeError, KeyboardInterrupt):
+        sys.exit(1)  # the parent is gone, or stops us all
+    except Exception:
+        connection.send(traceback.format_exc())
+
+
+def roll_out(
+    spec: str,
+    seeds: Sequence[int],
+    config: RolloutConfig,
+    log: EpisodeLog,
+    processes: int = 2,
+    environments: int = 8,
+    policy_options: dict[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Runs the seeds that `log` lacks and returns the records of all of `seeds`, in their order.
+
+    Args:
+        spec: see `policies`; every process makes its own policy of it, with `policy_options`.
+        environments: worlds in lockstep per process.
+    """
+    todo = [seed for seed in seeds if seed not in log.records]
+    with tqdm(total=len(seeds), initial=len(seeds) - len(todo), desc=f"rollouts, {spec}", unit="episode") as bar:
+        successes = [log.records[seed]["success"] for seed in seeds if seed in log.records]
+        for record in _records(spec, todo, config, min(processes, len(todo)), environments, policy_options or {}):
+            log.append(record)
+            successes.append(record["success"])
+            bar.set_postfix_str(f"{sum(successes)}/{len(successes)} succeeded", refresh=False)
+            bar.update()
+    return [log.records[seed] for seed in seeds]
+
+
+def _records(
+    spec: str, seeds: list[int], config: RolloutConfig, processes: int, environments: int, options: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    context = multiprocessing.get_context("spawn")  # OpenGL contexts and torch's threads do not survive a fork
+    counter = context.Value("q", 0)
+    environments = max(1, min(environments, -(-len(seeds) // max(1, processes))))
+    before = {name: os.environ.get(name) for name in ONE_THREAD}
+    workers, connections = [], []
+    os.environ.update(ONE_THREAD)
+    try:
+        for _ in range(processes):
+            ours, theirs = context.Pipe(duplex=False)
+            arguments = (theirs, counter, seeds, spec, config, environments, options)
+            workers.append(context.Process(target=_work, args=arguments, daemon=True))
+            workers[-1].start()
+            theirs.close()  # so that a worker's death ends the pipe
+            connections.append(ours)
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+    try:
+        while connections:
+            for connection in wait(connections):
+                try:
+                    message = connection.recv()
+                except EOFError:
+                    raise RuntimeError("a rollout process was killed; the same command goes on with what is missing") from None
+                if message is None:
+                    connections.remove(connection)
+                elif isinstance(message, str):
+                    raise RuntimeError(f"a rollout process failed:\n{message}")
+                else:
+                    yield message
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.join()
