@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,14 +122,15 @@ class StereoReport:
     negative_disparities: float  # share of the matches whose disparity is clearly negative
 
 
-# Patch matching works on views of about this width, whatever the width given.
+# Patch matching works on views that are at most this wide (block averages). Lengths below are px of such a view.
 _WORKING_WIDTH = 160
-_RADIUS = 4  # px; patches are 9 x 9
-_VERTICAL_RANGE = 5  # px searched up and down
-_CELLS = 8  # the best patch of each of 8 x 8 cells is matched, so that the patches are spread over the view
+_RADIUS = 4  # patches are 9 x 9
+_VERTICAL_RANGE = 12  # rows searched up and down
+_CELLS = 8  # the best patch of each of 8 x 8 cells may be matched, so that the patches are spread over the view
 _PATCHES = 40
-_MIN_MATCHES = 6  # fewer say nothing
-_MAX_VERTICAL_PX = 1.0  # at the working width; measured medians of rectified pairs stay below 0.4
+_MIN_MATCHES = 8  # fewer say nothing
+_MAX_VERTICAL_PX = 0.8  # median row offset of a rectified pair
+_SAME_ROW_PX = 0.6
 
 
 def measure_stereo_pair(left: np.ndarray, right: np.ndarray) -> StereoReport:
@@ -137,22 +139,26 @@ def measure_stereo_pair(left: np.ndarray, right: np.ndarray) -> StereoReport:
     Corner-like patches of the left view are searched in the right one by normalised cross-correlation over all
     plausible disparities of both signs and a few rows up and down. Only matches that are good, and clearly better
     than any other place, count. In a rectified pair they lie in the same row, and to the left (positive disparity).
-    Costs 3 to 5 ms at 128 to 224 px.
+
+    Renderings without anti-aliasing have stepped edges, along which matches slide up and down. So the offsets of an
+    unrectified pair must also agree with each other: a plane a + b u + c v (shift, roll, zoom between the views) has to
+    explain at least half of them, and twice as many as lie in the same row.
     """
     if np.array_equal(left, right) and left.std() > 1:
         return StereoReport("identical", 0, 0.0, 0.0, 0.0)
-    factor = max(1, round(left.shape[1] / _WORKING_WIDTH))
+    factor = -(-left.shape[1] // _WORKING_WIDTH)
     left_gray, right_gray = _gray(left, factor), _gray(right, factor)
     rows, columns = _corners(left_gray)
-    if len(rows) < _MIN_MATCHES:
-        return StereoReport("unknown", 0, float("nan"), float("nan"), float("nan"))
-    vertical, disparity = _match(left_gray, right_gray, rows, columns)
+    matched, vertical, disparity = _match(left_gray, right_gray, rows, columns)
     if len(vertical) < _MIN_MATCHES:
         return StereoReport("unknown", len(vertical), float("nan"), float("nan"), float("nan"))
-    offset = float(np.median(np.abs(vertical)))
+    plane = _fitted_plane(columns[matched], rows[matched], vertical)
+    offset = float(np.median(np.abs(plane)))
+    explained = (np.abs(vertical - plane) < _SAME_ROW_PX).mean()
+    same_row = (np.abs(vertical) < _SAME_ROW_PX).mean()
     negative = float((disparity < -1).mean())
     status = "ok"
-    if offset > _MAX_VERTICAL_PX:
+    if offset > _MAX_VERTICAL_PX and explained >= max(0.5, 2 * same_row):
         status = "unrectified"
     elif negative > 0.5:
         status = "swapped"
@@ -181,67 +187,93 @@ def check_stereo_pair(left: np.ndarray, right: np.ndarray, name: str = "images")
 def _gray(image: np.ndarray, factor: int) -> np.ndarray:
     """uint8 (h, w, 3) -> float32 (h // factor, w // factor), mean over channels and blocks."""
     height, width = image.shape[0] // factor, image.shape[1] // factor
-    blocks = image[: height * factor, : width * factor].reshape(height, factor, width, factor, 3)
-    return blocks.mean(axis=(1, 3, 4), dtype=np.float32)
+    total = np.zeros((height, width), dtype=np.float32)
+    for channel in range(3):
+        for row in range(factor):
+            for column in range(factor):
+                total += image[row : height * factor : factor, column : width * factor : factor, channel]
+    return total / (3 * factor**2)
 
 
-def _box_sum(image: np.ndarray, size: int) -> np.ndarray:
-    """Sums over all size x size windows: (h, w) -> (h - size + 1, w - size + 1)."""
-    total = np.zeros((image.shape[0] + 1, image.shape[1] + 1))
-    np.cumsum(np.cumsum(image, axis=0, dtype=np.float64), axis=1, out=total[1:, 1:])
-    return total[size:, size:] - total[:-size, size:] - total[size:, :-size] + total[:-size, :-size]
+def _box_mean(image: np.ndarray) -> np.ndarray:
+    """Mean over all 9 x 9 windows: (..., h, w) -> (..., h - 8, w - 8)."""
+    for axis in (-2, -1):
+        image = np.swapaxes(image, axis, -2)
+        two = image[..., :-1, :] + image[..., 1:, :]
+        four = two[..., :-2, :] + two[..., 2:, :]
+        eight = four[..., :-4, :] + four[..., 4:, :]
+        image = np.swapaxes(eight[..., :-1, :] + image[..., 8:, :], axis, -2)
+    return image / 81
 
 
 def _corners(gray: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Top left corners (rows, columns) of the patches that are structured in both directions, best first."""
     size = 2 * _RADIUS + 1
-    height, width = gray.shape
-    if height < 4 * size or width < 4 * size:
+    if min(gray.shape) < 4 * size:
         return np.empty(0, int), np.empty(0, int)
+    gray = gray - gray.mean()  # float32 sums of squares are exact enough then
     dy, dx = np.zeros_like(gray), np.zeros_like(gray)
     dy[1:-1] = (gray[2:] - gray[:-2]) / 2
     dx[:, 1:-1] = (gray[:, 2:] - gray[:, :-2]) / 2
-    xx, yy, xy = (_box_sum(product, size) / size**2 for product in (dx * dx, dy * dy, dx * dy))
+    xx, yy, xy, mean, square = _box_mean(np.stack([dx * dx, dy * dy, dx * dy, gray, gray * gray]))
     smaller = (xx + yy) / 2 - np.sqrt(((xx - yy) / 2) ** 2 + xy**2)  # smaller eigenvalue of the structure tensor
-    # Views seldom show the same content next to their border, and rows are searched up and down.
-    smaller[:_VERTICAL_RANGE] = smaller[-_VERTICAL_RANGE:] = 0
+    # Grey levels squared: gradients of 2 levels are sensor noise. The gradients at the border of a patch look one pixel
+    # beyond it, the patch itself may still be uniform.
+    smaller[(smaller < 4.0) | (square - mean**2 < 4.0)] = 0
     cell_height, cell_width = smaller.shape[0] // _CELLS, smaller.shape[1] // _CELLS
     cells = smaller[: cell_height * _CELLS, : cell_width * _CELLS].reshape(_CELLS, cell_height, _CELLS, cell_width)
     cells = cells.transpose(0, 2, 1, 3).reshape(_CELLS * _CELLS, -1)
     best, score = cells.argmax(axis=1), cells.max(axis=1)
     order = np.argsort(-score, kind="stable")[:_PATCHES]
-    order = order[score[order] > 4.0]  # grey levels squared: gradients of 2 levels are sensor noise
+    order = order[score[order] > 0]
     rows = order // _CELLS * cell_height + best[order] // cell_width
     columns = order % _CELLS * cell_width + best[order] % cell_width
     return rows, columns
 
 
-def _match(left: np.ndarray, right: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Patches with these top left corners -> (row in right - row in left, disparity), (n,) each, of the reliable
-    matches.
-    """
-    size, reach = 2 * _RADIUS + 1, max(8, left.shape[1] // 4)
-    span = np.arange(size)
-    patches = left[rows[:, None, None] + span[:, None], columns[:, None, None] + span].reshape(len(rows), -1)
-    patches = patches - patches.mean(axis=1, keepdims=True)
-    padded = np.pad(right, ((0, 0), (reach, reach)))  # (h, w + 2 reach); column c of the view is c + reach here
-    y = rows[:, None, None] + np.arange(-_VERTICAL_RANGE, _VERTICAL_RANGE + 1)[:, None]  # (n, dy, 1)
-    x = columns[:, None, None] + np.arange(2 * reach + 1)  # (n, 1, dx)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size))[y, x].reshape(
-        *np.broadcast_shapes(y.shape, x.shape), -1
-    )
-    products = np.einsum("nyxp,np->nyx", windows, patches)
-    mean, square = _box_sum(padded, size)[y, x] / size**2, _box_sum(padded * padded, size)[y, x] / size**2
-    deviation = np.sqrt(np.maximum(square - mean * mean, 1.0) * size**2)
-    score = products / deviation / np.linalg.norm(patches, axis=1)[:, None, None]
-    flat = score.reshape(len(rows), -1)
-    best_y, best_x = np.divmod(flat.argmax(axis=1), score.shape[2])
-    top = flat.max(axis=1)
-    near = (np.abs(np.arange(score.shape[1])[:, None] - best_y[:, None, None]) <= 2) & (
-        np.abs(np.arange(score.shape[2]) - best_x[:, None, None]) <= 2
-    )
-    second = np.where(near, -1.0, score).reshape(len(rows), -1).max(axis=1)
-    # A match at the end of the search range is the flank of a peak outside of it.
-    inside = (best_y > 0) & (best_y < score.shape[1] - 1) & (best_x > 0) & (best_x < score.shape[2] - 1)
-    good = (top > 0.85) & (1 - second > 2.0 * (1 - top)) & inside
-    return (best_y - _VERTICAL_RANGE)[good].astype(np.float64), (reach - best_x)[good].astype(np.float64)
+def _match(
+    left: np.ndarray, right: np.ndarray, rows: np.ndarray, columns: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Patches with these top left corners -> indices (n,) of the reliable matches, their row offsets, disparities."""
+    if not len(rows):
+        return np.empty(0, int), np.empty(0), np.empty(0)
+    size, up, across = 2 * _RADIUS + 1, _VERTICAL_RANGE, left.shape[1] // 3
+    padded = np.pad(
+        right - right.mean(), ((up, up), (across, across))
+    )  # the view's row r, column c: r + up, c + across
+    variance = _box_mean(padded * padded) - _box_mean(padded) ** 2
+    weight = 1 / np.sqrt(np.maximum(variance, 1.0) * size**2)  # at least one grey level
+    patches = np.stack([left[r : r + size, c : c + size] for r, c in zip(rows, columns, strict=True)])
+    patches -= patches.mean(axis=(1, 2), keepdims=True)
+    patches /= np.linalg.norm(patches, axis=(1, 2), keepdims=True)
+    height, width = 2 * up + 1, 2 * across + 1  # of the search range
+    corners = list(zip(rows, columns, strict=True))
+    regions = np.stack([padded[r : r + height + size - 1, c : c + width + size - 1] for r, c in corners])
+    score = torch.conv2d(torch.from_numpy(regions)[None], torch.from_numpy(patches)[:, None], groups=len(rows))[
+        0
+    ].numpy()
+    score *= np.stack([weight[r : r + height, c : c + width] for r, c in corners])
+
+    number = np.arange(len(rows))
+    best_y, best_x = np.divmod(score.reshape(len(rows), -1).argmax(axis=1), width)
+    before, top, after = (score[number, np.clip(best_y + step, 0, height - 1), best_x] for step in (-1, 0, 1))
+    for n, y, x in zip(number, best_y, best_x, strict=True):
+        score[n, max(0, y - 2) : y + 3, max(0, x - 2) : x + 3] = -1
+    second = score.max(axis=(1, 2))
+    # A peak at the end of the search range is the flank of one outside of it.
+    inside = (best_y > 0) & (best_y < height - 1) & (best_x > 0) & (best_x < width - 1)
+    good = np.flatnonzero(inside & (top > 0.85) & (1 - second > 2 * (1 - top)))
+    fraction = (after - before) / np.maximum(
+        2 * (2 * top - before - after), 1e-6
+    )  # top of the parabola through the three
+    return good, (best_y - up + fraction)[good], (across - best_x)[good].astype(np.float64)
+
+
+def _fitted_plane(u: np.ndarray, v: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Values (n,) of the plane a + b u + c v that has the smallest sum of absolute differences to `values`."""
+    design = np.stack([np.ones(len(u)), u - u.mean(), v - v.mean()], axis=1) / [1, 50, 50]
+    plane = np.full(len(u), np.median(values))
+    for _ in range(10):  # iteratively reweighted least squares; a little damping keeps few points solvable
+        weighted = design / np.maximum(np.abs(values - plane), 0.1)[:, None]
+        plane = design @ np.linalg.solve(weighted.T @ design + 1e-3 * np.eye(3), weighted.T @ values)
+    return plane

@@ -316,7 +316,7 @@ class StereoProcessor(ProcessorMixin):
         return boxes.astype(np.float32), valid
 
     def decode_depths(self, ids: Any) -> list[list[float] | None]:
-        """Generated ids (B, L), ignored after EOS -> per sample the depths in m, or None if it is no list of numbers."""
+        """Generated ids (B, L), ignored after EOS -> per sample the depths in m, or None if it is no list."""
         return [_parsed(parse_values, text) for text in self._answer_texts(ids)]
 
     def decode_cameras(self, ids: Any) -> list[CameraParameters | None]:

@@ -63,7 +63,8 @@ class PromptTokens:
     def pad(self, sequences: list[tuple[list[int], int, int]], side: str) -> dict[str, np.ndarray]:
         """Per sample (ids, index of the first supervised id, number of ids to be generated) -> one padded batch.
 
-        input_ids, attention_mask and labels, int64 (B, longest). Nothing is cut: a sequence over max_length is an error.
+        input_ids, attention_mask and labels, int64 (B, longest). Nothing is cut: a sequence over max_length is an
+        error.
         """
         if side not in ("left", "right"):
             raise ValueError(f"padding_side={side!r} is unknown; valid sides: ['left', 'right']")

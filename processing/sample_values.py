@@ -154,7 +154,7 @@ class SampleReader:
         depth = np.asarray(sample["depth_map"])
         if depth.dtype.kind not in "fiu" or depth.ndim != 2:
             raise ValueError(
-                f"depth_map is {depth.dtype} {depth.shape}; expected (height, width), float (m) or integer (depth_unit_m)"
+                f"depth_map is {depth.dtype} {depth.shape}; expected (h, w), float (m) or integer (depth_unit_m)"
             )
         camera = geometry.calibration(Calibration.from_mapping(required(sample, "calibration")))
         camera.require("baseline_m")
