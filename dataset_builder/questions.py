@@ -10,47 +10,49 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dataset_builder.schema import SEGMENTATION
+from dataset_builder.schema import CALIBRATION_KEYS, SEGMENTATION
 
 OBJECTIVES = ("action", "depth", "box", "pose", "camera")
+PAPER_MIXTURE = {"action": 5.0, "depth": 2.0, "box": 2.0, "pose": 1.0}
 ALWAYS_POSSIBLE = ("action", "pose", "camera")  # boxes and depths need their object in view
 _CANDIDATES = 32  # pixels tried around a region before it counts as having no depth
 
 
 @dataclass(frozen=True)
 class QuestionConfig:
-    """Mixture of objectives; weights need not sum to 1. The default is the paper's action : depth : box : pose = 5 : 2
-    : 2 : 1.
+    """Mixture of objectives; its weights need not sum to 1.
 
     Args:
-        weights: relative frequency per objective; an objective that is not named has weight 0.
-        depth_region: where depth is asked: "interaction" = around the target and the gripper (the paper's IRDE),
-            "uniform" = anywhere (its ablation).
-        depth_points: points per depth question.
+        mixture: relative frequency per objective; an objective that is not named has weight 0.
+        depth_points: where depth is asked: "interaction" = around the target and the gripper (the paper's IRDE),
+            "uniform" = anywhere (its ablation), "off" = nowhere, whatever the mixture says.
+        points_per_question: points per depth question.
         margin: points lie within this share of the image width around the target's or the gripper's visible pixels.
     """
 
-    weights: Mapping[str, float] = field(default_factory=lambda: {"action": 5.0, "depth": 2.0, "box": 2.0, "pose": 1.0})
-    depth_region: Literal["interaction", "uniform"] = "interaction"
-    depth_points: int = 1
+    mixture: Mapping[str, float] = field(default_factory=lambda: dict(PAPER_MIXTURE))
+    depth_points: Literal["interaction", "uniform", "off"] = "interaction"
+    points_per_question: int = 1
     margin: float = 0.03
 
     def __post_init__(self):
-        unknown = sorted(set(self.weights) - set(OBJECTIVES))
+        unknown = sorted(set(self.mixture) - set(OBJECTIVES))
         if unknown:
-            raise ValueError(f"weights names unknown objectives {unknown}; valid: {list(OBJECTIVES)}")
-        if min(self.weights.values(), default=0) < 0 or sum(self.weights.values()) <= 0:
-            raise ValueError(f"weights must be >= 0 with a positive sum, got {dict(self.weights)}")
-        if self.depth_region not in ("interaction", "uniform"):
-            raise ValueError(f"depth_region={self.depth_region!r}; valid: 'interaction', 'uniform'")
-        if self.depth_points < 1:
-            raise ValueError(f"depth_points={self.depth_points} must be at least 1")
+            raise ValueError(f"mixture names unknown objectives {unknown}; valid: {list(OBJECTIVES)}")
+        if self.depth_points not in ("interaction", "uniform", "off"):
+            raise ValueError(f"depth_points={self.depth_points!r}; valid: 'interaction', 'uniform', 'off'")
+        if min(self.mixture.values(), default=0) < 0 or not any(self.asks(objective) for objective in OBJECTIVES):
+            raise ValueError(
+                f"mixture must be >= 0 with some > 0, got {dict(self.mixture)}; depth_points={self.depth_points!r}"
+            )
+        if self.points_per_question < 1:
+            raise ValueError(f"points_per_question={self.points_per_question} must be at least 1")
         if not 0 <= self.margin < 1:
             raise ValueError(f"margin={self.margin} must be a share of the image width in [0, 1)")
 
     def asks(self, objective: str) -> bool:
         """Whether the mixture contains `objective`."""
-        return self.weights.get(objective, 0) > 0
+        return self.mixture.get(objective, 0) > 0 and not (objective == "depth" and self.depth_points == "off")
 
     @property
     def only(self) -> str | None:
@@ -68,8 +70,8 @@ def draw_objective(config: QuestionConfig, rng: np.random.Generator, possible: S
     """One objective among the `possible` ones, with the relative weights of the mixture."""
     names = [name for name in OBJECTIVES if name in possible and config.asks(name)]
     if not names:
-        raise ValueError(f"none of the objectives {list(config.weights)} can be asked here; possible: {list(possible)}")
-    weights = np.array([config.weights[name] for name in names])
+        raise ValueError(f"none of the objectives {list(config.mixture)} can be asked here; possible: {list(possible)}")
+    weights = np.array([config.mixture[name] for name in names])
     return names[int(np.searchsorted(np.cumsum(weights), rng.random() * weights.sum(), side="right"))]
 
 
@@ -93,16 +95,16 @@ def depth_points(
     Returns:
         Pixel centres (n, 2) (u, v) and depths (n,) m, float32; None when no pixel asked for has a depth.
     """
-    if config.depth_region == "uniform":
+    if config.depth_points == "uniform":
         rows, columns = np.nonzero(depth_m > 0)
         if not len(rows):
             return None
-        chosen = rng.integers(len(rows), size=config.depth_points)
+        chosen = rng.integers(len(rows), size=config.points_per_question)
         return _answers(depth_m, rows[chosen], columns[chosen])
     regions = _regions(segmentation, tool_px)
     reach = int(round(config.margin * depth_m.shape[1]))
     rows, columns = [], []
-    for _ in range(config.depth_points):
+    for _ in range(config.points_per_question):
         for number in rng.permutation(len(regions)):
             parts = regions[number]
             pixel = _near(parts[int(rng.integers(len(parts)))], depth_m, reach, rng)
@@ -182,8 +184,9 @@ def processor_arguments(windows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "boxes": window["boxes"],
             "points_px": window.get("points_px"),
             "depths_m": window.get("depths_m"),
-            "calibration": window["calibration"],
-            "target_px": window["points"][0],
+            "calibration": {key: window[f"calibration.{key}"] for key in CALIBRATION_KEYS},
+            # depth and camera questions do not say which object is the target
+            "target_px": None if window["objective"] in ("depth", "camera") else window["points"][0],
             "gripper_px": window["points"][1],
         }
         for window in windows

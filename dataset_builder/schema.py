@@ -201,8 +201,7 @@ def validate_row(row: Mapping[str, Any], *, where: str = "row") -> None:
 
 def validate_window(window: Mapping[str, Any], *, where: str = "window") -> None:
     """Check one training window against `WINDOW`; ValueError names key, value and limit."""
-    calibration = {f"calibration.{key}": value for key, value in window.get("calibration", {}).items()}
-    _check_table({key: value for key, value in window.items() if key != "calibration"} | calibration, WINDOW, where)
+    _check_table(window, WINDOW, where)
 
 
 def _check_table(values: Mapping[str, Any], table: tuple[Column, ...], where: str) -> dict[str, int]:

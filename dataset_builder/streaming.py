@@ -13,25 +13,29 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from huggingface_hub import hf_hub_download
 from torch.utils.data import IterableDataset, get_worker_info
 
 from dataset_builder import questions, schema
 from dataset_builder.episodes import EpisodeSource
+from dataset_builder.shards import read_json
 from dataset_builder.windows import DEPTH, SEGMENTATION, WindowPool
 
-_EMPTY_EPOCHS = 20  # an endless lane that found no window in so many epochs never will
+_EMPTY_EPOCHS = 200  # an endless lane that found no window in so many epochs never will
 
 
 class WindowStream(IterableDataset):
-    """Endless (or `epochs` long) stream of windows as in `schema.WINDOW`, with `calibration` as a dict of its fields.
+    """Endless (or `epochs` long) stream of windows as in `schema.WINDOW`.
 
     Args:
         path: folder or Hub id.
         split: "train", "validation", ...
-        chunk: actions per window, at most the data's plan length where it has `action_plan`.
+        chunk_size: actions per window, at most the data's plan length where it has `action_plan`.
         history: states per window, the present one included.
-        question_config: mixture of objectives; None asks only for actions.
-        depth_map_share: share of the windows that carry the depth map (for a disparity loss), drawn per window.
+        mixture: relative frequency of the objectives; None = the paper's action : depth : box : pose = 5 : 2 : 2 : 1.
+        depth_points, points_per_question: see `questions.QuestionConfig`.
+        depth_map_share: share of the windows that carry the depth map (for a disparity loss), drawn per window; 0 costs
+            least, and needs no depth in the data where the mixture asks for none.
         shuffle: False reads units and frames in their stored order.
         epochs: passes over the data; None = endless.
         lanes, pool_episodes: see the module's docstring. Together they decide how well the order is mixed, and the
@@ -44,10 +48,12 @@ class WindowStream(IterableDataset):
         path: str | Path,
         split: str = "train",
         *,
-        chunk: int = 8,
+        chunk_size: int = 8,
         history: int = schema.HISTORY,
-        question_config: questions.QuestionConfig | None = None,
-        depth_map_share: float = 0.0,
+        mixture: Mapping[str, float] | None = None,
+        depth_points: str = "interaction",
+        points_per_question: int = 1,
+        depth_map_share: float = 1.0,
         seed: int = 0,
         shuffle: bool = True,
         epochs: int | None = None,
@@ -60,15 +66,24 @@ class WindowStream(IterableDataset):
         backoff_s: float = 0.5,
     ):
         super().__init__()
-        for name, value in {"chunk": chunk, "history": history, "lanes": lanes, "pool_episodes": pool_episodes}.items():
+        for name, value in {
+            "chunk_size": chunk_size,
+            "history": history,
+            "lanes": lanes,
+            "pool_episodes": pool_episodes,
+        }.items():
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank={rank} must be in [0, world_size={world_size})")
         if not 0 <= depth_map_share <= 1:
             raise ValueError(f"depth_map_share={depth_map_share} must be in [0, 1]")
-        self.question_config = question_config or questions.QuestionConfig(weights={"action": 1.0})
-        self.chunk, self.history, self.depth_map_share = chunk, history, depth_map_share
+        self.question_config = questions.QuestionConfig(
+            mixture=questions.PAPER_MIXTURE if mixture is None else mixture,
+            depth_points=depth_points,
+            points_per_question=points_per_question,
+        )
+        self.chunk_size, self.history, self.depth_map_share = chunk_size, history, depth_map_share
         self.seed, self.shuffle, self.epochs = seed, shuffle, epochs
         self.lanes, self.pool_episodes = lanes, pool_episodes
         self.rank, self.world_size = rank, world_size
@@ -98,7 +113,7 @@ class WindowStream(IterableDataset):
         config, needed = self.question_config, []
         if config.asks("depth") or self.depth_map_share:
             needed.append(DEPTH)
-        if config.asks("depth") and config.depth_region == "interaction":
+        if config.asks("depth") and config.depth_points == "interaction":
             needed.append(SEGMENTATION)
         if config.asks("action") or config.asks("pose"):
             needed.append("keyframe_pose")
@@ -225,10 +240,10 @@ class WindowStream(IterableDataset):
             if table["episode_index"][0].as_py() % self._stripes == stripe:
                 tables.append(table)
             if len(tables) == self.pool_episodes:
-                yield WindowPool(tables, self.history, self.chunk), end
+                yield WindowPool(tables, self.history, self.chunk_size), end
                 tables = []
         if tables:
-            yield WindowPool(tables, self.history, self.chunk), end
+            yield WindowPool(tables, self.history, self.chunk_size), end
 
     def _window(self, pool: WindowPool, index: int, epoch: int) -> dict[str, Any]:
         window = pool.window(index)
@@ -244,7 +259,7 @@ class WindowStream(IterableDataset):
             if carries_depth:
                 window["depth"] = depth
         if objective == "depth":
-            segmentation = pool.image(SEGMENTATION, index) if config.depth_region == "interaction" else None
+            segmentation = pool.image(SEGMENTATION, index) if config.depth_points == "interaction" else None
             asked = questions.depth_points(depth, segmentation, window["points"][1], config, rng)
             if asked is None:  # neither target nor gripper in view: ask something else of the mixture
                 objective = questions.draw_objective(config, rng, possible)
@@ -265,3 +280,14 @@ def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"two states hold the lanes {repeated}: they are not of one moment of one stream")
         lanes |= state["lanes"]
     return {"stream": states[0]["stream"], "lanes": lanes, "next_lane": states[0]["next_lane"]}
+
+
+def load_meta(path: str | Path, revision: str | None = None) -> dict[str, Any]:
+    """What a dataset (folder or Hub id) says of itself: meta/info.json (`tasks`, `fps`, `splits`, ...) and `stats`."""
+
+    def read(name: str) -> Any:
+        if Path(path).is_dir():
+            return read_json(Path(path) / "meta" / name)
+        return read_json(Path(hf_hub_download(str(path), f"meta/{name}", repo_type="dataset", revision=revision)))
+
+    return {**read("info.json"), "stats": read("stats.json")}

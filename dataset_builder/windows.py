@@ -58,7 +58,7 @@ class WindowPool:
             "state_history": self._states[index],
             "actions": self._actions[index],
             "action_mask": self._mask[index],
-            "calibration": {key: values[index] for key, values in self._calibration.items()},
+            **{f"calibration.{key}": values[index] for key, values in self._calibration.items()},
             "boxes": self._boxes[index],
             "points": self._pointing(left.shape[:2])[index],
             "task": self._strings["task"][index],
@@ -94,7 +94,7 @@ def _action_chunks(table: pa.Table, first: np.ndarray, chunk: int) -> tuple[np.n
     if "action_plan" in table.column_names:
         plans = numbers(table, "action_plan")
         if chunk > plans.shape[1]:
-            raise ValueError(f"chunk={chunk} is longer than the data's action_plan of {plans.shape[1]} steps")
+            raise ValueError(f"chunk_size={chunk} is longer than the data's action_plan of {plans.shape[1]} steps")
         return plans[:, :chunk], np.arange(chunk) < numbers(table, "action_plan_length")[:, None]
     ends = np.append(np.flatnonzero(np.diff(first)) + 1, size)
     last = ends[np.searchsorted(ends, np.arange(size), side="right")] - 1

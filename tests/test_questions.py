@@ -37,12 +37,12 @@ def test_impossible_objectives_are_not_drawn_and_the_others_keep_their_ratio():
     drawn = Counter(questions.draw_objective(QuestionConfig(), rng, ["action", "pose"]) for _ in range(3000))
     assert set(drawn) == {"action", "pose"} and abs(drawn["action"] / 3000 - 5 / 6) < 0.03
     with pytest.raises(ValueError, match="none of the objectives"):
-        questions.draw_objective(QuestionConfig(weights={"box": 1}), rng, ["action"])
+        questions.draw_objective(QuestionConfig(mixture={"box": 1}), rng, ["action"])
 
 
 def test_interaction_points_lie_at_target_and_gripper():
     depth, segmentation = _scene()
-    config, rng = QuestionConfig(depth_points=2, margin=0.03), np.random.default_rng(0)
+    config, rng = QuestionConfig(points_per_question=2, margin=0.03), np.random.default_rng(0)
     near = np.zeros_like(segmentation, dtype=bool)
     near[38:52, 8:22] = near[3:17, 38:57] = near[28:33, 28:33] = (
         True  # regions, widened by 2 px; tool centre at (30, 30)
@@ -65,7 +65,7 @@ def test_points_avoid_pixels_without_depth():
     config, rng = QuestionConfig(), np.random.default_rng(0)
     outside = np.full(2, np.nan)
     for region in ("interaction", "uniform"):
-        config = QuestionConfig(depth_region=region)
+        config = QuestionConfig(depth_points=region)
         for _ in range(200):
             points, depths = questions.depth_points(depth, segmentation, outside, config, rng)
             assert points[0, 0] > 15 and depths[0] > 0
@@ -76,7 +76,7 @@ def test_points_avoid_pixels_without_depth():
 
 def test_uniform_points_cover_the_image():
     depth, segmentation = _scene()
-    config, rng = QuestionConfig(depth_region="uniform", depth_points=4000), np.random.default_rng(0)
+    config, rng = QuestionConfig(depth_points="uniform", points_per_question=4000), np.random.default_rng(0)
     points, _ = questions.depth_points(depth, segmentation, np.full(2, np.nan), config, rng)
     histogram, *_ = np.histogram2d(points[:, 0], points[:, 1], bins=4, range=[[0, 64], [0, 64]])
     assert histogram.min() > 180 and histogram.max() < 320
@@ -105,11 +105,11 @@ def test_tool_pixels_agree_with_the_processors_projection():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"weights": {"acton": 1}}, "unknown objectives.*acton"),
-        ({"weights": {"action": 0}}, "positive sum"),
-        ({"weights": {"action": -1, "box": 3}}, ">= 0"),
-        ({"depth_region": "target"}, "'interaction', 'uniform'"),
-        ({"depth_points": 0}, "at least 1"),
+        ({"mixture": {"acton": 1}}, "unknown objectives.*acton"),
+        ({"mixture": {"action": 0}}, "some > 0"),
+        ({"mixture": {"action": -1, "box": 3}}, ">= 0"),
+        ({"depth_points": "target"}, "'interaction', 'uniform', 'off'"),
+        ({"points_per_question": 0}, "at least 1"),
         ({"margin": 2}, "margin=2"),
     ],
 )

@@ -13,7 +13,7 @@ from synthetic_dataset import make_row, write_dataset
 from torch.utils.data import DataLoader
 
 from dataset_builder import schema, shards
-from dataset_builder.questions import QuestionConfig, processor_arguments
+from dataset_builder.questions import processor_arguments
 from dataset_builder.streaming import WindowStream, merge_states
 from processing.processing_stereovla import StereoProcessor
 
@@ -27,7 +27,17 @@ def dataset(tmp_path_factory):
 
 
 def stream_of(dataset, **options):
-    return WindowStream(dataset, **{"lanes": 3, "pool_episodes": 2, "backoff_s": 0.01, **options})
+    return WindowStream(
+        dataset,
+        **{
+            "lanes": 3,
+            "pool_episodes": 2,
+            "backoff_s": 0.01,
+            "mixture": {"action": 1},
+            "depth_map_share": 0.0,
+            **options,
+        },
+    )
 
 
 def places(windows):
@@ -35,7 +45,7 @@ def places(windows):
 
 
 def test_windows_hold_the_frames_numbers(dataset):
-    windows = {place: w for w in stream_of(dataset, epochs=1, chunk=5, history=3) for place in places([w])}
+    windows = {place: w for w in stream_of(dataset, epochs=1, chunk_size=5, history=3) for place in places([w])}
     assert set(windows) == FRAMES
     for (_, frame), window in windows.items():
         schema.validate_window(window)
@@ -50,17 +60,17 @@ def test_windows_hold_the_frames_numbers(dataset):
 
 
 def test_plan_length_becomes_the_mask(dataset):
-    for window in stream_of(dataset, epochs=1, chunk=16):
+    for window in stream_of(dataset, epochs=1, chunk_size=16):
         assert window["action_mask"].sum() == 16 - window["frame_index"] % 3
-    with pytest.raises(ValueError, match="chunk=17 is longer than the data's action_plan of 16"):
-        next(iter(stream_of(dataset, chunk=17)))
+    with pytest.raises(ValueError, match="chunk_size=17 is longer than the data's action_plan of 16"):
+        next(iter(stream_of(dataset, chunk_size=17)))
 
 
 def test_without_plans_the_actions_that_follow_are_taken(tmp_path):
     write_dataset(tmp_path, [4, 6], 2, without=("action_plan", "action_plan_length"))
     rng = np.random.default_rng(0)
     actions = [[make_row(rng, e, f)["action"] for f in range(length)] for e, length in enumerate([4, 6])]
-    for window in stream_of(tmp_path, epochs=1, chunk=3):
+    for window in stream_of(tmp_path, epochs=1, chunk_size=3):
         episode, frame = window["episode_index"], window["frame_index"]
         valid = min(3, len(actions[episode]) - frame)
         np.testing.assert_array_equal(window["action_mask"], np.arange(3) < valid)
@@ -91,7 +101,7 @@ def test_resume_gives_exactly_what_would_have_followed(tmp_path_factory, shards_
     folder = tmp_path_factory.getbasetemp() / f"resume-{shards_of}"
     if not folder.exists():
         write_dataset(folder, LENGTHS, shards_of)
-    options = {"lanes": lanes, "pool_episodes": pool, "seed": seed, "question_config": QuestionConfig()}
+    options = {"lanes": lanes, "pool_episodes": pool, "seed": seed, "mixture": None}
     whole = list(islice(stream_of(folder, **options), len(FRAMES) + 40))
     stream = stream_of(folder, **options)
     iterator = iter(stream)
@@ -167,19 +177,18 @@ def test_states_of_another_stream_are_refused(dataset):
 
 
 def test_depth_maps_come_with_the_share_asked_for(dataset):
-    assert not any("depth" in window for window in stream_of(dataset, epochs=1, question_config=QuestionConfig()))
+    assert not any("depth" in window for window in stream_of(dataset, epochs=1, mixture=None))
     assert all("depth" in window for window in stream_of(dataset, epochs=1, depth_map_share=1.0))
     some = sum("depth" in window for window in stream_of(dataset, epochs=10, depth_map_share=0.3))
     assert 0.22 < some / (10 * len(FRAMES)) < 0.38
 
 
 def test_questions_carry_their_answers(dataset):
-    config = QuestionConfig(depth_points=2)
     rows = {}
     for path in sorted((dataset / "data").iterdir()):
         rows |= {(row["episode_index"], row["frame_index"]): row for row in shards.read_rows(path)}
     seen = set()
-    for window in stream_of(dataset, epochs=3, question_config=config):
+    for window in stream_of(dataset, epochs=3, mixture=None, points_per_question=2):
         seen.add(window["objective"])
         assert ("points_px" in window) == (window["objective"] == "depth")
         if window["objective"] == "box":
@@ -193,8 +202,7 @@ def test_questions_carry_their_answers(dataset):
 
 def test_processor_receives_what_it_asks_for(dataset):
     accepted = inspect.signature(StereoProcessor.__call__).parameters
-    config = QuestionConfig()
-    windows = list(stream_of(dataset, epochs=1, question_config=config, depth_map_share=1.0))
+    windows = list(stream_of(dataset, epochs=1, mixture=None, points_per_question=2, depth_map_share=1.0))
     arguments = processor_arguments(windows)
     assert set(arguments) - set(accepted) == set()
     assert set(accepted) - set(arguments) == {"self", "padding_side", "check_stereo", "return_tensors"}
@@ -262,10 +270,9 @@ def test_bad_arguments_are_named(dataset, tmp_path):
 def test_missing_optional_column_is_named_only_where_needed(tmp_path):
     write_dataset(tmp_path, [2], 1, without=("observation.segmentation",))
     assert len(list(stream_of(tmp_path, epochs=1, lanes=1, depth_map_share=1.0))) == 2
-    uniform = QuestionConfig(depth_region="uniform")
-    assert len(list(stream_of(tmp_path, epochs=1, lanes=1, question_config=uniform))) == 2
+    assert len(list(stream_of(tmp_path, epochs=1, lanes=1, mixture=None, depth_points="uniform"))) == 2
     with pytest.raises(ValueError, match=r"no column observation\.segmentation"):
-        stream_of(tmp_path, question_config=QuestionConfig())
+        stream_of(tmp_path, mixture=None)
 
 
 def test_more_lanes_than_episodes_is_an_error_not_a_hang(tmp_path):

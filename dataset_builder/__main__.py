@@ -1,0 +1,77 @@
+"""Command line: `python -m dataset_builder build | check | card`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+USAGE = """usage: python -m dataset_builder COMMAND ...
+
+commands:
+  build --out DIR [options]  record episodes into DIR, or go on where a build was interrupted; see build --help
+  check DIR                  compare DIR with its manifest and the schema and name every problem; exit status 1 if any
+  card DIR                   write the dataset card of DIR anew
+"""
+
+
+def parse_build(arguments: list[str]):
+    """BuildConfig of a command line: given options over the preset's values over the defaults."""
+    from transformers import HfArgumentParser
+
+    from dataset_builder.build import PRESETS, BuildConfig
+
+    parser = HfArgumentParser(
+        BuildConfig,
+        prog="python -m dataset_builder build",
+        description="Record stereo demonstrations into a dataset folder; the same command goes on after interruptions.",
+    )
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--preset", default="demo")
+    preset = first.parse_known_args(arguments)[0].preset
+    if preset not in PRESETS:
+        parser.error(f"--preset {preset!r} is not one of {', '.join(PRESETS)}")
+    parser.set_defaults(**PRESETS[preset])
+    (config,) = parser.parse_args_into_dataclasses(arguments)
+    return config
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if command in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    try:
+        if command == "build":
+            from dataset_builder.build import build
+
+            print(f"dataset: {build(parse_build(rest))}")
+            return 0
+        if command in ("check", "card"):
+            parser = argparse.ArgumentParser(prog=f"python -m dataset_builder {command}")
+            parser.add_argument("dir", type=Path, help="folder of a dataset")
+            return {"check": _check, "card": _card}[command](parser.parse_args(rest).dir)
+    except (ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"error: unknown command {command!r}\n\n{USAGE}", file=sys.stderr)
+    return 2
+
+
+def _check(folder: Path) -> int:
+    from dataset_builder.shards import find_problems
+
+    problems = find_problems(folder)
+    print("\n".join(problems) if problems else f"{folder} is whole")
+    return 1 if problems else 0
+
+
+def _card(folder: Path) -> int:
+    from dataset_builder.card import write_card
+
+    print(f"card: {write_card(folder)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

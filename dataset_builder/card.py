@@ -1,0 +1,177 @@
+"""The dataset card: what is in the folder, with a picture of sample pairs and their disparity."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from huggingface_hub import DatasetCard, DatasetCardData
+from PIL import Image
+
+from dataset_builder import schema
+from dataset_builder.shards import decode_row, read_json, read_table
+
+PICTURE = Path("images/samples.png")
+_PAIRS = 4
+# dark blue (far) over green to yellow (near), in equal steps
+_RAMP = np.array([[13, 22, 80], [30, 80, 150], [30, 140, 140], [90, 190, 90], [250, 230, 40]], dtype=np.float64)
+
+
+def disparity_colors(disparity_px: np.ndarray, largest_px: float) -> np.ndarray:
+    """Disparity (H, W) px -> uint8 (H, W, 3), dark blue at 0 to yellow at `largest_px`; black where unknown (0)."""
+    place = np.clip(disparity_px / largest_px, 0, 1) * (len(_RAMP) - 1)
+    colors = np.stack([np.interp(place, np.arange(len(_RAMP)), _RAMP[:, c]) for c in range(3)], axis=-1)
+    colors[disparity_px <= 0] = 0
+    return colors.astype(np.uint8)
+
+
+def sample_picture(rows: list[dict[str, Any]]) -> Image.Image:
+    """One line per decoded row: left view, right view, disparity of the left view where depth is known."""
+    lines = []
+    for row in rows:
+        views = [row["observation.images.left"], row["observation.images.right"]]
+        if "observation.depth" in row:
+            depth = row["observation.depth"]
+            product = float(row["calibration.focal_length_px"][0]) * float(row["calibration.baseline_m"])
+            disparity = np.divide(product, depth, out=np.zeros_like(depth), where=depth > 0)
+            views.append(disparity_colors(disparity, max(float(np.quantile(disparity, 0.995)), 1e-6)))
+        gap = np.full((views[0].shape[0], 4, 3), 255, np.uint8)
+        lines.append(np.concatenate([part for view in views for part in (view, gap)][:-1], axis=1))
+        lines.append(np.full((4, lines[0].shape[1], 3), 255, np.uint8))
+    return Image.fromarray(np.concatenate(lines[:-1]))
+
+
+def sample_rows(folder: Path, count: int = _PAIRS) -> list[dict[str, Any]]:
+    """Decoded rows spread over the first shard of the folder."""
+    table = read_table(sorted((folder / "data").glob("train-*.parquet"))[0])
+    places = np.linspace(0, table.num_rows - 1, min(count, table.num_rows)).round().astype(int)
+    return [decode_row(table.slice(int(place), 1).to_pylist()[0]) for place in places]
+
+
+def write_card(folder: Path) -> Path:
+    """Write README.md and its picture from meta/info.json, meta/stats.json and the first shard; returns its path."""
+    info, stats = read_json(folder / "meta/info.json"), read_json(folder / "meta/stats.json")
+    (folder / PICTURE).parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder / PICTURE.with_name(".samples.png")
+    sample_picture(sample_rows(folder)).save(temporary)
+    os.replace(temporary, folder / PICTURE)
+    frames = sum(split["frames"] for split in info["splits"].values())
+    data = DatasetCardData(
+        license="apache-2.0",
+        task_categories=["robotics"],
+        tags=["robotics", "vla", "stereo", "depth", "mujoco"],
+        pretty_name="StereoVLA table-top demonstrations",
+        language=["en"],
+        size_categories=[_size_category(frames)],
+        configs=[
+            {
+                "config_name": "default",
+                "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in info["splits"]],
+            }
+        ],
+    )
+    card = DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{_text(info, stats, frames)}")
+    path = folder / "README.md"
+    temporary = folder / ".README.md"
+    temporary.write_text(str(card), encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def _size_category(rows: int) -> str:
+    limits = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M")]
+    return next((name for limit, name in limits if rows < limit), "n>10M")
+
+
+def _text(info: dict[str, Any], stats: dict[str, Any], frames: int) -> str:
+    build = info["build"]
+    reasons = ", ".join(f"{count} x {reason}" for reason, count in info["failed_attempts"].items()) or "none"
+    episodes = sum(split["episodes"] for split in info["splits"].values())
+    view = "a new camera pose for every frame" if build["camera_per_frame"] else "one camera pose per episode"
+    tasks = ", ".join(f'"{task}"' for task in info["tasks"][:12]) + (" ..." if len(info["tasks"]) > 12 else "")
+    return f"""# StereoVLA table-top demonstrations
+
+A Franka Panda picks up the object that the instruction names: {frames} frames in {episodes} episodes, recorded in
+MuJoCo at {info["fps"]} Hz with a rectified stereo pair. Every frame has depth, segmentation, boxes, calibration, and
+the scripted expert's ideal plan from that very state.
+
+![Left view, right view, disparity of the left view]({PICTURE.as_posix()})
+
+*Left view, right view, and disparity of the left view (yellow = near) of some frames.*
+
+{_table(["split", "episodes", "frames", "shards"], [[name, *split.values()] for name, split in _splits(info)])}
+
+## How it was made
+
+- Rollouts are disturbed (noise up to {build["noise_m"]} m and {build["noise_rad"]} rad per step, drawn per episode;
+  pushes of up to {build["push_m"]} m in {build["push_probability"]:.0%} of the steps); labels are not: `action_plan` is
+  what the expert would do without disturbance from the state of the frame.
+- Only solved episodes are kept. Failed attempts: {reasons}.
+- Camera range: {build["camera_range"]}, {view}.
+- {build["relabel"]:.0%} of the frames before the grasp are labelled for a random object of the scene, so `task`,
+  `target.*` and the labels may change within an episode.
+- Physics decides about success: the target, held by friction alone, at least 5 cm above where it stood.
+
+{_table(["world", "value"], [[key, _short(value)] for key, value in sorted(build["world"].items())])}
+
+## Columns
+
+{_table(["column", "type", "unit", "meaning"], [_column(c) for c in schema.ROW if c.key in info["columns"]])}
+
+{schema.__doc__.split("rules:", 1)[1].strip()}
+
+## Tasks
+
+{len(info["tasks"])} instructions: {tasks}
+
+## Statistics
+
+Of the split train; q01 and q99 are the 1 % and 99 % quantiles. All digits are in `meta/stats.json`.
+
+{_statistics(stats)}
+## Use
+
+```python
+from datasets import load_dataset
+
+frames = load_dataset("path/or/hub-id", split="train", streaming=True)
+print(next(iter(frames))["task"])
+```
+
+## Licence
+
+Apache-2.0. The pictures show the Franka Panda model of robosuite (MIT), whose meshes derive from Franka Robotics' own
+description packages (Apache-2.0).
+"""
+
+
+def _table(head: list[str], lines: list[list[Any]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)
+
+
+def _splits(info: dict[str, Any]) -> list[tuple[str, dict[str, int]]]:
+    order = ("episodes", "frames", "shards")
+    return [(name, {key: split[key] for key in order}) for name, split in info["splits"].items()]
+
+
+def _column(column: schema.Column) -> list[str]:
+    shape = f" ({', '.join(str(size) for size in column.shape)})" if column.shape else ""
+    return [f"`{column.key}`", ("image" if column.image else column.dtype) + shape, column.unit, column.note]
+
+
+def _statistics(stats: dict[str, Any]) -> str:
+    keys = ("min", "q01", "mean", "q99", "max", "std")
+    text = ""
+    for embodiment, entries in stats.items():
+        lines = [
+            [f"{name}[{number}]", *(f"{values[key][number]:.4g}" for key in keys)]
+            for name, values in entries.items()
+            for number in range(len(values["mean"]))
+        ]
+        text += _table([f"`{embodiment}`", *keys], lines) + "\n\n"
+    return text
+
+
+def _short(value: Any) -> str:
+    return ", ".join(str(item) for item in value) if isinstance(value, list) else str(value)

@@ -1,0 +1,182 @@
+"""Recording: noisy rollouts of the scripted expert, each frame labelled with what the expert would ideally do from
+there.
+
+Seeds. Episode `index` of a split depends on (seed, split, index) alone, whatever the number of shards, processes and
+episodes: its n-th attempt resets the world with `episode_seed(seed, split, index, n)`. These seeds are all at least
+2**32; evaluation resets the world with seeds below 2**32, so that no evaluated episode can have been recorded.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dataset_builder import schema
+from dataset_builder.shards import encode_row
+from simulation import Expert, World, WorldConfig
+
+FPS = 10
+EMBODIMENT = "franka_panda"
+SPLITS = ("train", "validation", "test")
+FIRST_SEED = 2**32  # evaluation's seeds are smaller
+MAX_ATTEMPTS = 20
+OPEN = 0.9  # a gripper that is open wider has not begun its grasp
+MOVED_M = 0.02  # an object that rose or sank further is no target to relabel to
+
+
+def option(default: Any, text: str) -> Any:
+    """Dataclass field with the help text that the command line shows."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class RecordingConfig:
+    """How the expert is disturbed and what is recorded. Lengths in m, angles in rad."""
+
+    noise_m: float = option(
+        0.012,
+        "Largest standard deviation of the execution noise per step and axis, m; each episode draws its own from 0.",
+    )
+    noise_rad: float = option(0.05, "The same for the rotation, rad.")
+    push_probability: float = option(0.04, "Chance per step of a larger push of the tool.")
+    push_m: float = option(0.05, "Longest push, m; pushes are at least 2 cm.")
+    camera_per_frame: bool = option(
+        True,
+        "Draw the camera pose anew for every recorded frame, not once per episode: more views of the same physics.",
+    )
+    relabel: float = option(
+        0.5,
+        "Share of the frames before the grasp that are labelled for a random object of the scene, with its instruction "
+        "and plan, so that the heading of the arm does not give the target away.",
+    )
+    plan_length: int = option(schema.PLAN_LENGTH, "Steps of the ideal plan that is recorded with each frame.")
+    max_frames: int = option(60, "An episode that takes longer counts as failed.")
+
+    def __post_init__(self):
+        for name in ("noise_m", "noise_rad", "push_m"):
+            if not 0 <= getattr(self, name) < 0.5:
+                raise ValueError(f"{name}={getattr(self, name)} must be in [0, 0.5)")
+        for name in ("push_probability", "relabel"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1]")
+        for name in ("plan_length", "max_frames"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+
+
+def episode_seed(seed: int, split: str, index: int, attempt: int = 0) -> int:
+    """Seed of `World.reset` for one attempt at one episode, in [2**32, 2**63)."""
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+    (number,) = np.random.SeedSequence((seed, SPLITS.index(split), index, attempt)).generate_state(1, np.uint64)
+    return FIRST_SEED + int(number) % (2**63 - FIRST_SEED)
+
+
+class Recorder:
+    """Records episodes of one world, one after the other; `close` frees its renderer."""
+
+    def __init__(self, world_config: WorldConfig, config: RecordingConfig):
+        self.world = World(world_config)
+        self.expert = Expert(self.world)
+        self.config = config
+
+    def close(self) -> None:
+        """Free the renderer."""
+        self.world.close()
+
+    def episode(self, seed: int, split: str, index: int) -> tuple[list[dict[str, Any]], list[str]]:
+        """Encoded rows of episode `index` (see `shards.encode_row`) and why the attempts before it failed."""
+        failures: list[str] = []
+        for attempt in range(MAX_ATTEMPTS):
+            rows, failure = self._attempt(episode_seed(seed, split, index, attempt), index)
+            if failure is None:
+                return rows, failures
+            failures.append(failure)
+        raise RuntimeError(
+            f"episode {index} of {split} failed {MAX_ATTEMPTS} times ({', '.join(sorted(set(failures)))}); "
+            "is the noise too large?"
+        )
+
+    def _attempt(self, world_seed: int, index: int) -> tuple[list[dict[str, Any]], str | None]:
+        """(rows, None) of a solved episode, or (rows so far, why it failed)."""
+        world, expert, config = self.world, self.expert, self.config
+        # the world spawns its own generators from world_seed; a second entry keeps these apart from them
+        noise, camera, relabel = (np.random.default_rng(s) for s in np.random.SeedSequence((world_seed, 1)).spawn(3))
+        world.reset(world_seed)
+        spread = noise.uniform()
+        rows: list[dict[str, Any]] = []
+        while not expert.done:
+            if len(rows) == config.max_frames:
+                return rows, f"not solved in {config.max_frames} frames"
+            if world.object_pose()[0][2] < world.table_z - 0.05:
+                return rows, "target fell off the table"
+            if config.camera_per_frame and rows:
+                world.redraw_camera(camera)
+            target = world.target_name
+            if relabel.random() < config.relabel and not world.held and world.state()[6] > OPEN:
+                world.choose_target(self._standing(relabel))
+            row = self._row(index, len(rows))
+            schema.validate_row(row, where=f"world seed {world_seed}, frame {len(rows)}")
+            rows.append(encode_row(row))
+            if world.target_name != target:
+                world.choose_target(target)
+            world.step(self._disturbed(expert.plan(1)[0][0], spread, noise))
+        return rows, None
+
+    def _standing(self, rng: np.random.Generator) -> str:
+        """Name of a random object that still stands where it stood, the target included."""
+        world = self.world
+        heights = [world.object_pose(number)[0][2] for number in range(len(world.objects))]
+        standing = [
+            item.name
+            for item, height, rest in zip(world.objects, heights, world.rest_z, strict=True)
+            if abs(height - rest) < MOVED_M or item.name == world.target_name
+        ]
+        return standing[int(rng.integers(len(standing)))]
+
+    def _row(self, index: int, frame: int) -> dict[str, Any]:
+        world, seen = self.world, self.world.observe(labels=True)
+        plan, length, keyframe = self.expert.plan(self.config.plan_length)
+        depth = seen["depth"]
+        return {
+            "observation.images.left": seen["left"],
+            "observation.images.right": seen["right"],
+            "observation.state": world.state(),
+            "action": plan[0],
+            "action_plan": plan,
+            "action_plan_length": int(length),
+            "keyframe_pose": keyframe,
+            **{f"calibration.{key}": seen["calibration"][key] for key in schema.CALIBRATION_KEYS},
+            "observation.depth": depth,
+            "observation.segmentation": seen["segmentation"],
+            "target.name": world.target_name,
+            "target.box_left_px": seen["box_left"],
+            "target.box_right_px": seen["box_right"],
+            "task": world.instruction,
+            "embodiment": EMBODIMENT,
+            "episode_index": index,
+            "frame_index": frame,
+            "timestamp": frame / FPS,
+        }
+
+    def _disturbed(self, action: np.ndarray, spread: float, rng: np.random.Generator) -> np.ndarray:
+        """The action that is executed: the ideal one with noise of `spread` (0..1) times the config's, now and then a
+        push.
+        """
+        config = self.config
+        action = action.astype(np.float64)
+        action[:3] += rng.normal(0.0, spread * config.noise_m, 3) if config.noise_m else 0.0
+        action[3:6] += rng.normal(0.0, spread * config.noise_rad, 3) if config.noise_rad else 0.0
+        if rng.random() < config.push_probability:
+            direction = rng.normal(size=3)
+            action[:3] += direction / np.linalg.norm(direction) * rng.uniform(min(0.02, config.push_m), config.push_m)
+        return action
+
+
+def record(
+    recorder: Recorder, seed: int, split: str, episodes: range
+) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
+    """Rows and failures of several episodes, in order."""
+    for index in episodes:
+        yield recorder.episode(seed, split, index)
