@@ -1,10 +1,12 @@
 """Stereo pictures, depth and segmentation of a MuJoCo model through EGL."""
 
+import math
 import os
 
 import mujoco
 import numpy as np
 
+HIDDEN_GROUP = 5  # MuJoCo shows groups 0 to 2 by default
 EGL_HELP = (
     "MuJoCo cannot open an off-screen OpenGL context with MUJOCO_GL={backend!r} ({reason}). On Debian or Ubuntu without a GPU:\n"
     "    apt-get install -y libegl1 libgl1 libegl-mesa0 libgl1-mesa-dri"
@@ -21,10 +23,14 @@ def open_context(width: int, height: int) -> mujoco.GLContext:
 
 
 class StereoRenderer:
-    """Renders the cameras "left" and "right" of one model; colour and depth come from one pass. One instance per model; close() frees the OpenGL context."""
+    """Renders the cameras "left" and "right" of a model; colour and depth come from one pass. close() frees the OpenGL context.
+
+    Making a context costs 60 to 250 ms, so one serves model after model: load() hands over the next one, which must have the same visible meshes (the Panda's; all objects
+    are primitives to the renderer) and the same number and size of textures.
+    """
 
     def __init__(self, model: mujoco.MjModel, height: int, width: int):
-        self.model, self.height, self.width = model, height, width
+        self.height, self.width = height, width
         try:
             self._gl = open_context(width, height)
             self._gl.make_current()
@@ -39,20 +45,49 @@ class StereoRenderer:
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION, mujoco.mjtRndFlag.mjRND_SKYBOX):
             self._scene.flags[flag] = False
         self._options = mujoco.MjvOption()
+        self._adopt(model)
+
+    def load(self, model: mujoco.MjModel) -> None:
+        """Takes over another model of the same meshes and texture sizes."""
+        if model.ntex != self.model.ntex or not np.array_equal(model.tex_adr, self.model.tex_adr):
+            raise ValueError(f"the new model has {model.ntex} textures of other sizes than the {self.model.ntex} before: make a new StereoRenderer")
+        self._gl.make_current()
+        for texture in range(model.ntex):
+            mujoco.mjr_uploadTexture(model, self._context, texture)
+        self._adopt(model)
+
+    def _adopt(self, model: mujoco.MjModel) -> None:
+        self.model = model
         self._cameras = []
         for name in ("left", "right"):
             camera = mujoco.MjvCamera()
             camera.type, camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, model.camera(name).id
             self._cameras.append(camera)
-        near, far = model.vis.map.znear * model.stat.extent, model.vis.map.zfar * model.stat.extent
-        self._near, self._far = near, far
+        self._near, self._far = model.vis.map.znear * model.stat.extent, model.vis.map.zfar * model.stat.extent
+        self._groups = model.geom_group.copy()
+        # the view cone that holds the whole picture, by the half angle of its corner
+        fovy = math.radians(float(model.cam_fovy[self._cameras[0].fixedcamid]))
+        self._half_angle = math.atan(math.tan(fovy / 2) * math.hypot(1.0, self.width / self.height))
 
     def update(self, data: mujoco.MjData) -> None:
-        """Takes over the positions of `data`; call before render."""
+        """Takes over the positions of `data`; call before color and geom_ids."""
         self._gl.make_current()
+        self._cull(data)
         mujoco.mjv_updateScene(
             self.model, data, self._options, None, self._cameras[0], mujoco.mjtCatBit.mjCAT_ALL, self._scene
         )
+
+    def _cull(self, data: mujoco.MjData) -> None:
+        """Moves geoms whose bounding sphere neither camera can see to a hidden group: most of the arm, most of the triangles. The pictures do not change."""
+        radius = self.model.geom_rbound
+        seen = radius <= 0  # planes have no bounding sphere
+        for camera in self._cameras:
+            offset = data.geom_xpos - data.cam_xpos[camera.fixedcamid]
+            distance = np.maximum(np.linalg.norm(offset, axis=1), 1e-9)
+            along = -(offset @ data.cam_xmat[camera.fixedcamid].reshape(3, 3)[:, 2]) / distance
+            widening = np.arcsin(np.minimum(1.0, radius / distance))
+            seen |= (np.arccos(np.clip(along, -1.0, 1.0)) < self._half_angle + widening) | (distance <= radius)
+        self.model.geom_group[:] = np.where(seen, self._groups, HIDDEN_GROUP)
 
     def _aim(self, data: mujoco.MjData, view: int) -> None:
         mujoco.mjv_updateCamera(self.model, data, self._cameras[view], self._scene)

@@ -97,11 +97,12 @@ class World:
             config.num_objects, config.shapes, config.colors, config.workspace_center, config.workspace_extent, layout
         )
         self.target_index = 0
-        self._close_renderer()  # frees its GL objects before the next model's are made
         self.model = build_model(
             self._panda_spec, self.objects, self.table_z, draw_appearance(look), config.fovy_deg, config.baseline_m,
             (config.height, config.width),
         )  # fmt: skip
+        if self._renderer is not None:
+            self._renderer.load(self.model)
         self.data = mujoco.MjData(self.model)
         self.robot = Panda(self.model, self.data)
         position = [start.uniform(*config.start_x), start.uniform(*config.start_y), self.table_z + start.uniform(*config.start_height_m)]
@@ -255,14 +256,11 @@ class World:
     def _object_segment(self, index: int) -> int:
         return TARGET if index == self.target_index else FIRST_OTHER + index - (index > self.target_index)
 
-    def _close_renderer(self) -> None:
+    def close(self) -> None:
+        """Frees the renderer; the world may be used again and then opens a new one."""
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
-
-    def close(self) -> None:
-        """Frees the renderer; reset() may be called again."""
-        self._close_renderer()
 
 
 def mask_box(mask: np.ndarray) -> np.ndarray | None:
