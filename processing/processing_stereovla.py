@@ -106,6 +106,11 @@ class StereoProcessor(ProcessorMixin):
         self.reader = SampleReader(state_history, state_dim, chunk_size, action_dim, depth_unit_m)
 
     @property
+    def image_token_id(self) -> int:
+        """Id of the placeholder that the model replaces by visual tokens."""
+        return self.tokens.image_token_id
+
+    @property
     def model_input_names(self) -> list[str]:
         """Names that inference needs."""
         return ["pixel_values", "input_ids", "attention_mask", "state"]
