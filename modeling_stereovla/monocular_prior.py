@@ -45,7 +45,7 @@ class MonocularPrior(nn.Module):
         height, width = images.shape[-2:]
         multiple = self.SIDE_MULTIPLE
         size = [min(-(-side // multiple) * multiple, self.SIDE_LIMIT) for side in (height, width)]
-        resized = F.interpolate(images, size=size, mode="bicubic", align_corners=False)
+        resized = F.interpolate(images.float(), size=size, mode="bicubic", align_corners=False).to(images.dtype)
         rows, columns = (side // self.patch_size for side in size)
         embeddings = self.backbone.embeddings
         tokens = embeddings.patch_embeddings(resized)

@@ -100,7 +100,8 @@ class StereoEncoderModel(StereoEncoderPreTrainedModel):
         """Maps at 1/4, 1/8, ... of the image, each (2B, C, h, w): all left views, then all right views."""
         views = pixel_values.transpose(0, 1).flatten(0, 1)
         mean, std = (views.new_tensor(values)[:, None, None] for values in (self.config.image_mean, self.config.image_std))
-        views = ((views - mean) / std).to(self.dtype)
+        # channels last throughout: on a CPU convolutions with few channels are 2 to 3 times faster so
+        views = ((views - mean) / std).to(self.dtype, memory_format=torch.channels_last)
         prior = None if self.prior is None else self.prior(views)
         return self.backbone(views, prior)
 
