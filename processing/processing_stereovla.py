@@ -8,7 +8,7 @@ import torch
 from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-from .answers import CameraParameters, action_prompt, box_prompt, depth_prompt, parse_values, value_text
+from .answers import BinTokens, CameraParameters, action_prompt, box_prompt, depth_prompt, parse_values, value_text
 from .camera_geometry import check_stereo_pair
 from .image_processing_stereovla import ViewGeometry, as_pairs
 from .normalization import Normalizer
@@ -32,9 +32,8 @@ class StereoProcessor(ProcessorMixin):
     - attention_mask int64 (B, L): 1 = token, 0 = padding.
     - labels int64 (B, L), with `return_labels` only: -100 = no loss; not shifted.
     - state float32 (B, state_history, state_dim): normalised, oldest first; zeros for "box", "depth" and "camera".
-    - actions float32 (B, chunk_size, action_dim), with `actions` only: normalised; zeros where action_mask is False.
-    - action_mask bool (B, chunk_size), is_action bool (B,), with `actions` only: valid steps; sample has an action
-      loss.
+    - actions float32 (B, chunk_size, action_dim): normalised; zeros after the steps that were given. action_mask bool
+      (B, chunk_size): valid steps. is_action bool (B,): sample has an action loss. With `actions` or `return_labels`.
     - disparity float32 (B, H, W), with `depth_map` only: px of the processed left view, 0 = unknown.
     - points float32 (B, 2, 2), with `target_px` or `gripper_px` only: (u, v) of the target and of the gripper in px
       of the processed left view, NaN = not visible.
@@ -111,6 +110,11 @@ class StereoProcessor(ProcessorMixin):
         return self.tokens.image_token_id
 
     @property
+    def bins(self) -> BinTokens:
+        """The rule that maps numbers in [-1, 1] to ids; `bins.vocab_size` is the size that it counts from."""
+        return self.tokens.bins
+
+    @property
     def model_input_names(self) -> list[str]:
         """Names that inference needs."""
         return ["pixel_values", "input_ids", "attention_mask", "state"]
@@ -150,7 +154,9 @@ class StereoProcessor(ProcessorMixin):
                 history is filled up with its oldest state: the arm stood still before the episode began.
             embodiment: key of norm_stats.
             objective: "action", "pose", "box", "depth" or "camera".
-            actions: (n, action_dim), n <= chunk_size, robot units. action_mask: (n,) bool, all valid if None.
+            actions: (n, action_dim), n <= chunk_size, robot units.
+            action_mask: (n,) bool, all valid if None. Steps that are not valid keep their values: a data set's padding
+                holds still.
             keyframe_pose: (state_dim,) robot units.
             boxes: (2, 4) of the left and the right view, x_min, y_min, x_max, y_max in px.
             points_px: (2,) or (n, 2) (u, v) in px of the left view that a depth question asks about. depths_m: (n,)
@@ -196,14 +202,14 @@ class StereoProcessor(ProcessorMixin):
         if not return_labels:
             del data["labels"]
         if outputs["actions"]:
-            chunks = [row.get("actions", (None, None)) for row in rows]
-            mask = np.stack([np.zeros(self.chunk_size, bool) if chunk is None else valid for chunk, valid in chunks])
-            chunk = self._normalized([c for c, _ in chunks], names, "action", (self.chunk_size, self.action_dim))
-            data |= {
-                "actions": (chunk * mask[..., None]).astype(np.float32),
-                "action_mask": mask,
-                "is_action": mask.any(1),
-            }
+            chunks = [row.get("actions", (None, None, 0)) for row in rows]
+            actions = self._normalized([c for c, _, _ in chunks], names, "action", (self.chunk_size, self.action_dim))
+            mask = np.zeros(actions.shape[:2], dtype=bool)
+            for row, (chunk, valid, given_steps) in enumerate(chunks):
+                if chunk is not None:
+                    mask[row] = valid
+                    actions[row, given_steps:] = 0
+            data |= {"actions": actions.astype(np.float32), "action_mask": mask, "is_action": mask.any(axis=1)}
         if outputs["disparity"]:
             data["disparity"] = self._disparity([row.get("depth_map") for row in rows])
         if outputs["points"]:
@@ -259,7 +265,7 @@ class StereoProcessor(ProcessorMixin):
     ) -> list[tuple[list[int], int, int]]:
         """Per sample its ids, the index of the first supervised one, and the number of ids that are to be generated."""
         eos = self.tokenizer.eos_token_id
-        start, bins = self.tokens.start, self.tokens.bins
+        start, bins = self.tokens.start, self.bins
         answered = [number for number, row in enumerate(rows) if "answer" in row]
         texts = self.tokens.encode([row["prompt"] for row in rows] + [rows[number]["answer"] for number in answered])
         answers = dict(zip(answered, texts[len(rows) :], strict=True))
@@ -304,8 +310,8 @@ class StereoProcessor(ProcessorMixin):
         A pose is not valid if one of its ids is no bin; such ids count as -1 or 1, as in the released model.
         """
         ids = _array(ids)[..., : self.state_dim]
-        poses = self._decoded(self.tokens.bins.decode(ids), embodiment, "keyframe_pose", ndim=2)
-        return poses, self.tokens.bins.is_bin(ids).all(axis=-1)
+        poses = self._decoded(self.bins.decode(ids), embodiment, "keyframe_pose", ndim=2)
+        return poses, self.bins.is_bin(ids).all(axis=-1)
 
     def decode_boxes(self, ids: Any, source_size: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Generated box ids (B, 8) -> (boxes float32 (B, 2, 4), left view first, in px; valid bool (B,)).
@@ -314,8 +320,8 @@ class StereoProcessor(ProcessorMixin):
         valid: an id that is no bin, or a box without area.
         """
         ids = _array(ids)[..., :8].reshape(-1, 2, 4)
-        boxes = self.tokens.bins.decode_boxes(ids, self.image_processor.target_size)
-        valid = self.tokens.bins.is_bin(ids).all(axis=(-2, -1)) & (boxes[..., 2:] > boxes[..., :2]).all(axis=(-2, -1))
+        boxes = self.bins.decode_boxes(ids, self.image_processor.target_size)
+        valid = self.bins.is_bin(ids).all(axis=(-2, -1)) & (boxes[..., 2:] > boxes[..., :2]).all(axis=(-2, -1))
         if source_size is not None:
             boxes = self.image_processor.geometry(source_size).source_boxes(boxes)
         return boxes.astype(np.float32), valid

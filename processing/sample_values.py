@@ -82,10 +82,8 @@ class SampleReader:
         check_finite(pose, "keyframe_pose")
         return pose
 
-    def actions(self, sample: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        """float64 (chunk_size, action_dim) with zeros after the given ones, and the bool mask (chunk_size,) of valid
-        steps.
-        """
+    def actions(self, sample: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, int]:
+        """float64 (chunk_size, action_dim), zeros after those given; bool (chunk_size,) valid; how many are given."""
         actions = np.asarray(sample["actions"], dtype=np.float64)
         if actions.ndim != 2 or not 1 <= len(actions) <= self.chunk_size or actions.shape[1] != self.action_dim:
             raise ValueError(
@@ -99,7 +97,7 @@ class SampleReader:
             raise ValueError(f"action_mask is {given.dtype} {given.shape}; expected bool ({len(actions)},)")
         chunk, mask = np.zeros((self.chunk_size, self.action_dim)), np.zeros(self.chunk_size, dtype=bool)
         chunk[: len(actions)], mask[: len(actions)] = actions, given
-        return chunk, mask
+        return chunk, mask, len(actions)
 
     def boxes(self, sample: dict[str, Any], geometry: ViewGeometry) -> np.ndarray:
         """float64 (2, 4), left and right, in px of the processed view, cut at its border."""
