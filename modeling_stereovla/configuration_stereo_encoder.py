@@ -9,7 +9,7 @@ from transformers.configuration_utils import SubConfigSpec
 FEATURE_CHOICES = ("correlation", "cost_volume", "filtered_cost_volume", "lookup")
 ATTENTION_LAYOUTS = ("disparity", "heads")
 
-# DPT sizes of the two released FoundationStereo networks: hidden, layers, heads, tapped blocks (counted from 1), neck, fusion.
+# ViT and DPT of the two releases: hidden size, layers, heads, tapped blocks (counted from 1), neck sizes, fusion size.
 FOUNDATIONSTEREO_RELEASES = {
     "large": (1024, 24, 16, [5, 12, 18, 24], [256, 512, 1024, 1024], 256),
     "small": (384, 12, 6, [3, 6, 9, 12], [48, 96, 192, 384], 64),
@@ -35,7 +35,7 @@ TRANSFORMERS_KEYS = {
 
 
 def refuse_unknown_keys(config: PreTrainedConfig, keywords: dict) -> None:
-    """Raise on a keyword that is no field of `config`, naming the nearest valid one (transformers keeps it silently)."""
+    """Raise on a keyword that is no field of `config`, naming the nearest one (transformers would keep it silently)."""
     valid = {name for name in config.__dataclass_fields__ if not name.startswith("_")}
     for key in keywords:
         if key not in valid and key not in TRANSFORMERS_KEYS:
@@ -71,6 +71,9 @@ class StereoEncoderConfig(PreTrainedConfig):
         Groups of the correlation and channels of each view in the concatenated part of the volume.
     volume_channels (`int`, defaults to 28):
         Channels of the filtered volume.
+    volume_stride (`int`, defaults to 1):
+        Side in quarter-resolution pixels of the patches that one pixel of the filtered volume stands for, 1 or 2. Not
+        in FoundationStereo: 2 filters a quarter of the voxels, for training on a CPU. Disparity bins stay as fine.
     stem_kernel_size (`int`, defaults to 3), num_stem_blocks (`int`, defaults to 2):
         First 3-D kernel and residual 3-D blocks before the hourglass.
     hourglass_channels (`list[int]`, defaults to `[56, 112, 168]`):
@@ -79,8 +82,10 @@ class StereoEncoderConfig(PreTrainedConfig):
         Axial-planar convolutions after each upsampling and at the end.
     disparity_kernel_size (`int`, defaults to 17):
         Taps along the disparity of an axial-planar convolution; odd.
-    num_disparity_layers, num_disparity_heads (`int`, defaults to 4 and 4), disparity_dropout (`float`, defaults to 0.1):
+    num_disparity_layers, num_disparity_heads (`int`, defaults to 4 and 4):
         The transformer over disparities; 0 layers turn it off.
+    disparity_dropout (`float`, defaults to 0.1):
+        Its dropout in training.
     attention_layout (`str`, defaults to `"disparity"`):
         "disparity" attends over the disparity tokens; "heads" over the heads of each token, as the published code does
         since its commit c1ee07e.
@@ -110,6 +115,7 @@ class StereoEncoderConfig(PreTrainedConfig):
     num_correlation_groups: int = 8
     num_concat_channels: int = 12
     volume_channels: int = 28
+    volume_stride: int = 1
     stem_kernel_size: int = 3
     num_stem_blocks: int = 2
     hourglass_channels: list[int] | tuple[int, ...] = (56, 112, 168)
@@ -160,10 +166,18 @@ class StereoEncoderConfig(PreTrainedConfig):
         return self.max_disparity // 4
 
     @property
-    def matching_channels(self) -> int:
-        """Channels of the features that are matched, at a quarter of the resolution."""
+    def map_channels(self) -> list[int]:
+        """Channels of a view's features at 1/4, 1/8, ... of the image; the first are matched between the views."""
         prior = self.depth_anything_config
-        return 2 * self.edgenext_channels[0] + (0 if prior is None else prior.fusion_hidden_size // 2)
+        # decoded maps join the encoder's map of their resolution with an upsampled one of as many channels
+        channels = [2 * width for width in self.edgenext_channels[:-1]] + [self.edgenext_channels[-1]]
+        channels[0] += 0 if prior is None else prior.fusion_hidden_size // 2
+        return channels
+
+    @property
+    def volume_map_channels(self) -> list[int]:
+        """The entries of `map_channels` from the filtered volume's resolution on."""
+        return self.map_channels[self.volume_stride - 1 :]
 
     def num_feature_channels(self, image_width: int) -> int:
         """Channels of the returned features for images of this width in px (only "correlation" depends on it)."""
@@ -190,29 +204,38 @@ class StereoEncoderConfig(PreTrainedConfig):
         for name in ("edgenext_depths", "edgenext_kernel_sizes", "edgenext_splits"):
             if len(getattr(self, name)) != stages:
                 raise ValueError(f"{name} has {len(getattr(self, name))} entries; edgenext_channels has {stages}")
-        for stage, (splits, width) in enumerate(zip(self.edgenext_splits, self.edgenext_channels)):
-            if splits == 1 or splits < 0 or (splits and width % self.edgenext_heads):
+        for stage, (splits, width) in enumerate(zip(self.edgenext_splits, self.edgenext_channels, strict=True)):
+            if (
+                splits == 1
+                or splits < 0
+                or (splits and (width % self.edgenext_heads or not self.edgenext_depths[stage]))
+            ):
                 raise ValueError(
-                    f"edgenext_splits[{stage}] is {splits} for {width} channels; valid: 0 (no attention block), or 2 and "
-                    f"more with channels divisible by edgenext_heads = {self.edgenext_heads}"
+                    f"edgenext_splits[{stage}] is {splits} for {width} channels; valid: 0 (no attention block), or 2 "
+                    f"and more with channels divisible by edgenext_heads = {self.edgenext_heads} and a depth of at least 1"
                 )
-        if not 1 <= len(self.hourglass_channels) < stages:
+        if self.volume_stride not in (1, 2):
+            raise ValueError(f"volume_stride is {self.volume_stride}; valid: 1, 2")
+        if self.volume_stride > 1 and self.features == "lookup":
+            raise ValueError(f'features "lookup" needs volume_stride 1; it is {self.volume_stride}')
+        levels, gates = len(self.hourglass_channels), len(self.volume_map_channels)
+        if not 1 <= levels < gates:
             raise ValueError(
-                f"hourglass_channels has {len(self.hourglass_channels)} levels; valid: 1 to {stages - 1}, one fewer than "
-                f"the {stages} EdgeNeXt stages whose features gate them"
+                f"hourglass_channels has {levels} levels; with {stages} EdgeNeXt stages, whose features gate the "
+                f"volume, and volume_stride {self.volume_stride}, valid: 1 to {gates - 1}"
             )
-        if self.matching_channels % self.num_correlation_groups:
+        if self.map_channels[0] % self.num_correlation_groups:
             raise ValueError(
                 f"num_correlation_groups is {self.num_correlation_groups}; it must divide the "
-                f"{self.matching_channels} matching channels"
+                f"{self.map_channels[0]} matched channels"
             )
-        if self.num_disparity_layers and self.volume_channels % (2 * self.num_disparity_heads):
-            # twice: the sinusoidal position encoding pairs a sine with a cosine
-            if self.volume_channels % self.num_disparity_heads or self.volume_channels % 2:
-                raise ValueError(
-                    f"volume_channels is {self.volume_channels}; with a disparity transformer it must be even and "
-                    f"divisible by num_disparity_heads = {self.num_disparity_heads}"
-                )
+        # even, because the position encoding pairs a sine with a cosine
+        uneven = self.volume_channels % 2 or self.volume_channels % self.num_disparity_heads
+        if self.num_disparity_layers and uneven:
+            raise ValueError(
+                f"volume_channels is {self.volume_channels}; with a disparity transformer it must be even and divisible "
+                f"by num_disparity_heads = {self.num_disparity_heads}"
+            )
         if len(self.classifier_kernel_sizes) != 2:
             raise ValueError(f"classifier_kernel_sizes has {len(self.classifier_kernel_sizes)} entries; it needs 2")
         kernels = (self.stem_kernel_size, self.disparity_kernel_size, *self.classifier_kernel_sizes)

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from .configuration_stereo_encoder import StereoEncoderConfig
 from .stereo_encoder import StereoEncoderModel
 
-# Parts of the published network that the filtered volume and the initial disparity do not depend on: the refinement, and
-# the last layers of Depth Anything's depth head.
+# Parts of the published network that the filtered volume and the initial disparity do not depend on: the refinement,
+# and the last layers of Depth Anything's depth head.
 UNUSED = re.compile(
     r"(cnet|update_block|sam|cam|context_zqr_convs|stem_2|stem_4|spx_2_gru|spx_gru)\."
     r"|feature\.dino\.depth_anything\.(pretrained\.mask_token$|depth_head\.scratch\.output_conv2\.)"
@@ -42,7 +42,10 @@ RULES = [
     (r"feature\.stages\.(\d\.blocks\.\d+)\.gamma_xca", "backbone.stages.{0}.attention_scale.scale"),
     (r"feature\.stages\.(\d\.blocks\.\d+)\.conv_dw\.(.+)", "backbone.stages.{0}.depthwise.{1}"),
     (r"feature\.stages\.(\d\.blocks\.\d+)\.convs\.(.+)", "backbone.stages.{0}.convolutions.{1}"),
-    (r"feature\.stages\.(\d\.blocks\.\d+)\.pos_embd\.token_projection\.(.+)", "backbone.stages.{0}.position.projection.{1}"),
+    (
+        r"feature\.stages\.(\d\.blocks\.\d+)\.pos_embd\.token_projection\.(.+)",
+        "backbone.stages.{0}.position.projection.{1}",
+    ),
     (r"feature\.stages\.(\d\.blocks\.\d+)\.norm_xca\.(.+)", "backbone.stages.{0}.attention_norm.{1}"),
     (r"feature\.stages\.(\d\.blocks\.\d+)\.xca\.proj\.(.+)", "backbone.stages.{0}.attention.out.{1}"),
     (r"feature\.stages\.(\d\.blocks\.\d+)\.xca\.(.+)", "backbone.stages.{0}.attention.{1}"),
@@ -115,7 +118,10 @@ def volume_rules() -> list[tuple[str, str]]:
     for theirs, name in convolutions.items():
         rules += [(rf"{theirs}\.conv\.(.+)", name + ".convolution.{0}"), (rf"{theirs}\.bn\.(.+)", name + ".norm.{0}")]
     for theirs, name in residuals.items():
-        rules += [(rf"{theirs}\.conv(\d)\.(.+)", name + ".conv{0}.{1}"), (rf"{theirs}\.bn(\d)\.(.+)", name + ".norm{0}.{1}")]
+        rules += [
+            (rf"{theirs}\.conv(\d)\.(.+)", name + ".conv{0}.{1}"),
+            (rf"{theirs}\.bn(\d)\.(.+)", name + ".norm{0}.{1}"),
+        ]
     for theirs, name in axial.items():
         for number, part in ((1, "planar"), (2, "axial")):
             rules.append((rf"{theirs}\.conv{number}\.0\.(.+)", f"{name}.{part}.{{0}}"))
@@ -137,7 +143,7 @@ def convert_key(key: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
         return {}
     if match := re.fullmatch(DINO + r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)", key):
         name = f"prior.backbone.encoder.layer.{match[1]}.attention.{{}}_proj.{match[2]}"
-        return {name.format(part): rows for part, rows in zip("qkv", tensor.chunk(3))}
+        return {name.format(part): rows for part, rows in zip("qkv", tensor.chunk(3), strict=True)}
     if match := re.fullmatch(DPT + r"scratch\.layer(\d)_rn\.weight", key):
         return {f"prior.neck.convs.{int(match[1]) - 1}.weight": tensor}
     if match := re.fullmatch(DPT + r"scratch\.refinenet(\d)\.(.+)", key):
@@ -204,7 +210,7 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def convert(path: str | Path, **overrides) -> StereoEncoderModel:
-    """Model with the weights of a released file; `overrides` are fields of StereoEncoderConfig, such as max_disparity."""
+    """Model with the weights of a released file; `overrides` are fields of its config, such as max_disparity."""
     published = read_checkpoint(path)
     model = StereoEncoderModel(StereoEncoderConfig.foundationstereo(release_of(published), **overrides))
     model.load_state_dict(convert_state_dict(published, model))

@@ -13,7 +13,9 @@ from torch import nn
 class VolumeConvolution(nn.Module):
     """3-D convolution without bias, batch norm, leaky ReLU; `transposed` doubles the resolution (4x4x4, stride 2)."""
 
-    def __init__(self, channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, transposed: bool = False):
+    def __init__(
+        self, channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, transposed: bool = False
+    ):
         super().__init__()
         if transposed:
             self.convolution = nn.ConvTranspose3d(channels, out_channels, 4, stride=2, padding=1, bias=False)
@@ -170,19 +172,15 @@ class HourglassUp(nn.Module):
 class Hourglass(nn.Module):
     """Filters a volume over growing and shrinking contexts, and adds the disparity transformer's long-range view.
 
-    forward: volume (B, C, D, H, W) and the left view's features at 1/8, 1/16, ... of the image -> (B, C, D, H, W) >= 0.
+    forward: volume (B, C, D, H, W) and the left view's features at 1/2, 1/4, ... of its resolution -> volume >= 0.
     """
 
     def __init__(self, config):
         super().__init__()
         widths, kernel = (config.volume_channels, *config.hourglass_channels), config.disparity_kernel_size
         blocks, levels = config.num_hourglass_blocks, len(config.hourglass_channels)
-        encoder = config.edgenext_channels
-        # channels of the left features at 1/8, 1/16, ...: decoded maps are twice as wide, the coarsest one is the encoder's
-        features = [2 * width for width in encoder[1:-1]] + [encoder[-1]]
-        self.down = nn.ModuleList(
-            HourglassDown(widths[i], widths[i + 1], features[i], kernel) for i in range(levels)
-        )
+        features = config.volume_map_channels[1:]
+        self.down = nn.ModuleList(HourglassDown(widths[i], widths[i + 1], features[i], kernel) for i in range(levels))
         self.up = nn.ModuleList(
             HourglassUp(widths[i + 1], widths[i], features[i - 1], kernel, blocks) for i in reversed(range(1, levels))
         )
@@ -191,11 +189,11 @@ class Hourglass(nn.Module):
         self.output = nn.Sequential(*(AxialPlanarConvolution(widths[0], kernel) for _ in range(blocks)))
 
     def forward(self, volume: torch.Tensor, features: list[torch.Tensor]) -> torch.Tensor:
-        skips, filtered = [], volume
-        for block, feature in zip(self.down, features):
+        skips, filtered = [], volume  # there may be more maps than levels
+        for block, feature in zip(self.down, features, strict=False):
             filtered = block(filtered, feature)
             skips.append(filtered)
-        for level, block in zip(reversed(range(len(skips) - 1)), self.up):
+        for level, block in zip(reversed(range(len(skips) - 1)), self.up, strict=True):
             filtered = block(filtered, skips[level], features[level])
         filtered = self.restore(filtered)
         if self.transformer is not None:
@@ -204,19 +202,20 @@ class Hourglass(nn.Module):
 
 
 class CostFilter(nn.Module):
-    """Raw volume (B, V, D, H, W) -> filtered volume (B, C, D, H, W), non-negative.
+    """Raw volume (B, V, D, H, W) -> filtered volume (B, C, D, H / stride, W / stride), non-negative.
 
-    features: the left view's maps at 1/4, 1/8, ... of the image.
+    features: the left view's maps at the filtered volume's resolution and coarser.
     """
 
     def __init__(self, config):
         super().__init__()
         channels = config.volume_channels
         raw = config.num_correlation_groups + 2 * config.num_concat_channels
-        self.project = nn.Conv3d(raw, channels, 1)
+        patch = (1, config.volume_stride, config.volume_stride)
+        self.project = nn.Conv3d(raw, channels, patch, stride=patch)
         self.stem = VolumeConvolution(channels, channels, config.stem_kernel_size)
         self.blocks = nn.Sequential(*(ResidualVolumeBlock(channels) for _ in range(config.num_stem_blocks)))
-        self.gate = FeatureGate(config.matching_channels, channels)
+        self.gate = FeatureGate(config.volume_map_channels[0], channels)
         self.hourglass = Hourglass(config)
 
     def forward(self, volume: torch.Tensor, features: list[torch.Tensor]) -> torch.Tensor:

@@ -23,8 +23,8 @@ def groupwise_correlation(
         raise ValueError(f"the views' features differ in shape: left {tuple(left.shape)}, right {tuple(right.shape)}")
     if channels % num_groups:
         raise ValueError(f"{channels} feature channels cannot be split into num_groups = {num_groups}")
-    # column g sums the channels of group g: with channels last, sums within groups are one matrix product, several times
-    # faster on a CPU than reductions over a handful of channels
+    # column g sums the channels of group g: with channels last, sums within groups are one matrix product, several
+    # times faster on a CPU than reductions over a handful of channels
     groups = torch.eye(num_groups, device=left.device).repeat_interleave(channels // num_groups, dim=0)  # (C, G)
     left, right = (normalize_groups(view.float().permute(0, 2, 3, 1), groups) for view in (left, right))
     return BandedProduct.apply(left, right, groups, num_disparities).permute(0, 4, 1, 2, 3)
@@ -72,14 +72,26 @@ def shifted_views(right: torch.Tensor, num_disparities: int) -> torch.Tensor:
     return padded.unfold(-1, width, 1).flip(3).movedim(3, 2)
 
 
-def concatenated_volume(correlation: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """[correlation, left at every disparity, right shifted by d] along the channels: (B, G + 2 C, D, H, W).
+def matching_volume(
+    left: torch.Tensor,
+    right: torch.Tensor,
+    projected_left: torch.Tensor,
+    projected_right: torch.Tensor,
+    num_disparities: int,
+    num_groups: int,
+) -> torch.Tensor:
+    """[correlation, left at every disparity, right shifted by d] along the channels: (B, G + 2 P, D, H, W).
 
     The left part is not masked where x < d, as in FoundationStereo.
+
+    Args:
+        left, right: features to correlate, (B, C, H, W); in float32 also under autocast.
+        projected_left, projected_right: features to concatenate, (B, P, H, W).
     """
-    num_disparities = correlation.shape[2]
-    repeated = left[:, :, None].expand(-1, -1, num_disparities, -1, -1)
-    parts = [correlation.to(left.dtype), repeated, shifted_views(right, num_disparities)]
+    with torch.autocast(left.device.type, enabled=False):
+        correlation = groupwise_correlation(left, right, num_disparities, num_groups)
+    repeated = projected_left[:, :, None].expand(-1, -1, num_disparities, -1, -1)
+    parts = [correlation.to(repeated.dtype), repeated, shifted_views(projected_right, num_disparities)]
     # channels last in memory: 3-D convolutions with few channels are 2 to 5 times faster so on a CPU
     return torch.cat([part.permute(0, 2, 3, 4, 1) for part in parts], dim=-1).permute(0, 4, 1, 2, 3)
 
@@ -120,7 +132,9 @@ def sample_rows(rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
 def lookup_features(
     volume: torch.Tensor, correlation: torch.Tensor, disparity: torch.Tensor, levels: int, radius: int
 ) -> torch.Tensor:
-    """Volume and correlation in a window around a disparity, from a pyramid over the disparity (IGEV, arXiv 2303.06615).
+    """Volume and correlation in a window around a disparity, from a pyramid over the disparity.
+
+    As in IGEV-Stereo (Xu et al. 2023, arXiv 2303.06615).
 
     Args:
         volume: (B, C, D, H, W). correlation: all pairs (B, H, W, W). disparity: (B, 1, H, W) in feature pixels.
@@ -135,7 +149,9 @@ def lookup_features(
     sampled = []
     for level in range(levels):
         if level:
-            volume, correlation = (F.avg_pool2d(rows.flatten(1, 2), (1, 2)).unflatten(1, rows.shape[1:3]) for rows in (volume, correlation))
+            volume, correlation = (
+                F.avg_pool2d(rows.flatten(1, 2), (1, 2)).unflatten(1, rows.shape[1:3]) for rows in (volume, correlation)
+            )
         sampled.append(sample_rows(volume, disparity / 2**level + offsets).flatten(3))
         sampled.append(sample_rows(correlation, (columns - disparity) / 2**level + offsets).flatten(3))
     return torch.cat(sampled, dim=-1).permute(0, 3, 1, 2)
@@ -148,8 +164,6 @@ def disparity_to_depth(
     return focal_length_px * baseline_m / disparity_px
 
 
-def depth_to_disparity(
-    depth_m: torch.Tensor, focal_length_px: torch.Tensor, baseline_m: torch.Tensor
-) -> torch.Tensor:
+def depth_to_disparity(depth_m: torch.Tensor, focal_length_px: torch.Tensor, baseline_m: torch.Tensor) -> torch.Tensor:
     """Disparity in px of a planar depth in m; the inverse of `disparity_to_depth`."""
     return focal_length_px * baseline_m / depth_m

@@ -1,4 +1,4 @@
-"""Convolutional features of the stereo branch: an EdgeNeXt encoder and the decoder that brings it back to 1/4 resolution.
+"""Convolutional features of the stereo branch: an EdgeNeXt encoder and the decoder back to 1/4 of the resolution.
 
 EdgeNeXt: Maaz et al. 2022, arXiv 2206.10589. Sizes and order of operations as in FoundationStereo (arXiv 2501.09898).
 """
@@ -199,8 +199,8 @@ class UpsamplingBlock(nn.Module):
 class StereoFeatures(nn.Module):
     """Multi-scale features of single views.
 
-    forward: normalised RGB (B, 3, H, W), H and W divisible by 32, and the frozen ViT's features (B, P, H/4, W/4) or None
-    -> list of maps at 1/4, 1/8, ... of the image, the first of which is matched between the views.
+    forward: normalised RGB (B, 3, H, W), H and W divisible by 32, and the frozen ViT's features (B, P, H/4, W/4) or
+    None -> list of maps at 1/4, 1/8, ... of the image, the first of which is matched between the views.
     """
 
     def __init__(self, config):
@@ -208,12 +208,10 @@ class StereoFeatures(nn.Module):
         widths = config.edgenext_channels
         self.stem = nn.Sequential(nn.Conv2d(3, widths[0], 4, stride=4), ChannelLayerNorm(widths[0]))
         self.stages = nn.ModuleList(EdgeNeXtStage(config, index) for index in range(len(widths)))
-        # coarse to fine; a decoded map has twice its skip's channels
-        decoded = [2 * width for width in widths[:-1]] + [widths[-1]]
-        self.upsampling = nn.ModuleList(
-            UpsamplingBlock(decoded[level + 1], widths[level]) for level in reversed(range(len(widths) - 1))
+        self.upsampling = nn.ModuleList(  # coarse to fine
+            UpsamplingBlock(config.map_channels[level + 1], widths[level]) for level in reversed(range(len(widths) - 1))
         )
-        matching = config.matching_channels
+        matching = config.map_channels[0]
         self.fuse = nn.Conv2d(matching, matching, 3, padding=1, bias=False)
         self.refine = nn.Sequential(
             *(ResidualBlock(matching, bias=True, activate_branch=True) for _ in range(config.num_refine_blocks))
@@ -225,7 +223,7 @@ class StereoFeatures(nn.Module):
         for stage in self.stages:
             features = stage(features)
             maps.append(features)
-        for level, block in zip(reversed(range(len(maps) - 1)), self.upsampling):
+        for level, block in zip(reversed(range(len(maps) - 1)), self.upsampling, strict=True):
             maps[level] = block(maps[level + 1], maps[level])
         finest = maps[0] if prior is None else torch.cat([maps[0], prior.to(maps[0].dtype)], dim=1)
         maps[0] = self.refine(F.leaky_relu(instance_norm(self.fuse(finest))))

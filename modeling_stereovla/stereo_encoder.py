@@ -14,16 +14,9 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_stereo_encoder import StereoEncoderConfig
-from .cost_filtering import CostFilter
-from .cost_filtering import DisparityClassifier
-from .cost_volume import all_pairs_correlation
-from .cost_volume import concatenated_volume
-from .cost_volume import groupwise_correlation
-from .cost_volume import lookup_features
-from .cost_volume import regress_disparity
-from .edgenext import CrossCovarianceAttention
-from .edgenext import LayerScale
-from .edgenext import StereoFeatures
+from .cost_filtering import CostFilter, DisparityClassifier
+from .cost_volume import all_pairs_correlation, lookup_features, matching_volume, regress_disparity
+from .edgenext import CrossCovarianceAttention, LayerScale, StereoFeatures
 from .monocular_prior import MonocularPrior
 
 
@@ -31,9 +24,10 @@ from .monocular_prior import MonocularPrior
 class StereoEncoderOutput(ModelOutput):
     """
     features: (B, F, H/4, W/4), the chosen features; volumes are flattened channel-major (channel * D + disparity).
+        The filtered volume is (B, F, H/8, W/8) with volume_stride 2.
     initial_disparity: (B, 1, H/4, W/4) float32, in px at a quarter of the resolution; None if not asked for.
     disparity: (B, H, W) float32, in px of the given left view: the initial disparity times 4, resized bilinearly.
-    logits: (B, 1, D, H/4, W/4), the score of each disparity before the softmax.
+    logits: (B, 1, D, h, w), the score of each disparity before the softmax, at the filtered volume's resolution.
     """
 
     features: torch.FloatTensor | None = None
@@ -78,7 +72,7 @@ class StereoEncoderModel(StereoEncoderPreTrainedModel):
         super().__init__(config)
         self.prior = None if config.depth_anything_config is None else MonocularPrior(config.depth_anything_config)
         self.backbone = StereoFeatures(config)
-        self.match_projection = nn.Conv2d(config.matching_channels, config.num_concat_channels, 1)
+        self.match_projection = nn.Conv2d(config.map_channels[0], config.num_concat_channels, 1)
         self.filter = CostFilter(config)
         self.classifier = DisparityClassifier(config)
         self.post_init()
@@ -99,7 +93,9 @@ class StereoEncoderModel(StereoEncoderPreTrainedModel):
     def extract_features(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
         """Maps at 1/4, 1/8, ... of the image, each (2B, C, h, w): all left views, then all right views."""
         views = pixel_values.transpose(0, 1).flatten(0, 1)
-        mean, std = (views.new_tensor(values)[:, None, None] for values in (self.config.image_mean, self.config.image_std))
+        mean, std = (
+            views.new_tensor(values)[:, None, None] for values in (self.config.image_mean, self.config.image_std)
+        )
         # channels last throughout: on a CPU convolutions with few channels are 2 to 3 times faster so
         views = ((views - mean) / std).to(self.dtype, memory_format=torch.channels_last)
         prior = None if self.prior is None else self.prior(views)
@@ -107,13 +103,11 @@ class StereoEncoderModel(StereoEncoderPreTrainedModel):
 
     def raw_volume(self, maps: list[torch.Tensor]) -> torch.Tensor:
         """The unfiltered volume (B, groups + 2 * concat channels, D, H/4, W/4)."""
-        left, right = maps[0].chunk(2)
-        projected_left, projected_right = self.match_projection(maps[0]).chunk(2)
-        with torch.autocast(left.device.type, enabled=False):
-            correlation = groupwise_correlation(
-                left, right, self.config.num_disparities, self.config.num_correlation_groups
-            )
-        return concatenated_volume(correlation, projected_left, projected_right)
+        config = self.config
+        projected = self.match_projection(maps[0])
+        return matching_volume(
+            *maps[0].chunk(2), *projected.chunk(2), config.num_disparities, config.num_correlation_groups
+        )
 
     def forward(
         self,
@@ -123,7 +117,8 @@ class StereoEncoderModel(StereoEncoderPreTrainedModel):
     ) -> StereoEncoderOutput | tuple:
         """
         Args:
-            pixel_values: (B, 2, 3, H, W) floating point in [0, 1], RGB, rectified, left view first; H and W multiples of 32.
+            pixel_values: (B, 2, 3, H, W) floating point in [0, 1], RGB, rectified, left view first; H and W multiples
+                of 32.
             output_disparity: False leaves out what only the disparity needs.
         """
         self.check_inputs(pixel_values)
@@ -135,15 +130,20 @@ class StereoEncoderModel(StereoEncoderPreTrainedModel):
         if chosen != "correlation" or output_disparity:
             volume = self.raw_volume(maps)
         if chosen in ("filtered_cost_volume", "lookup") or output_disparity:
-            filtered = self.filter(volume, left_maps)
+            filtered = self.filter(volume, left_maps[self.config.volume_stride - 1 :])
         if chosen == "lookup" or output_disparity:
             logits = self.classifier(filtered)
             initial = regress_disparity(logits)
-            disparity = F.interpolate(4 * initial, scale_factor=4, mode="bilinear").squeeze(1)
+            disparity = F.interpolate(4 * initial, size=pixel_values.shape[-2:], mode="bilinear").squeeze(1)
+            initial = F.interpolate(
+                initial, size=maps[0].shape[-2:], mode="bilinear"
+            )  # the same where volume_stride is 1
         if chosen == "correlation":
             features = correlation.permute(0, 3, 1, 2)  # the right view's column becomes the channel
         elif chosen == "lookup":
-            features = lookup_features(filtered, correlation, initial, self.config.lookup_levels, self.config.lookup_radius)
+            features = lookup_features(
+                filtered, correlation, initial, self.config.lookup_levels, self.config.lookup_radius
+            )
         else:
             features = (volume if chosen == "cost_volume" else filtered).flatten(1, 2)
         output = StereoEncoderOutput(features.to(self.dtype), initial, disparity, logits)
