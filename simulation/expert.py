@@ -30,10 +30,11 @@ class Situation:
     position: np.ndarray  # (3,) tool
     rpy: np.ndarray  # (3,) tool
     opening: float  # [0, 1]
-    held: bool  # both pads touch the target
+    held: bool  # both pads touch the target, and not beside its middle
     center: np.ndarray  # (3,) target
     yaw: float  # grasp yaw
     width: float  # of the target between the fingers at that yaw
+    round: bool  # ball or upright can: slips out of pads that press beside its middle
     table_z: float
     lift_z: float  # tool height at which the pick is complete
 
@@ -75,8 +76,11 @@ class Expert:
         rpy = matrix_to_rpy(rotation)
         yaw, width = grasp_yaw(object_rotation, world.target.half_size, world.target.shape, float(rpy[2]))
         rest_z = max(world.rest_z[world.target_index], world.table_z + GRASP_FLOOR_M)
+        opening = world.robot.opening()
+        # pads closer than the width hold a round thing beside its middle: take it again, unless it is in the air already
+        held = world.held and (opening * OPENING_M > width - 0.005 or world.lift_m > 0.01)
         return Situation(
-            position, rpy, world.robot.opening(), world.held, center, yaw, width, world.table_z, rest_z + LIFT_M
+            position, rpy, opening, held, center, yaw, width, world.target.shape in ("ball", "can"), world.table_z, rest_z + LIFT_M
         )
 
     @property
@@ -118,9 +122,9 @@ def ready_to_close(now: Situation) -> bool:
     between = abs(-sin * offset[0] + cos * offset[1])  # along the closing direction
     free = max(0.0, (now.opening * OPENING_M - now.width) / 2)
     return (
-        across < 0.008 + 0.008 * slack
-        and between < min(0.012, free) + 0.008 * slack
-        and -0.02 < -offset[2] < 0.007 + 0.010 * slack
+        across < (0.008 if now.round else 0.011) + 0.012 * slack
+        and between < min(0.014, free) + 0.012 * slack
+        and -0.02 < -offset[2] < 0.009 + 0.012 * slack
         and abs(now.yaw - now.rpy[2]) < 0.20 + 0.40 * slack
         and now.opening * OPENING_M > now.width - 0.006
     )

@@ -13,7 +13,7 @@ TIMESTEP_S = 0.004
 TABLE_CENTER, TABLE_HALF = (0.62, 0.0), (0.42, 0.60)  # m
 FLOOR_Z = -0.75
 TEXTURE_PX = 128
-DENSITY = 400.0  # kg / m3: a 4 cm cube weighs 26 g
+DENSITY = 600.0  # kg / m3, soft wood: a 4 cm cube weighs 38 g
 ROBOT_BIT, WORLD_BIT = 2, 1
 # segmentation ids
 BACKGROUND, ARM, GRIPPER, TARGET, FIRST_OTHER = 0, 1, 2, 3, 4
