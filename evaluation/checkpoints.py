@@ -17,7 +17,7 @@ class InputError(ValueError):
 
 
 def check_checkpoint(source: str, weights: bool = True) -> None:
-    """InputError unless `source` is a folder with everything a checkpoint needs, or has the form of a Hub id, "owner/name".
+    """InputError unless `source` is a folder with all that a checkpoint needs, or has the form of a Hub id, owner/name.
 
     Args:
         weights: whether weights are needed too.

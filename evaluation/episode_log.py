@@ -61,7 +61,9 @@ class EpisodeLog:
             try:
                 records.append(json.loads(line))
             except ValueError as error:
-                raise InputError(f"{str(self.path)!r}, line {number}: no JSON ({error}); --restart True begins anew") from error
+                raise InputError(
+                    f"{str(self.path)!r}, line {number}: no JSON ({error}); --restart True begins anew"
+                ) from error
         return records
 
     def append(self, record: dict[str, Any]) -> None:

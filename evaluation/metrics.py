@@ -14,7 +14,9 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
     Unlike the normal approximation it stays inside [0, 1] and has a width at 0 and at 100 % (Wilson 1927).
     """
     if not 0 <= successes <= trials or trials < 1:
-        raise ValueError(f"{successes} successes in {trials} trials; 0 <= successes <= trials and trials >= 1 must hold")
+        raise ValueError(
+            f"{successes} successes in {trials} trials; 0 <= successes <= trials and trials >= 1 must hold"
+        )
     rate = successes / trials
     centre = rate + z**2 / (2 * trials)
     half = z * math.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2))
@@ -69,8 +71,8 @@ def action_errors(predicted: np.ndarray, truth: np.ndarray, valid: np.ndarray) -
         valid: (B, chunk) bool, the valid steps lead.
 
     Returns:
-        position_mm, rotation_deg: (N,) of single steps. gripper_right: (N,) bool. chunk_position_mm: (B',) distance of the ends of
-        the chunks, of the samples with a valid step. still_mm: (N,) what an arm that does not move is off by: the scale.
+        position_mm, rotation_deg: (N,) of single steps. gripper_right: (N,) bool. chunk_position_mm: (B',) distance of
+        the ends of the chunks, of samples with a valid step. still_mm: (N,) error of an arm that does not move.
     """
     if predicted.shape != truth.shape or valid.shape != truth.shape[:2]:
         raise ValueError(f"shapes differ: predicted {predicted.shape}, truth {truth.shape}, valid {valid.shape}")
@@ -85,8 +87,8 @@ def action_errors(predicted: np.ndarray, truth: np.ndarray, valid: np.ndarray) -
     }
 
 
-def depth_errors(answers: Sequence[Sequence[float] | None], truth_m: np.ndarray) -> tuple[np.ndarray, float]:
-    """Absolute errors in cm of the parsable answers (N,), and the share of the others.
+def depth_errors(answers: Sequence[Sequence[float] | None], truth_m: np.ndarray) -> np.ndarray:
+    """Absolute errors (B,) in cm, NaN where the text was no answer.
 
     Args:
         answers: one per question: [depth in m], or None (or another number of values) where the text is no answer.
@@ -94,10 +96,8 @@ def depth_errors(answers: Sequence[Sequence[float] | None], truth_m: np.ndarray)
     """
     if len(answers) != len(truth_m):
         raise ValueError(f"{len(answers)} answers for {len(truth_m)} depths")
-    parsed = np.array([answer is not None and len(answer) == 1 for answer in answers], dtype=bool)
-    values = np.array([answer[0] for answer, good in zip(answers, parsed, strict=True) if good], dtype=np.float64)
-    errors = 1e2 * np.abs(values - np.asarray(truth_m, dtype=np.float64)[parsed])
-    return errors, float(1 - parsed.mean()) if len(parsed) else 0.0
+    values = [answer[0] if answer is not None and len(answer) == 1 else np.nan for answer in answers]
+    return 1e2 * np.abs(np.array(values, dtype=np.float64) - np.asarray(truth_m, dtype=np.float64))
 
 
 def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -38,9 +38,7 @@ class ModelPolicy(Policy):
 
     needs_images = True
 
-    def __init__(
-        self, model: Any, processor: Any, name: str, num_steps: int | None = None, check_stereo: bool = False
-    ):
+    def __init__(self, model: Any, processor: Any, name: str, num_steps: int | None = None, check_stereo: bool = False):
         self.model, self.processor, self.name = model, processor, name
         self.num_steps, self.check_stereo = num_steps, check_stereo
 
@@ -69,5 +67,5 @@ class ModelPolicy(Policy):
 
     @torch.inference_mode()
     def disparity(self, observations: Sequence[Observation]) -> np.ndarray:
-        """(B, H/4, W/4) float32: the disparity that the model sees, in full-resolution px of the processed left view."""
-        return 4 * self.model(**self.inputs(observations)).disparity[:, 0].float().cpu().numpy()
+        """(B, H/4, W/4) float32: the disparity that the model sees, in px of the processed left view."""
+        return 4 * self.model(**self.inputs(observations), output_disparity=True).disparity[:, 0].float().cpu().numpy()

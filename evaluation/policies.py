@@ -1,6 +1,7 @@
-"""Policies behind one interface: the scripted expert, an arm that stands still, and models (`model_policy`), trained or not.
+"""Policies behind one interface: the scripted expert, an arm that stands still, and models (`model_policy`).
 
-A spec names a policy on the command line: `expert`, `still`, `untrained:PATH`, or PATH, the folder or Hub id of a checkpoint.
+A spec names a policy on the command line: `expert`, `still`, `untrained:PATH`, or PATH, the folder or Hub id of a
+checkpoint.
 """
 
 from abc import ABC, abstractmethod
@@ -35,17 +36,17 @@ class Observation:
 
 
 class Policy(ABC):
-    """Maps observations to action chunks. `reset` announces each new episode, `act` serves many environments at once."""
+    """Maps observations to action chunks. `reset` announces a new episode, `act` serves many environments at once."""
 
     name: str
     needs_images = False
 
-    def reset(self, slot: int, world: Any) -> None:
+    def reset(self, slot: int, world: Any) -> None:  # noqa: B027, most policies keep nothing
         """A new episode begins in environment `slot`. Only the scripted expert may look into `world`."""
 
     @abstractmethod
     def act(self, observations: Sequence[Observation]) -> list[np.ndarray]:
-        """One float32 (n, 7) chunk per observation, in robot units: dx, dy, dz m, droll, dpitch, dyaw rad, gripper command."""
+        """One float32 (n, 7) chunk per observation: dx, dy, dz m, droll, dpitch, dyaw rad, gripper command."""
 
 
 class StillPolicy(Policy):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.metrics import success_rate
 from evaluation.policies import Observation, Policy
 from simulation import World, WorldConfig
 
@@ -66,10 +67,10 @@ class Episode:
         )
 
     def execute(self, chunk: np.ndarray) -> Iterator[None]:
-        """Executes the chunk's first `execution_horizon` actions, or fewer where the episode ends; yields after each."""
+        """Executes the chunk's first `execution_horizon` actions, fewer where the episode ends; yields after each."""
         if len(chunk) < self.config.execution_horizon:
             raise ValueError(
-                f"execution_horizon is {self.config.execution_horizon}, but the policy predicts only {len(chunk)} actions"
+                f"execution_horizon is {self.config.execution_horizon}, but the policy predicts {len(chunk)} actions"
             )
         for action in chunk[: self.config.execution_horizon]:
             self.world.step(action)
@@ -111,8 +112,8 @@ def run_episodes(
 ) -> Iterator[dict[str, Any]]:
     """Runs the episodes of `seeds` in up to `environments` worlds in lockstep; yields each record as it is finished.
 
-    One seed is taken whenever a world is free, so several processes may share `seeds`. The policy acts on all worlds at once. An
-    episode's result does not depend on its neighbours, but for the float rounding of a batched model.
+    One seed is taken whenever a world is free, so several processes may share `seeds`. The policy acts on all worlds at
+    once. An episode's result does not depend on its neighbours, but for the float rounding of a batched model.
     """
     free = [Episode(slot, World(config.world), config) for slot in range(environments)]
     worlds = [episode.world for episode in free]
@@ -142,8 +143,9 @@ def run_episodes(
 def config_json(config: RolloutConfig) -> dict[str, Any]:
     """The config as it is saved beside the results."""
     values = asdict(config)
-    world = {f"world.{key}": list(value) if isinstance(value, tuple) else value for key, value in values.pop("world").items()}
-    return {**values, **world}
+    for key, value in values.pop("world").items():
+        values[f"world.{key}"] = list(value) if isinstance(value, tuple) else value
+    return values
 
 
 def film(policy: Policy, seed: int, config: RolloutConfig) -> tuple[list[Observation], dict[str, Any]]:
@@ -163,9 +165,7 @@ def film(policy: Policy, seed: int, config: RolloutConfig) -> tuple[list[Observa
 
 
 def summarise(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Numbers over the records of one policy: success with its interval, steps of the successes, progress, wrong objects."""
-    from evaluation.metrics import success_rate
-
+    """Success with its interval, steps of the successes, progress and wrong objects of one policy's episodes."""
     steps = [record["steps"] for record in records if record["success"]]
     return {
         **success_rate([record["success"] for record in records]),

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -14,8 +15,14 @@ from evaluation.episode_log import EpisodeLog
 from evaluation.policies import make_policy
 from evaluation.rollouts import RolloutConfig, run_episodes
 
-# One thread per process: rollouts scale over processes. Read when numpy, torch and Mesa load, hence set before a process starts.
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LP_NUM_THREADS": "0", "MUJOCO_GL": "egl"}
+# One thread per process: rollouts scale over processes. Read when numpy, torch and Mesa load, so set before the start.
+WORKER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "LP_NUM_THREADS": "0",
+    "MUJOCO_GL": "egl",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # the weights' bars would garble ours
+}
 
 
 def _shared_seeds(seeds: Sequence[int], counter: Any) -> Iterator[int]:
@@ -30,9 +37,16 @@ def _shared_seeds(seeds: Sequence[int], counter: Any) -> Iterator[int]:
 
 
 def _work(
-    connection: Connection, counter: Any, seeds: list[int], spec: str, config: RolloutConfig, environments: int, options: dict
+    connection: Connection,
+    counter: Any,
+    seeds: list[int],
+    spec: str,
+    config: RolloutConfig,
+    environments: int,
+    options: dict[str, Any],
 ) -> None:
     """Body of a worker: sends the record of each episode, None at the end, or the traceback of what went wrong."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         policy = make_policy(spec, **options)
         for record in run_episodes(policy, _shared_seeds(seeds, counter), config, environments):
@@ -42,6 +56,12 @@ def _work(
         sys.exit(1)  # the parent is gone, or stops us all
     except Exception:
         connection.send(traceback.format_exc())
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot stop its workers, which would go on rolling out for nobody."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def roll_out(
@@ -76,9 +96,9 @@ def _records(
     context = multiprocessing.get_context("spawn")  # OpenGL contexts and torch's threads do not survive a fork
     counter = context.Value("q", 0)
     environments = max(1, min(environments, -(-len(seeds) // max(1, processes))))
-    before = {name: os.environ.get(name) for name in ONE_THREAD}
+    before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
     workers, connections = [], []
-    os.environ.update(ONE_THREAD)
+    os.environ.update(WORKER_ENVIRONMENT)
     try:
         for _ in range(processes):
             ours, theirs = context.Pipe(duplex=False)
@@ -96,14 +116,19 @@ def _records(
                 try:
                     message = connection.recv()
                 except EOFError:
-                    raise RuntimeError("a rollout process was killed; the same command goes on with what is missing") from None
+                    raise RuntimeError(
+                        "a rollout process was killed; the same command does the missing seeds"
+                    ) from None
                 if message is None:
                     connections.remove(connection)
                 elif isinstance(message, str):
                     raise RuntimeError(f"a rollout process failed:\n{message}")
                 else:
                     yield message
-    finally:
+    except BaseException:  # whatever ends the loop early, GeneratorExit and Ctrl-C too, ends the workers
         for worker in workers:
             worker.terminate()
+        raise
+    finally:
+        for worker in workers:
             worker.join()

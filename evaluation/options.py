@@ -1,0 +1,146 @@
+"""What the commands of `python -m evaluation` can be told."""
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from evaluation.checkpoints import InputError
+
+MAX_SEED = 2**32  # recorded episodes use seeds from here on, so that no evaluated episode can have been trained on
+
+ROLLOUT_PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"seeds": 2, "baseline_seeds": 1, "max_steps": 6, "image_size": 64, "processes": 1},
+    "demo": {"seeds": 100, "baseline_seeds": 40},
+    "lab": {"seeds": 200, "baseline_seeds": 100},
+}
+
+
+def option(default: Any, text: str, **more: Any) -> Any:
+    """Dataclass field with the help text that the command line shows."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text, **more})
+    return field(default=default, metadata={"help": text, **more})
+
+
+@dataclass
+class RolloutOptions:
+    """Closed-loop rollouts in the simulator on seeds that training never saw; success is counted by physics."""
+
+    out: str = option("", "Folder of the results; finished episodes in it are kept, the same command does the rest.")
+    model: str = option("", "Checkpoint, folder or Hub id: rolls out expert, this model, and the same model untrained.")
+    policies: list[str] = option([], "Policies instead: expert, still, untrained:PATH, or PATH of a checkpoint.")
+    preset: str = option("demo", "Values of the options below.", choices=list(ROLLOUT_PRESETS))
+    seeds: int = option(100, "Episodes of a trained model (preset).")
+    baseline_seeds: int = option(40, "Episodes of every other policy, on the first of the same seeds (preset).")
+    first_seed: int = option(0, "Seed of the first episode.")
+    execution_horizon: int = option(3, "Actions executed of each predicted chunk.")
+    max_steps: int = option(50, "Steps of 0.1 s after which an episode has failed (preset).")
+    num_steps: int = option(0, "Euler steps of the action expert; 0 = the model's own.")
+    processes: int = option(2, "Processes, one core each.")
+    environments: int = option(8, "Worlds in lockstep per process.")
+    device: str = option("cpu", "Where models run: cpu, cuda, cuda:1, ...")
+    camera_range: str = option("small", "How far the camera pose varies: small, medium or large.")
+    image_size: int = option(128, "Side of the square views, px (preset).")
+    num_objects: int = option(3, "Objects on the table, the target included.")
+    world: str = option("{}", "More options of simulation.WorldConfig as JSON, such as '{\"table_height_m\": [0, 0]}'.")
+    restart: bool = option(False, "Forget the results that are there.")
+
+    def __post_init__(self):
+        require_out(self)
+        if bool(self.model) == bool(self.policies):
+            raise InputError("give --model CHECKPOINT, or --policies POLICY ..., and not both")
+        for name in (
+            "seeds",
+            "baseline_seeds",
+            "execution_horizon",
+            "max_steps",
+            "processes",
+            "environments",
+            "image_size",
+        ):
+            at_least(self, name, 1)
+        at_least(self, "num_steps", 0)
+        at_least(self, "first_seed", 0)
+        last = self.first_seed + max(self.seeds, self.baseline_seeds) - 1
+        if last >= MAX_SEED:
+            raise InputError(f"the last seed is {last}; seeds from 2**32 on belong to recorded data, take smaller ones")
+
+    def specs(self) -> list[str]:
+        """The policies to roll out."""
+        return self.policies or ["expert", self.model, f"untrained:{self.model}"]
+
+    def world_options(self) -> dict[str, Any]:
+        """Keyword arguments of `simulation.WorldConfig`; InputError for JSON that is none."""
+        own = {"camera_range": self.camera_range, "image_size": self.image_size, "num_objects": self.num_objects}
+        try:
+            extra = json.loads(self.world)
+        except json.JSONDecodeError as error:
+            raise InputError(f"--world {self.world!r} is no JSON: {error}") from error
+        if not isinstance(extra, dict) or set(extra) & set(own):
+            raise InputError(
+                f"--world {self.world!r} must be a JSON object without {', '.join(own)}, which are options"
+            )
+        return own | {key: tuple(value) if isinstance(value, list) else value for key, value in extra.items()}
+
+
+@dataclass
+class OfflineOptions:
+    """Errors on held-out rows of a dataset: actions, depth answers, boxes, keyframe poses, disparity."""
+
+    out: str = option("", "Folder of the results; offline.json is written there.")
+    model: str = option("", "Checkpoint, folder or Hub id.")
+    dataset: str = option("", "Dataset, folder or Hub id.")
+    split: str = option("validation", "Split with the held-out episodes.")
+    rows: int = option(200, "Rows at most.")
+    stride: int = option(5, "Every n-th row is taken; neighbours in an episode say nearly the same.")
+    batch_size: int = option(16, "Rows at once.")
+    num_steps: int = option(0, "Euler steps of the action expert; 0 = the model's own.")
+    device: str = option("cpu", "Where the model runs: cpu, cuda, cuda:1, ...")
+    restart: bool = option(False, "Compute again what is there.")
+
+    def __post_init__(self):
+        require_out(self)
+        for name in ("model", "dataset"):
+            if not getattr(self, name):
+                raise InputError(f"--{name} is missing")
+        for name in ("rows", "stride", "batch_size"):
+            at_least(self, name, 1)
+        at_least(self, "num_steps", 0)
+
+
+@dataclass
+class ReportOptions:
+    """Plots, a rollout film, report.html and report.json, and the metrics.json that the model card is made from."""
+
+    out: str = option("", "Folder that rollout and offline wrote to; the report goes there too.")
+    training: str = option("", "Folder of the training run; its losses.jsonl is plotted. Empty: no loss curves.")
+    film: bool = option(True, "Make rollout.gif of the trained model.")
+    film_seed: int = option(-1, "Episode of the film; -1 = the first success among the rollouts.")
+
+    def __post_init__(self):
+        require_out(self)
+
+
+def require_out(options: Any) -> None:
+    """InputError without --out."""
+    if not options.out:
+        raise InputError("--out is missing: the folder of the results")
+
+
+def at_least(options: Any, name: str, low: int) -> None:
+    """InputError if the option is smaller than `low`."""
+    if getattr(options, name) < low:
+        raise InputError(f"--{name} is {getattr(options, name)}; it must be at least {low}")
+
+
+def check_flags(arguments: list[str], options: type) -> None:
+    """InputError for a flag that `options` has not, naming the nearest one."""
+    known = [item.name for item in dataclasses.fields(options)]
+    for argument in arguments:
+        name = argument.removeprefix("--").split("=")[0].replace("-", "_")
+        if argument.startswith("--") and name not in (*known, "help"):
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean --{near[0]}?" if near else f"there are: --{', --'.join(known)}"
+            raise InputError(f"unknown option {argument.split('=')[0]}; {hint}")

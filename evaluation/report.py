@@ -1,0 +1,166 @@
+"""The report of a folder of results: plots, film, a page, every seed as JSON, and the numbers for the model card."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from evaluation.checkpoints import InputError
+from evaluation.episode_log import write_json
+from evaluation.plots import plot_errors, plot_losses, plot_success, read_losses
+from evaluation.report_page import PAGE
+from evaluation.rollouts import RolloutConfig, film, summarise
+from simulation import WorldConfig
+
+POLICIES = ("expert", "trained", "untrained", "still")  # the order of the report
+METHOD = (
+    "Rollouts run closed-loop in the simulator on seeds that no recorded episode uses; an episode succeeds when both "
+    "fingers hold the named object at least 5 cm above where it rested. Intervals are Wilson's, 95 %. Errors are means "
+    "over held-out episodes, those of the validation split, which training never reads."
+)
+
+
+def read_results(out: Path) -> dict[str, Any]:
+    """{"options", "episodes": {policy: [record, ...]}, "offline": ... or None}; InputError if `out` has no results."""
+    episodes, options = {}, {}
+    for name in POLICIES:
+        folder = out / "rollouts" / name
+        if (folder / "episodes.jsonl").is_file():
+            options[name] = json.loads((folder / "options.json").read_text(encoding="utf-8"))
+            lines = (folder / "episodes.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+            records = [json.loads(line) for line in lines if line.endswith("\n")]
+            if records:
+                episodes[name] = sorted(records, key=lambda record: record["seed"])
+    offline = out / "offline.json"
+    if not episodes and not offline.is_file():
+        raise InputError(f"{str(out)!r} holds neither rollouts nor offline.json; run `rollout` or `offline` first")
+    return {
+        "options": options,
+        "episodes": episodes,
+        "offline": json.loads(offline.read_text(encoding="utf-8")) if offline.is_file() else None,
+    }
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.0f} %"
+
+
+def success_metrics(summaries: dict[str, Any], options: dict[str, Any]) -> list[dict[str, Any]]:
+    """The trained policy's success rate as the model card wants it, the others' beside it in its text."""
+    if "trained" not in summaries:
+        return []
+    numbers = summaries["trained"]
+    text = f"{percent(numbers['success_rate'])} of {numbers['episodes']} seeds (95 % interval "
+    text += f"{percent(numbers['interval_low'])} to {percent(numbers['interval_high'])})"
+    for name in ("expert", "untrained"):
+        if name in summaries:
+            label = "scripted expert" if name == "expert" else "the same model untrained"
+            text += f"; {label}: {percent(summaries[name]['success_rate'])} of {summaries[name]['episodes']}"
+    where = f"simulated Panda at a table, unseen seeds, camera range {options['trained']['world.camera_range']}"
+    return [metric("success rate", "success_rate", numbers["success_rate"], text, where)]
+
+
+def metric(name: str, kind: str, value: float, text: str, where: str) -> dict[str, Any]:
+    """One number of the model card."""
+    task = "pick up the {color} {object}"
+    return {"task": task, "dataset": where, "name": name, "type": kind, "value": value, "text": text}
+
+
+def offline_metrics(offline: dict[str, Any]) -> list[dict[str, Any]]:
+    """Errors on held-out rows as the model card wants them, with what they compare to."""
+    where = f"{offline['rows']} held-out frames"
+    action, depth, box, pose = (offline[name] for name in ("action", "depth", "box", "keyframe"))
+    rows: list[tuple[str, str, dict[str, float] | float | None, str]] = []
+    if action["still_mm"]:
+        note = f"; an arm that stays still: {action['still_mm']['mean']:.2f} mm"
+        rows.append(("action error, position of a step", "mm", action["position_mm"], note))
+        rows.append(("action error, rotation of a step", "deg", action["rotation_deg"], ""))
+    for place in ("target", "gripper"):
+        if depth[f"{place}_constant_cm"]:
+            note = f"; best constant answer: {depth[f'{place}_constant_cm']['mean']:.2f} cm"
+            rows.append((f"depth answer error at the {place}", "cm", depth[f"{place}_cm"], note))
+    rows.append(("depth answers that are no number", "share", depth["unparsable"], ""))
+    for side in ("left", "right"):
+        rows.append((f"box IoU of the target, {side} view", "", box[f"{side}_iou"], ""))
+    rows.append(("box answers that are no box", "share", box["invalid"], ""))
+    rows.append(("keyframe pose error, horizontal", "cm", pose["xy_cm"], ""))
+    rows.append(("keyframe pose error, vertical", "cm", pose["z_cm"], ""))
+    rows.append(("keyframe answers that are no pose", "share", pose["invalid"], ""))
+    rows.append(("disparity error", "px", offline["disparity"]["error_px"], ""))
+    metrics = []
+    for name, unit, numbers, note in rows:
+        kind = "_".join(f"{name} {unit}".replace(",", "").lower().split())
+        if isinstance(numbers, float):
+            metrics.append(metric(name, kind, numbers, percent(numbers), where))
+        elif numbers is not None:  # None: nothing was asked, or no answer could be read, which the shares say
+            space = f" {unit}" if unit else ""
+            text = f"mean {numbers['mean']:.2f}{space}, median {numbers['median']:.2f}{space}{note}"
+            metrics.append(metric(name, kind, numbers["mean"], text, where))
+    return metrics
+
+
+def film_episode(out: Path, results: dict[str, Any], seed: int) -> dict[str, Any] | None:
+    """Films one episode of the trained policy into rollout.gif; None without rollouts of a trained policy.
+
+    Args:
+        seed: of the episode; -1 takes the first success, or the episode that got furthest.
+    """
+    from evaluation.film import write_gif
+    from evaluation.policies import make_policy
+
+    records = results["episodes"].get("trained")
+    if not records:
+        return None
+    saved = results["options"]["trained"]
+    if seed < 0:
+        seed = max(records, key=lambda record: (record["success"], record["progress"]))["seed"]
+    told = json.loads((out / "rollout.json").read_text(encoding="utf-8"))
+    spec = told["model"] or next(s for s in told["policies"] if s not in ("expert", "still") and ":" not in s)
+    made = {"weights": saved["weights"], "seed": seed}
+    report = out / "report.json"
+    if (out / "rollout.gif").is_file() and report.is_file():
+        if json.loads(report.read_text(encoding="utf-8"))["film"] == made:
+            return made
+    world = {key.removeprefix("world."): value for key, value in saved.items() if key.startswith("world.")}
+    world = {key: tuple(value) if isinstance(value, list) else value for key, value in world.items()}
+    config = RolloutConfig(WorldConfig(**world), saved["execution_horizon"], saved["max_steps"], saved["embodiment"])
+    policy = make_policy(spec, num_steps=saved["num_steps"] or None)
+    observations, record = film(policy, seed, config)
+    disparities = policy.disparity(observations)
+    write_gif(out / "rollout.gif", observations, disparities, record["success"])
+    return made
+
+
+def write_report(out: Path, training: Path | None, with_film: bool = True, film_seed: int = -1) -> Path:
+    """Writes the pictures, rollout.gif, metrics.json, report.json and report.html into `out`; returns the page."""
+    from jinja2 import Environment
+
+    results = read_results(out)
+    summaries = {name: summarise(records) for name, records in results["episodes"].items()}
+    images = []
+    filmed = film_episode(out, results, film_seed) if with_film else None
+    if filmed:
+        images.append("rollout.gif")
+    if summaries:
+        plot_success(summaries, out / "success.png")
+        images.append("success.png")
+    if training is not None:
+        if not (training / "losses.jsonl").is_file():
+            raise InputError(f"{str(training)!r} has no losses.jsonl; give the --output_dir of train.py")
+        plot_losses(read_losses(training / "losses.jsonl"), out / "losses.png")
+        images.append("losses.png")
+    metrics = success_metrics(summaries, results["options"])
+    if results["offline"]:
+        plot_errors(results["offline"]["histograms"], out / "errors.png")
+        images.append("errors.png")
+        metrics += offline_metrics(results["offline"])
+    write_json(out / "metrics.json", {"metrics": metrics, "images": images, "method": METHOD})
+    write_json(out / "report.json", {**results, "summaries": summaries, "metrics": metrics, "film": filmed})
+    page = out / "report.html"
+    html = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(PAGE)
+    temporary = page.with_name(page.name + ".tmp")
+    temporary.write_text(
+        html.render(metrics=metrics, images=images, summaries=summaries, method=METHOD, **results), encoding="utf-8"
+    )
+    os.replace(temporary, page)
+    return page

@@ -1,0 +1,59 @@
+"""The page of the report, a jinja2 template."""
+
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>How good the policy is</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; color: #22303c; background: #fafaf8 }
+body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
+h1 { font-size: 1.7rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
+table { border-collapse: collapse; width: 100% }
+th, td { text-align: left; padding: .35rem .6rem; border-bottom: 1px solid #e1e6ea }
+th { color: #6b7883; font-weight: 600 } td.number { text-align: right; font-variant-numeric: tabular-nums }
+img { max-width: 100%; display: block; margin: .8rem 0 }
+.yes { color: #2f7d4f } .no { color: #d1495b } p.note { color: #6b7883 }
+details { margin: .6rem 0 } summary { cursor: pointer }
+</style>
+<h1>How good the policy is</h1>
+{% if "rollout.gif" in images %}
+<img src="rollout.gif" alt="A rollout of the trained policy: left view, right view, predicted disparity">
+{% endif %}
+<table>
+<tr><th>measured</th><th>on</th><th>value</th></tr>
+{% for row in metrics %}
+<tr><td>{{ row.name }}</td><td>{{ row.dataset }}</td><td>{{ row.text }}</td></tr>
+{% endfor %}
+</table>
+<p class="note">{{ method }}</p>
+{% set titles = {"success.png": "Rollouts", "errors.png": "Errors on held-out frames", "losses.png": "Training"} %}
+{% for name, title in titles.items() %}
+{% if name in images %}
+<h2>{{ title }}</h2>
+<img src="{{ name }}" alt="{{ title }}">
+{% endif %}
+{% endfor %}
+{% if episodes %}
+<h2>Every seed</h2>
+{% endif %}
+{% for policy, records in episodes.items() %}
+<details>
+<summary>{{ policy }}: {{ summaries[policy].successes }} of {{ summaries[policy].episodes }} picked up
+{% if summaries[policy].mean_steps_to_success %}
+in {{ "%.1f"|format(summaries[policy].mean_steps_to_success / 10) }} s on average
+{% endif %}
+</summary>
+<table>
+<tr><th>seed</th><th>instruction</th><th>result</th><th>steps</th><th>progress</th><th>picked instead</th></tr>
+{% for record in records %}
+<tr><td class="number">{{ record.seed }}</td><td>{{ record.instruction }}</td>
+<td class="{{ 'yes' if record.success else 'no' }}">{{ "picked up" if record.success else "failed" }}</td>
+<td class="number">{{ record.steps }}</td><td class="number">{{ "%.2f"|format(record.progress) }}</td>
+<td>{{ record.wrong_object or "" }}</td></tr>
+{% endfor %}
+</table>
+</details>
+{% endfor %}
+</html>
+"""
