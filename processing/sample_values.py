@@ -30,7 +30,8 @@ def split_batch(columns: dict[str, Any], size: int, batched: bool) -> list[dict[
             rows[name] = list(value)
     for number, objective in enumerate(rows["objective"]):
         if objective not in OBJECTIVES:
-            raise ValueError(f"sample {number}: unknown objective {objective!r}; valid objectives: {list(OBJECTIVES)}")
+            where = f"sample {number}: " if batched else ""
+            raise ValueError(f"{where}unknown objective {objective!r}; valid objectives: {list(OBJECTIVES)}")
     return [{name: rows[name][number] for name in rows} for number in range(size)]
 
 
