@@ -73,3 +73,15 @@ def test_appended_pad_token(tokenizer):
     tokens = prompt_tokens(appended, action_vocab_size=size)
     assert tokens.bins.encode([-1.0]).tolist() == [size - 1]
     assert tokens.pad([([1], 1, 0), ([1, 1], 2, 0)], "right")["input_ids"][0].tolist() == [1, size]
+
+
+def test_remembered_texts(tokenizer, monkeypatch):
+    """Repeated texts are tokenized once; the memory is bounded and never changes an answer."""
+    monkeypatch.setattr("processing.prompt_tokens._REMEMBERED_TEXTS", 3)
+    tokens = prompt_tokens(tokenizer)
+    texts = [f"cube {i % 7}" for i in range(40)]
+    expected = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    assert tokens.encode(texts) == expected
+    for text, ids in zip(texts, expected, strict=True):
+        assert tokens.encode([text, text]) == [ids, ids]
+        assert len(tokens._seen) <= 7 + 1
