@@ -1,8 +1,11 @@
-"""The world: a Franka Panda at a table, seen by a rectified stereo pair, with a scripted expert. Needs the extra `sim` (mujoco, gymnasium)."""
+"""The world: a Franka Panda at a table, seen by a rectified stereo pair, with a scripted expert. Needs the extra `sim`
+(mujoco, gymnasium).
+"""
 
 import os
 
-# Both are read once, when the OpenGL library loads: render off screen, and let Mesa's software renderer work in the calling thread, which halves the CPU time of a picture.
+# Both are read once, when the OpenGL library loads: render off screen, and let Mesa's software renderer work in the
+# calling thread, which halves the CPU time of a picture.
 os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("LP_NUM_THREADS", "0")
 

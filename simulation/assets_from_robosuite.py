@@ -3,10 +3,11 @@
     pip install trimesh fast-simplification scipy pillow
     python -m simulation.assets_from_robosuite [--wheel robosuite-1.5.2-py3-none-any.whl] [--output simulation/assets]
 
-The wheel (MIT) is downloaded when not given. Its meshes derive from Franka Emika's `franka_description` 0.7.0 (Apache-2.0, as the wheel's own
-`bullet_data/panda_description/package.xml` says). Visual meshes are merged per link and colour and decimated to 8 % of their triangles (base and upper arm 4 %): triangles are what software
-rendering pays for (136 k triangles: 21.7 ms a stereo pair at 224 px, 12 k: 5.8 ms). Collision meshes become their convex hulls.
-Only this command needs trimesh, fast-simplification, scipy and pillow; the world itself needs mujoco and numpy.
+The wheel (MIT) is downloaded when not given. Its meshes derive from Franka Emika's `franka_description` 0.7.0
+(Apache-2.0, as the wheel's own `bullet_data/panda_description/package.xml` says). Visual meshes are merged per link
+and colour and decimated to 8 % of their triangles (base and upper arm 4 %): triangles are what software rendering pays
+for (136 k triangles: 21.7 ms a stereo pair at 224 px, 12 k: 5.8 ms). Collision meshes become their convex hulls. Only
+this command needs trimesh, fast-simplification, scipy and pillow; the world itself needs mujoco and numpy.
 """
 
 import argparse
@@ -35,7 +36,9 @@ def download_wheel(folder: Path) -> Path:
 
 
 def colour_of(rgba: str) -> str:
-    """Name of one of our two Panda materials for an upstream colour; a few millimetre-sized coloured marks become dark."""
+    """Name of one of our two Panda materials for an upstream colour; a few millimetre-sized coloured marks become
+    dark.
+    """
     return "white" if min(float(value) for value in rgba.split()[:3]) > 0.8 else "dark"
 
 

@@ -6,20 +6,29 @@ import numpy as np
 
 from simulation.geometry import camera_rotation, project, rpy_to_matrix
 
-LOOK_AT_HEIGHT_M = 0.09  # above the table: leaves room in the picture for the gripper
-NOMINAL = {"azimuth_deg": 0.0, "elevation_deg": 45.0, "distance_m": 0.60}
+LOOK_AT_HEIGHT_M = 0.08  # above the table: leaves room in the picture for the gripper
+NOMINAL = {"azimuth_deg": 0.0, "elevation_deg": 45.0, "distance_m": 0.56}
 # half widths; azimuth 0 is in front of the robot, looking back at it, where the arm hides least
 RANGES = {
     "small": {"shift_m": 0.03, "turn_deg": 3.0},
-    "medium": {"azimuth_deg": (-25.0, 25.0), "elevation_deg": (35.0, 55.0), "distance_m": (0.50, 0.75), "turn_deg": 3.0},
+    "medium": {
+        "azimuth_deg": (-25.0, 25.0),
+        "elevation_deg": (35.0, 55.0),
+        "distance_m": (0.50, 0.70),
+        "turn_deg": 3.0,
+    },
     "large": {"azimuth_deg": (-60.0, 60.0), "elevation_deg": (30.0, 60.0), "distance_m": (0.50, 0.90), "turn_deg": 3.0},
 }
 
 
 def orbit_pose(center: np.ndarray, azimuth_deg: float, elevation_deg: float, distance_m: float) -> np.ndarray:
-    """(4, 4) pose of the rig's centre, OpenCV axes, in the base frame: on a sphere around `center` (3,), looking at it."""
+    """(4, 4) pose of the rig's centre, OpenCV axes, in the base frame: on a sphere around `center` (3,), looking at
+    it.
+    """
     azimuth, elevation = math.radians(azimuth_deg), math.radians(elevation_deg)
-    direction = np.array([math.cos(elevation) * math.cos(azimuth), math.cos(elevation) * math.sin(azimuth), math.sin(elevation)])
+    direction = np.array(
+        [math.cos(elevation) * math.cos(azimuth), math.cos(elevation) * math.sin(azimuth), math.sin(elevation)]
+    )
     pose = np.eye(4)
     pose[:3, :3] = camera_rotation(-direction)
     pose[:3, 3] = center + distance_m * direction
@@ -27,7 +36,9 @@ def orbit_pose(center: np.ndarray, azimuth_deg: float, elevation_deg: float, dis
 
 
 def draw_rig_pose(camera_range: str, center: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Random (4, 4) pose of the rig's centre within "small", "medium" or "large" around `center` (3,), the point looked at."""
+    """Random (4, 4) pose of the rig's centre within "small", "medium" or "large" around `center` (3,), the point
+    looked at.
+    """
     limits = RANGES[camera_range]
     if camera_range == "small":
         pose = orbit_pose(center, **NOMINAL)
@@ -38,8 +49,12 @@ def draw_rig_pose(camera_range: str, center: np.ndarray, rng: np.random.Generato
     return pose
 
 
-def calibration(rig_pose: np.ndarray, fovy_deg: float, baseline_m: float, image_size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """The four calibration columns, float32: focal length (2,) px, principal point (2,) px, baseline () m, LEFT camera pose (4, 4) in the base frame."""
+def calibration(
+    rig_pose: np.ndarray, fovy_deg: float, baseline_m: float, image_size: tuple[int, int]
+) -> dict[str, np.ndarray]:
+    """The four calibration columns, float32: focal length (2,) px, principal point (2,) px, baseline () m, LEFT camera
+    pose (4, 4) in the base frame.
+    """
     height, width = image_size
     focal = 0.5 * height / math.tan(math.radians(fovy_deg) / 2)
     left = rig_pose.copy()
@@ -53,7 +68,9 @@ def calibration(rig_pose: np.ndarray, fovy_deg: float, baseline_m: float, image_
 
 
 def all_in_view(points: np.ndarray, values: dict[str, np.ndarray], image_size: tuple[int, int], margin: float) -> bool:
-    """Whether every point (n, 3) projects into both pictures, at least `margin` of the picture's size away from the border."""
+    """Whether every point (n, 3) projects into both pictures, at least `margin` of the picture's size away from the
+    border.
+    """
     size = np.array([image_size[1], image_size[0]])
     for shift in (0.0, float(values["baseline_m"])):
         pose = values["transform_camera_to_base"].astype(np.float64)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simulation.geometry import matrix_to_rpy, wrap_angle
+from simulation.geometry import matrix_to_rpy, rpy_to_matrix, wrap_angle
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -44,8 +44,12 @@ class Situation:
         return np.array([self.center[0], self.center[1], max(self.center[2], self.table_z + GRASP_FLOOR_M)])
 
 
-def grasp_yaw(rotation: np.ndarray, half_size: tuple[float, float, float], shape: str, tool_yaw: float) -> tuple[float, float]:
-    """(yaw, width): the gripper yaw, near 0, at which the fingers close on flat sides, and the width there. `rotation` (3, 3) is the object's."""
+def grasp_yaw(
+    rotation: np.ndarray, half_size: tuple[float, float, float], shape: str, tool_yaw: float
+) -> tuple[float, float]:
+    """(yaw, width): the gripper yaw, near 0, at which the fingers close on flat sides, and the width there. `rotation`
+    (3, 3) is the object's.
+    """
     axes = np.abs(rotation[2])
     up = int(np.argmax(axes))
     if shape == "ball" or (shape == "can" and up == 2):
@@ -57,13 +61,16 @@ def grasp_yaw(rotation: np.ndarray, half_size: tuple[float, float, float], shape
     period = math.pi / 2 if quarter else math.pi
     angle = wrap_angle(angle, period)
     candidates = [angle + k * period for k in (-1, 0, 1)]
-    # near 0 first, so that scene alone decides; a little pull to the present yaw keeps an object turned past the boundary from flipping the wrist
+    # near 0 first, so that scene alone decides; a little pull to the present yaw keeps an object turned past the
+    # boundary from flipping the wrist
     best = min(candidates, key=lambda value: abs(value) + 0.3 * abs(value - tool_yaw))
     return best, 2 * half_size[width_axis]
 
 
 class Expert:
-    """Plans from the world's present state; call plan() again after every step. Phases follow from what is measured, so any perturbation is answered by the right phase."""
+    """Plans from the world's present state; call plan() again after every step. Phases follow from what is measured,
+    so any perturbation is answered by the right phase.
+    """
 
     def __init__(self, world: "World"):
         self.world = world
@@ -77,10 +84,20 @@ class Expert:
         yaw, width = grasp_yaw(object_rotation, world.target.half_size, world.target.shape, float(rpy[2]))
         rest_z = max(world.rest_z[world.target_index], world.table_z + GRASP_FLOOR_M)
         opening = world.robot.opening()
-        # pads closer than the width hold a round thing beside its middle: take it again, unless it is in the air already
+        # pads closer than the width hold a round thing beside its middle: take it again, unless it is in the air
+        # already
         held = world.held and (opening * OPENING_M > width - 0.005 or world.lift_m > 0.01)
         return Situation(
-            position, rpy, opening, held, center, yaw, width, world.target.shape in ("ball", "can"), world.table_z, rest_z + LIFT_M
+            position,
+            rpy,
+            opening,
+            held,
+            center,
+            yaw,
+            width,
+            world.target.shape in ("ball", "can"),
+            world.table_z,
+            rest_z + LIFT_M,
         )
 
     @property
@@ -90,9 +107,11 @@ class Expert:
         return self.world.success and now.position[2] > now.lift_z - 0.01
 
     def plan(self, horizon: int) -> tuple[np.ndarray, int, np.ndarray]:
-        """(actions float32 (horizon, 7), number of valid actions, next keyframe float32 (7,): x, y, z, roll, pitch, yaw, gripper).
+        """(actions float32 (horizon, 7), number of valid actions, next keyframe float32 (7,): x, y, z, roll, pitch,
+        yaw, gripper).
 
-        The rest of `actions` holds still with the gripper closed. The keyframe is the grasp pose, reached with an open gripper (1), until the target is held, then the lift pose (0).
+        The rest of `actions` holds still with the gripper closed. The keyframe is the grasp pose, reached with an open
+        gripper (1), until the target is held, then the lift pose (0).
         """
         now = self.situation()
         keyframe = keyframe_of(now)
@@ -114,7 +133,9 @@ def keyframe_of(now: Situation) -> np.ndarray:
 
 
 def ready_to_close(now: Situation) -> bool:
-    """The target is between the fingers. Tolerances widen as the gripper closes, so that noise does not undo a grasp half made."""
+    """The target is between the fingers. Tolerances widen as the gripper closes, so that noise does not undo a grasp
+    half made.
+    """
     slack = 1.0 - now.opening
     offset = now.grasp - now.position
     cos, sin = math.cos(now.rpy[2]), math.sin(now.rpy[2])
@@ -141,12 +162,16 @@ def decide(now: Situation) -> np.ndarray:
     move = goal - now.position
     length = float(np.linalg.norm(move))
     move *= min(1.0, SPEED_M / max(length, 1e-9))
-    turn = np.clip(np.array([-now.rpy[0], -now.rpy[1], yaw - now.rpy[2]]), -TURN_RAD, TURN_RAD)
+    # R_goal = R(turn) R_now: a difference of the angles themselves would tilt the tool at large yaw
+    turn = matrix_to_rpy(rpy_to_matrix(np.array([0.0, 0.0, yaw])) @ rpy_to_matrix(now.rpy).T)
+    turn = np.clip(turn, -TURN_RAD, TURN_RAD)
     return np.array([*move, *turn, grip], np.float32)
 
 
 def approach(now: Situation) -> np.ndarray:
-    """Where the open gripper goes next (3,): towards the grasp above a funnel around it, so that it comes down only over the target."""
+    """Where the open gripper goes next (3,): towards the grasp above a funnel around it, so that it comes down only
+    over the target.
+    """
     grasp = now.grasp
     offset = grasp[:2] - now.position[:2]
     distance = float(np.linalg.norm(offset))
@@ -162,12 +187,16 @@ def predict(now: Situation, action: np.ndarray) -> Situation:
     """The situation one step later if the motion is perfect: fingers move at their rate, a held target moves along."""
     move = action[:3].astype(np.float64)
     width = now.width / OPENING_M
-    opening = min(1.0, now.opening + GRIPPER_RATE) if action[6] > 0 else max(now.opening - GRIPPER_RATE, min(width, now.opening))
+    opening = (
+        min(1.0, now.opening + GRIPPER_RATE)
+        if action[6] > 0
+        else max(now.opening - GRIPPER_RATE, min(width, now.opening))
+    )
     held = now.held or (action[6] < 0 and opening <= width + 1e-9)
     return replace(
         now,
         position=now.position + move,
-        rpy=now.rpy + action[3:6],
+        rpy=matrix_to_rpy(rpy_to_matrix(action[3:6].astype(np.float64)) @ rpy_to_matrix(now.rpy)),
         opening=opening,
         held=held,
         center=now.center + move if now.held else now.center,

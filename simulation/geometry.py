@@ -1,4 +1,6 @@
-"""Rotations and camera poses as pure functions. Fixed-axis roll, pitch, yaw: R = Rz(yaw) Ry(pitch) Rx(roll); quaternions wxyz; angles in rad."""
+"""Rotations and camera poses as pure functions. Fixed-axis roll, pitch, yaw: R = Rz(yaw) Ry(pitch) Rx(roll);
+quaternions wxyz; angles in rad.
+"""
 
 import math
 
@@ -24,7 +26,9 @@ def matrix_to_rpy(matrix: np.ndarray) -> np.ndarray:
 
 
 def matrix_to_quaternion(matrix: np.ndarray) -> np.ndarray:
-    """(3, 3) rotation -> (4,) unit quaternion wxyz with w >= 0, from the largest eigenvector of the symmetric 4 x 4 form (Bar-Itzhack 2000)."""
+    """(3, 3) rotation -> (4,) unit quaternion wxyz with w >= 0, from the largest eigenvector of the symmetric 4 x 4
+    form (Bar-Itzhack 2000).
+    """
     m = matrix
     form = np.array(
         [
@@ -52,15 +56,21 @@ def wrap_angle(angle: float, period: float = 2.0 * math.pi) -> float:
 
 
 def camera_rotation(forward: np.ndarray) -> np.ndarray:
-    """(3, 3) rotation camera -> base of a level OpenCV camera (x right, y down, z forward) that looks along `forward` (3,), which is not vertical."""
+    """(3, 3) rotation camera -> base of a level OpenCV camera (x right, y down, z forward) that looks along `forward`
+    (3,), which is not vertical.
+    """
     z = np.asarray(forward, np.float64) / np.linalg.norm(forward)
     x = np.cross(z, (0.0, 0.0, 1.0))
     x /= np.linalg.norm(x)
     return np.stack([x, np.cross(z, x), z], axis=1)
 
 
-def project(points: np.ndarray, transform_camera_to_base: np.ndarray, focal: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Pixels (n, 2) of `points` (n, 3) given in the base frame (m); NaN for points behind the camera. Pixel centres lie at j + 0.5."""
+def project(
+    points: np.ndarray, transform_camera_to_base: np.ndarray, focal: np.ndarray, centre: np.ndarray
+) -> np.ndarray:
+    """Pixels (n, 2) of `points` (n, 3) given in the base frame (m); NaN for points behind the camera. Pixel centres
+    lie at j + 0.5.
+    """
     rotation, origin = transform_camera_to_base[:3, :3], transform_camera_to_base[:3, 3]
     local = (np.asarray(points, np.float64) - origin) @ rotation
     depth = np.where(local[:, 2:] > 0, local[:, 2:], np.nan)

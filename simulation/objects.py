@@ -15,9 +15,9 @@ COLORS = {
 }
 SHAPES = ("cube", "ball", "can", "bar")
 # m; the width between the fingers is 2.5 to 4.7 cm
-CUBE_EDGE = (0.028, 0.045)
-BALL_DIAMETER = (0.032, 0.047)
-CAN_DIAMETER, CAN_HEIGHT = (0.028, 0.045), (0.042, 0.055)
+CUBE_EDGE = (0.030, 0.046)
+BALL_DIAMETER = (0.034, 0.047)
+CAN_DIAMETER, CAN_HEIGHT = (0.028, 0.042), (0.048, 0.060)
 BAR_LENGTH, BAR_WIDTH = (0.075, 0.100), (0.025, 0.034)
 # rad; beyond these the nearest of the symmetric grasps would jump between neighbouring pictures
 YAW = {"cube": 0.6, "ball": 0.0, "can": 0.0, "bar": 0.9}
@@ -27,7 +27,9 @@ MIN_DISTANCE_M = 0.095  # between centres: an open hand then reaches every objec
 
 @dataclass(frozen=True)
 class TableObject:
-    """One object: `half_size` (3,) of its bounding box in its own frame (m), start position on the table (2,) in the base frame and yaw (rad)."""
+    """One object: `half_size` (3,) of its bounding box in its own frame (m), start position on the table (2,) in the
+    base frame and yaw (rad).
+    """
 
     shape: str
     color: str
@@ -48,7 +50,9 @@ class TableObject:
 
 
 def draw_half_size(shape: str, rng: np.random.Generator) -> tuple[float, float, float]:
-    """Random half sizes (3,) in m along the object's own axes; a bar's length is along its x, so at yaw 0 fingers opening along base y fit."""
+    """Random half sizes (3,) in m along the object's own axes; a bar's length is along its x, so at yaw 0 fingers
+    opening along base y fit.
+    """
     if shape == "cube":
         half = rng.uniform(*CUBE_EDGE) / 2
         return half, half, half
@@ -62,8 +66,12 @@ def draw_half_size(shape: str, rng: np.random.Generator) -> tuple[float, float, 
     return rng.uniform(*BAR_LENGTH) / 2, width, width
 
 
-def draw_kinds(count: int, shapes: tuple[str, ...], colors: tuple[str, ...], rng: np.random.Generator) -> list[tuple[str, str]]:
-    """`count` different (shape, colour) pairs; each after the first shares its shape, its colour or neither with the first, one chance in three each."""
+def draw_kinds(
+    count: int, shapes: tuple[str, ...], colors: tuple[str, ...], rng: np.random.Generator
+) -> list[tuple[str, str]]:
+    """`count` different (shape, colour) pairs; each after the first shares its shape, its colour or neither with the
+    first, one chance in three each.
+    """
     pairs = [(shapes[rng.integers(len(shapes))], colors[rng.integers(len(colors))])]
     while len(pairs) < count:
         shape, color = shapes[rng.integers(len(shapes))], colors[rng.integers(len(colors))]
@@ -82,7 +90,9 @@ def draw_objects(
     extent: tuple[float, float],
     rng: np.random.Generator,
 ) -> list[TableObject]:
-    """`count` objects inside a rectangle of `extent` (x, y) m around `center`, far enough apart for an open hand to grasp each; the target is the first."""
+    """`count` objects inside a rectangle of `extent` (x, y) m around `center`, far enough apart for an open hand to
+    grasp each; the target is the first.
+    """
     kinds = draw_kinds(count, shapes, colors, rng)
     half_sizes = [draw_half_size(shape, rng) for shape, _ in kinds]
     for _ in range(2000):
@@ -100,4 +110,7 @@ def draw_objects(
             objects.append(item)
         else:
             return objects
-    raise RuntimeError(f"no layout of {count} objects found in 2000 draws on {extent[0]:.2f} x {extent[1]:.2f} m: use fewer objects or a larger workspace")
+    raise RuntimeError(
+        f"no layout of {count} objects found in 2000 draws on {extent[0]:.2f} x {extent[1]:.2f} m: "
+        "use fewer objects or a larger workspace"
+    )

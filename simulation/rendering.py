@@ -8,13 +8,16 @@ import numpy as np
 
 HIDDEN_GROUP = 5  # MuJoCo shows groups 0 to 2 by default
 EGL_HELP = (
-    "MuJoCo cannot open an off-screen OpenGL context with MUJOCO_GL={backend!r} ({reason}). On Debian or Ubuntu without a GPU:\n"
+    "MuJoCo cannot open an off-screen OpenGL context with MUJOCO_GL={backend!r} ({reason}).\n"
+    "On Debian or Ubuntu without a GPU:\n"
     "    apt-get install -y libegl1 libgl1 libegl-mesa0 libgl1-mesa-dri"
 )
 
 
 def open_context(width: int, height: int) -> mujoco.GLContext:
-    """An off-screen OpenGL context. EGL is asked for directly, since `mujoco.GLContext` is chosen when mujoco is first imported, perhaps before MUJOCO_GL was set."""
+    """An off-screen OpenGL context. EGL is asked for directly, since `mujoco.GLContext` is chosen when mujoco is first
+    imported, perhaps before MUJOCO_GL was set.
+    """
     if os.environ.get("MUJOCO_GL", "egl") == "egl":
         from mujoco.egl import GLContext
 
@@ -23,10 +26,12 @@ def open_context(width: int, height: int) -> mujoco.GLContext:
 
 
 class StereoRenderer:
-    """Renders the cameras "left" and "right" of a model; colour and depth come from one pass. close() frees the OpenGL context.
+    """Renders the cameras "left" and "right" of a model; colour and depth come from one pass. close() frees the OpenGL
+    context.
 
-    Making a context costs 60 to 250 ms, so one serves model after model: load() hands over the next one, which must have the same visible meshes (the Panda's; all objects
-    are primitives to the renderer) and the same number and size of textures.
+    Making a context costs 60 to 250 ms, so one serves model after model: load() hands over the next one, which must
+    have the same visible meshes (the Panda's; all objects are primitives to the renderer) and the same number and size
+    of textures.
     """
 
     def __init__(self, model: mujoco.MjModel, height: int, width: int):
@@ -35,14 +40,18 @@ class StereoRenderer:
             self._gl = open_context(width, height)
             self._gl.make_current()
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
-        except Exception as error:  # the bindings raise whatever the GL loader raised: ImportError, AttributeError, RuntimeError, EGLError
+        except Exception as error:  # whatever the GL loader raised: ImportError, AttributeError, RuntimeError, EGLError
             reason = f"{type(error).__name__}: {error}"
             raise RuntimeError(EGL_HELP.format(backend=os.environ.get("MUJOCO_GL"), reason=reason)) from error
         self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._viewport = mujoco.MjrRect(0, 0, width, height)
         self._scene = mujoco.MjvScene(model, maxgeom=200)
-        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION, mujoco.mjtRndFlag.mjRND_SKYBOX):
+        for flag in (
+            mujoco.mjtRndFlag.mjRND_SHADOW,
+            mujoco.mjtRndFlag.mjRND_REFLECTION,
+            mujoco.mjtRndFlag.mjRND_SKYBOX,
+        ):
             self._scene.flags[flag] = False
         self._options = mujoco.MjvOption()
         self._adopt(model)
@@ -50,7 +59,10 @@ class StereoRenderer:
     def load(self, model: mujoco.MjModel) -> None:
         """Takes over another model of the same meshes and texture sizes."""
         if model.ntex != self.model.ntex or not np.array_equal(model.tex_adr, self.model.tex_adr):
-            raise ValueError(f"the new model has {model.ntex} textures of other sizes than the {self.model.ntex} before: make a new StereoRenderer")
+            raise ValueError(
+                f"the new model has {model.ntex} textures of other sizes than the {self.model.ntex} before: "
+                "make a new StereoRenderer"
+            )
         self._gl.make_current()
         for texture in range(model.ntex):
             mujoco.mjr_uploadTexture(model, self._context, texture)
@@ -78,7 +90,9 @@ class StereoRenderer:
         )
 
     def _cull(self, data: mujoco.MjData) -> None:
-        """Moves geoms whose bounding sphere neither camera can see to a hidden group: most of the arm, most of the triangles. The pictures do not change."""
+        """Moves geoms whose bounding sphere neither camera can see to a hidden group: most of the arm, most of the
+        triangles. The pictures do not change.
+        """
         radius = self.model.geom_rbound
         seen = radius <= 0  # planes have no bounding sphere
         for camera in self._cameras:
@@ -103,7 +117,8 @@ class StereoRenderer:
 
     def _to_meters(self, raw: np.ndarray) -> np.ndarray:
         # the zero-far depth map runs from 1 at the near plane to 0 at the far plane
-        return (self._near * self._far / (self._near + raw.astype(np.float64) * (self._far - self._near))).astype(np.float32)
+        near, far = self._near, self._far
+        return (near * far / (near + raw.astype(np.float64) * (far - near))).astype(np.float32)
 
     def geom_ids(self, data: mujoco.MjData, view: int) -> np.ndarray:
         """int32 (H, W): geom index per pixel, -1 where there is none."""

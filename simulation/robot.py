@@ -12,18 +12,25 @@ STEP_S = 1.0 / CONTROL_HZ
 FINGER_TRAVEL_M = 0.04  # per finger: 8 cm between the pads when open
 MAX_STEP_M = 0.08  # the arm's controller shortens longer commands, as a real one does; 0.8 m/s
 MAX_STEP_RAD = 0.5
-READY = np.array([0.0, -0.1, 0.0, -2.2, 0.0, 2.1, math.pi / 4])  # rad; elbow up, tool down about 0.5 m in front of the base
+# rad; elbow up, tool down about 0.5 m in front of the base
+READY = np.array([0.0, -0.1, 0.0, -2.2, 0.0, 2.1, math.pi / 4])
 DAMPING = 0.02
 POSTURE_GAIN = 0.1
 MAX_ITERATIONS = 20
+DIVERGED = (
+    mujoco.mjtWarning.mjWARN_BADQPOS,
+    mujoco.mjtWarning.mjWARN_BADQVEL,
+    mujoco.mjtWarning.mjWARN_BADQACC,
+)
 ARM_JOINTS = [f"joint{i}" for i in range(1, 8)]
 
 
 class Panda:
     """Controls the arm inside a model that contains `assets/panda.xml`.
 
-    Deltas apply to the measured tool pose: a label computed from the measured state then means the same pose whatever happened before, so errors cannot wind up in a hidden
-    set-point. What tracking leaves behind (below 1 mm a step in free space) is therefore not made up by the next delta but by the policy, which sees it in the next state.
+    Deltas apply to the measured tool pose: a label computed from the measured state then means the same pose whatever
+    happened before, so errors cannot wind up in a hidden set-point. What tracking leaves behind (below 1 mm a step in
+    free space) is therefore not made up by the next delta but by the policy, which sees it in the next state.
     """
 
     def __init__(self, model: mujoco.MjModel, data: mujoco.MjData):
@@ -33,7 +40,8 @@ class Panda:
         self.dofs = np.array([joint.dofadr[0] for joint in joints])
         self.lower, self.upper = np.array([joint.range for joint in joints]).T
         self.motors = np.array([model.actuator(name).id for name in ARM_JOINTS])
-        # feed-forward: force = kp (ctrl - q) - kv v, so a set-point ahead by (kv / kp) v cancels the damping of a wanted motion
+        # feed-forward: force = kp (ctrl - q) - kv v, so a set-point ahead by (kv / kp) v cancels the damping of a
+        # wanted motion
         self.lead_s = -model.actuator_biasprm[self.motors, 2] / model.actuator_gainprm[self.motors, 0]
         self.gripper = model.actuator("gripper").id
         self.fingers = np.array([model.joint(name).qposadr[0] for name in ("left_finger", "right_finger")])
@@ -56,11 +64,16 @@ class Panda:
         position, rotation = self.tool_pose()
         return np.concatenate([position, matrix_to_rpy(rotation), [self.opening()]]).astype(np.float32)
 
-    def solve(self, position: np.ndarray, rotation: np.ndarray, start: np.ndarray, posture_steps: int = 1) -> np.ndarray:
-        """Joint angles (7,) whose tool frame is at `position` (3,), `rotation` (3, 3): damped least squares from `start`, within the joint limits.
+    def solve(
+        self, position: np.ndarray, rotation: np.ndarray, start: np.ndarray, posture_steps: int = 1
+    ) -> np.ndarray:
+        """Joint angles (7,) whose tool frame is at `position` (3,), `rotation` (3, 3): damped least squares from
+        `start`, within the joint limits.
 
-        mink does the same as a quadratic programme: on 100 random steps of up to 2.5 cm and 0.2 rad it needs 3 iterations and 1.70 ms for 0.005 mm, this 0.63 ms for 0.011 mm,
-        and no solver package. The first `posture_steps` iterations also pull the elbow towards READY in the null space. A goal out of reach gives the nearest pose that 20 iterations find.
+        mink does the same as a quadratic programme: on 100 random steps of up to 2.5 cm and 0.2 rad it needs 3
+        iterations and 1.70 ms for 0.005 mm, this 0.63 ms for 0.011 mm, and no solver package. The first
+        `posture_steps` iterations also pull the elbow towards READY in the null space. A goal out of reach gives the
+        nearest pose that 20 iterations find.
         """
         scratch, q = self._scratch, start.copy()
         error = np.zeros(6)
@@ -89,6 +102,9 @@ class Panda:
         self.data.ctrl[self.gripper] = FINGER_TRAVEL_M
         self.shortened = 0
         mujoco.mj_forward(self.model, self.data)
+        miss = float(np.linalg.norm(self.tool_pose()[0] - position))
+        if miss > 1e-3:
+            raise ValueError(f"the start position {np.round(position, 3)} m is out of reach by {miss:.3f} m")
 
     def step(self, action: np.ndarray) -> None:
         """Runs 0.1 s of physics towards the measured tool pose moved by `action` (7,); see World.step."""
@@ -105,6 +121,9 @@ class Panda:
             self.data.ctrl[self.motors] = start + (goal - start) * ((k + 1) / self.substeps) + lead
             mujoco.mj_step(self.model, self.data)
         mujoco.mj_kinematics(self.model, self.data)
+        for kind in DIVERGED:  # MuJoCo only counts these and puts the scene back to its start
+            if self.data.warning[kind].number:
+                raise RuntimeError(f"the physics diverged ({kind.name}) at {self.data.time:.2f} s: reset the world")
 
     def _limit(self, vector: np.ndarray, limit: float) -> np.ndarray:
         norm = float(np.linalg.norm(vector))

@@ -21,11 +21,14 @@ BACKGROUND, ARM, GRIPPER, TARGET, FIRST_OTHER = 0, 1, 2, 3, 4
 
 @dataclass(frozen=True)
 class Appearance:
-    """Everything about how the scene looks: sRGB colours in [0, 1], textures uint8 (128, 128, 3), light direction (3,) and intensities."""
+    """Everything about how the scene looks: sRGB colours in [0, 1], textures uint8 (128, 128, 3), light direction (3,)
+    and intensities.
+    """
 
     table: np.ndarray
     floor: np.ndarray
     pedestal_rgb: np.ndarray
+    wall_rgb: np.ndarray
     light_direction: np.ndarray
     light: float
     ambient: float
@@ -33,9 +36,12 @@ class Appearance:
 
 
 def smooth_noise(cells: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """float32 (128, 128) noise in [-1, 1] with `cells` (rows, columns) random values, linearly interpolated, wrapping around."""
+    """float32 (128, 128) noise in [-1, 1] with `cells` (rows, columns) random values, linearly interpolated, wrapping
+    around.
+    """
     values = rng.uniform(-1, 1, cells).astype(np.float32)
-    for axis in (1, 0):  # by indexing: a matrix product would start BLAS threads, which cost 10 times as much on busy cores
+    # by indexing: a matrix product would start BLAS threads, which cost 10 times as much on busy cores
+    for axis in (1, 0):
         place = np.arange(TEXTURE_PX) * (cells[axis] / TEXTURE_PX)
         index, weight = place.astype(int), (place % 1.0).astype(np.float32)
         weight = weight[:, None] if axis == 0 else weight
@@ -45,7 +51,9 @@ def smooth_noise(cells: tuple[int, int], rng: np.random.Generator) -> np.ndarray
 
 
 def draw_texture(rng: np.random.Generator) -> np.ndarray:
-    """Random muted surface, uint8 (128, 128, 3): cloth, wood, stone or tiles. Low saturation keeps it apart from the objects' colours."""
+    """Random muted surface, uint8 (128, 128, 3): cloth, wood, stone or tiles. Low saturation keeps it apart from the
+    objects' colours.
+    """
     value, saturation, hue = rng.uniform(0.35, 0.85), rng.uniform(0.0, 0.15), rng.uniform(0, 2 * np.pi)
     tint = 1.0 + saturation * np.cos(hue + np.array([0.0, 2.0, 4.0]) * np.pi / 3)
     kind, contrast = rng.integers(4), rng.uniform(0.08, 0.20)
@@ -55,7 +63,9 @@ def draw_texture(rng: np.random.Generator) -> np.ndarray:
     elif kind == 1:
         pattern = 0.8 * smooth_noise((48, 2), rng) + 0.4 * smooth_noise((96, 6), rng)
     elif kind == 2:
-        pattern = 0.7 * smooth_noise((6, 6), rng) + 0.5 * smooth_noise((16, 16), rng) + 0.4 * smooth_noise((64, 64), rng)
+        pattern = (
+            0.7 * smooth_noise((6, 6), rng) + 0.5 * smooth_noise((16, 16), rng) + 0.4 * smooth_noise((64, 64), rng)
+        )
     else:
         cell = np.arange(TEXTURE_PX) * int(rng.integers(4, 13)) // TEXTURE_PX
         pattern = np.where((cell[:, None] + cell[None]) % 2, 0.6, -0.6)
@@ -68,13 +78,14 @@ def draw_texture(rng: np.random.Generator) -> np.ndarray:
 def draw_appearance(rng: np.random.Generator) -> Appearance:
     """Random look of a scene. Ambient + headlight + light stay <= 1, above which pale tables saturate."""
     tilt, azimuth = rng.uniform(0.1, 0.7), rng.uniform(-np.pi, np.pi)
-    ambient, headlight = rng.uniform(0.30, 0.45), rng.uniform(0.05, 0.15)
+    ambient, headlight = rng.uniform(0.38, 0.50), rng.uniform(0.05, 0.15)
     return Appearance(
         table=draw_texture(rng),
         floor=draw_texture(rng),
         pedestal_rgb=np.repeat(rng.uniform(0.2, 0.6), 3),
+        wall_rgb=rng.uniform(0.35, 0.8) * (1.0 + rng.uniform(-0.12, 0.12, 3)),
         light_direction=np.array([np.sin(tilt) * np.cos(azimuth), np.sin(tilt) * np.sin(azimuth), -np.cos(tilt)]),
-        light=rng.uniform(0.6, 1.0) * (1.0 - ambient - headlight),
+        light=rng.uniform(0.7, 1.0) * (1.0 - ambient - headlight),
         ambient=ambient,
         headlight=headlight,
     )
@@ -100,7 +111,9 @@ def build_model(
     baseline_m: float,
     image_size: tuple[int, int],
 ) -> mujoco.MjModel:
-    """Compiles the model of one episode; `image_size` is (height, width) px. Bodies object0.. are free; body "rig" is a mocap body with cameras left and right."""
+    """Compiles the model of one episode; `image_size` is (height, width) px. Bodies object0.. are free; body "rig" is
+    a mocap body with cameras left and right.
+    """
     spec = panda.copy()
     height, width = image_size
     spec.visual.global_.offheight, spec.visual.global_.offwidth = height, width
@@ -130,29 +143,37 @@ def build_model(
     box, bits = mujoco.mjtGeom.mjGEOM_BOX, {"contype": WORLD_BIT, "conaffinity": WORLD_BIT | ROBOT_BIT}
     thickness = 0.02
     world.add_geom(
-        name="table", type=box, size=[*TABLE_HALF, thickness], pos=[*TABLE_CENTER, table_z - thickness], material="table",
-        friction=[0.8, 0.01, 0.002], **bits,
+        name="table", type=box, size=[*TABLE_HALF, thickness], pos=[*TABLE_CENTER, table_z - thickness],
+        material="table", friction=[0.8, 0.01, 0.002], **bits,
     )  # fmt: skip
     world.add_geom(type=box, size=[3.0, 3.0, 0.01], pos=[0.5, 0.0, FLOOR_Z], material="floor", contype=0, conaffinity=0)
     world.add_geom(
         type=box, size=[0.13, 0.13, -FLOOR_Z / 2], pos=[-0.03, 0.0, FLOOR_Z / 2], rgba=[*appearance.pedestal_rgb, 1.0],
         contype=0, conaffinity=0,
     )  # fmt: skip
+    # a room, so that every pixel of every view has a depth below 6 m
+    for position, half in (
+        ([-1.5, 0, 0], [0.01, 2.5, 2.0]),
+        ([0.5, 2.5, 0], [2.0, 0.01, 2.0]),
+        ([0.5, -2.5, 0], [2.0, 0.01, 2.0]),
+    ):
+        world.add_geom(type=box, size=half, pos=position, rgba=[*appearance.wall_rgb, 1.0], contype=0, conaffinity=0)
     for index, item in enumerate(objects):
         add_object(spec, f"object{index}", item, table_z, bits)
     rig = world.add_body(name="rig", mocap=True)
     for name, x in (("left", -baseline_m / 2), ("right", baseline_m / 2)):
         rig.add_camera(name=name, pos=[x, 0.0, 0.0], fovy=fovy_deg)
     model = spec.compile()
-    for name, (pixels, _) in textures.items():  # written into the compiled model: MjSpec would take the pixels as a Python list only
+    # written into the compiled model, since MjSpec takes pixels as a Python list only
+    for name, (pixels, _) in textures.items():
         address = model.tex_adr[model.texture(name).id]
         model.tex_data[address : address + pixels.size] = pixels.ravel()
     return model
 
 
 def add_object(spec: mujoco.MjSpec, name: str, item: TableObject, table_z: float, bits: dict[str, int]) -> None:
-    """Adds one free body, resting on the table. A can collides as a 20-sided prism, since a primitive cylinder creeps out of the grip, and is drawn as a
-    cylinder, which the renderer has ready-made."""
+    """Adds one free body, resting on the table. A can collides as a 20-sided prism, since a primitive cylinder creeps
+    out of the grip, and is drawn as a cylinder, which the renderer has ready-made."""
     body = spec.worldbody.add_body(
         name=name,
         pos=[*item.xy, table_z + item.half_size[2]],

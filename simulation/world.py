@@ -19,7 +19,9 @@ ACTION_SIZE = 7
 
 @dataclass
 class WorldConfig:
-    """What is random, and how far; every range is (low, high), lengths in m. The same config and seed give the same bytes."""
+    """What is random, and how far; every range is (low, high), lengths in m. The same config and seed give the same
+    bytes.
+    """
 
     camera_range: str = "small"  # "small", "medium", "large"
     image_size: int | tuple[int, int] = 128  # side, or (height, width), px
@@ -46,12 +48,15 @@ class WorldConfig:
                 check_choice(name, value, known)
         if not 1 <= self.num_objects <= min(5, len(self.shapes) * len(self.colors)):
             raise ValueError(
-                f"num_objects is {self.num_objects}; it must be between 1 and 5 and at most shapes x colors = {len(self.shapes) * len(self.colors)}"
+                f"num_objects is {self.num_objects}; it must be between 1 and 5 and at most "
+                f"shapes x colors = {len(self.shapes) * len(self.colors)}"
             )
         if min(self.height, self.width) < 16:
             raise ValueError(f"image_size is {self.image_size}; both sides must be at least 16 px")
         if not 0 < self.fovy_deg < 120 or not 0 < self.baseline_m < 0.5:
-            raise ValueError(f"fovy_deg is {self.fovy_deg} (must be in (0, 120)) and baseline_m {self.baseline_m} (in (0, 0.5) m)")
+            raise ValueError(
+                f"fovy_deg is {self.fovy_deg} (must be in (0, 120)) and baseline_m {self.baseline_m} (in (0, 0.5) m)"
+            )
 
     @property
     def height(self) -> int:
@@ -83,7 +88,12 @@ class World:
         self._panda_spec = load_panda()
         self._renderer: StereoRenderer | None = None
         self.model: mujoco.MjModel | None = None
+        self.robot: Panda | None = None
         self.objects: list[TableObject] = []
+
+    def _check_reset(self) -> None:
+        if self.robot is None:
+            raise RuntimeError("the world has no episode yet: call reset(seed) first")
 
     # ------------------------------------------------------------------ episode
 
@@ -105,7 +115,11 @@ class World:
             self._renderer.load(self.model)
         self.data = mujoco.MjData(self.model)
         self.robot = Panda(self.model, self.data)
-        position = [start.uniform(*config.start_x), start.uniform(*config.start_y), self.table_z + start.uniform(*config.start_height_m)]
+        position = [
+            start.uniform(*config.start_x),
+            start.uniform(*config.start_y),
+            self.table_z + start.uniform(*config.start_height_m),
+        ]
         self.robot.place(np.array(position), np.array([0.0, 0.0, start.uniform(*config.start_yaw_rad)]))
         self._bodies = [self.model.body(f"object{i}").id for i in range(len(self.objects))]
         self._pads = (self.model.geom("left_pad").id, self.model.geom("right_pad").id)
@@ -116,18 +130,21 @@ class World:
         self.redraw_camera(camera)
 
     def redraw_camera(self, rng: np.random.Generator) -> None:
-        """Moves the stereo rig to a new random pose of the configured range from which all objects, as they lay at the start, are in both pictures."""
+        """Moves the stereo rig to a new random pose of the configured range from which all objects, as they lay at the
+        start, are in both pictures.
+        """
         center = np.array([*self.config.workspace_center, self.table_z + LOOK_AT_HEIGHT_M])
         size = (self.config.height, self.config.width)
         for _ in range(200):
             pose = draw_rig_pose(self.config.camera_range, center, rng)
             values = calibration(pose, self.config.fovy_deg, self.config.baseline_m, size)
-            if all_in_view(self._rest_points, values, size, margin=0.04):
+            if all_in_view(self._rest_points, values, size, margin=0.08):
                 break
         else:
             raise RuntimeError(
-                f"none of 200 camera poses of range {self.config.camera_range!r} sees all objects: use a wider fovy_deg than "
-                f"{self.config.fovy_deg} or a smaller workspace_extent than {self.config.workspace_extent}"
+                f"none of 200 camera poses of range {self.config.camera_range!r} sees all objects: use a wider "
+                f"fovy_deg than {self.config.fovy_deg} or a smaller workspace_extent than "
+                f"{self.config.workspace_extent}"
             )
         self.calibration = values
         opencv_to_mujoco = np.diag([1.0, -1.0, -1.0])  # MuJoCo cameras look along -z with y up
@@ -161,16 +178,24 @@ class World:
     # ------------------------------------------------------------------ robot
 
     def state(self) -> np.ndarray:
-        """float32 (7,): tool x, y, z in the base frame (m), roll, pitch, yaw (rad; 0 = pointing straight down, fingers opening along base y), gripper opening [0, 1]."""
+        """float32 (7,): tool x, y, z in the base frame (m), roll, pitch, yaw (rad; 0 = pointing straight down, fingers
+        opening along base y), gripper opening [0, 1].
+        """
+        self._check_reset()
         return self.robot.state()
 
     def step(self, action: np.ndarray) -> None:
-        """Runs 0.1 s of physics. `action` (7,): dx, dy, dz (m, base frame), droll, dpitch, dyaw (rad, R_next = R(d) R_now), gripper command: < -0.5 closes, > 0.5 opens,
-        otherwise the last command stays. Moves longer than 8 cm or 0.5 rad are shortened to that and counted in `robot.shortened`, as an arm's safety controller does.
+        """Runs 0.1 s of physics. `action` (7,): dx, dy, dz (m, base frame), droll, dpitch, dyaw (rad, R_next = R(d)
+        R_now), gripper command: < -0.5 closes, > 0.5 opens, otherwise the last command stays. Moves longer than 8 cm
+        or 0.5 rad are shortened to that and counted in `robot.shortened`, as an arm's safety controller does.
         """
+        self._check_reset()
         action = np.asarray(action, np.float64)
         if action.shape != (ACTION_SIZE,) or not np.isfinite(action).all():
-            raise ValueError(f"action must be {ACTION_SIZE} finite numbers (dx, dy, dz, droll, dpitch, dyaw, gripper), not {action!r}")
+            raise ValueError(
+                f"action must be {ACTION_SIZE} finite numbers (dx, dy, dz, droll, dpitch, dyaw, gripper), "
+                f"not {action!r}"
+            )
         self.robot.step(action)
 
     def object_pose(self, index: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -206,7 +231,9 @@ class World:
 
     @property
     def progress(self) -> float:
-        """0 to 1: up to 0.4 for the tool reaching the target (from 20 cm), 0.2 more for holding it, up to 0.4 more for lifting it 5 cm."""
+        """0 to 1: up to 0.4 for the tool reaching the target (from 20 cm), 0.2 more for holding it, up to 0.4 more for
+        lifting it 5 cm.
+        """
         distance = float(np.linalg.norm(self.object_pose()[0] - self.robot.tool_pose()[0]))
         if not self.held:
             return 0.4 * max(0.0, 1.0 - distance / 0.2)
@@ -217,18 +244,22 @@ class World:
     def observe(self, labels: bool = False) -> dict:
         """Renders the pair: left, right uint8 (H, W, 3); calibration (see camera.calibration).
 
-        With labels also, for the left view, depth float32 (H, W) planar m, segmentation uint8 (H, W): 0 background, 1 arm, 2 gripper, 3 target, 4.. other objects; and box_left,
-        box_right float32 (4,) x_min, y_min, x_max, y_max px (max exclusive) of the visible part of the target, None where it is not visible.
+        With labels also, for the left view, depth float32 (H, W) planar m, segmentation uint8 (H, W): 0 background, 1
+        arm, 2 gripper, 3 target, 4.. other objects; and box_left, box_right float32 (4,) x_min, y_min, x_max, y_max px
+        (max exclusive) of the visible part of the target, None where it is not visible.
         """
-        if self.model is None:
-            raise RuntimeError("observe() before reset(seed)")
+        self._check_reset()
         if self._renderer is None:
             self._renderer = StereoRenderer(self.model, self.config.height, self.config.width)
         renderer = self._renderer
         renderer.update(self.data)
         left, depth = renderer.color(self.data, 0, depth=labels)
         right, _ = renderer.color(self.data, 1)
-        result = {"left": left, "right": right, "calibration": dict(self.calibration)}
+        result = {
+            "left": left,
+            "right": right,
+            "calibration": {key: value.copy() for key, value in self.calibration.items()},
+        }
         if labels:
             segmentation = self._segment_ids[renderer.geom_ids(self.data, 0)]
             right_ids = self._segment_ids[renderer.geom_ids(self.data, 1)]
