@@ -84,7 +84,8 @@ class StereoProcessor(ProcessorMixin):
             depth_decimals: decimals of depth answers in m.
             depth_unit_m: unit of `depth_map` images of integer type (the data sets' 16-bit PNG has 1e-4 m).
             max_length: longest sequence allowed, visual tokens included; None takes the tokenizer's model_max_length.
-            check_stereo: look at every pair given without return_labels for swapped or unrectified views.
+            check_stereo: look at every pair given without return_labels for swapped or unrectified views (5 to 7 ms each).
+                In a control loop pass check_stereo=False after the first observation.
         """
         self.norm_stats = norm_stats
         self.normalization = normalization
@@ -113,9 +114,8 @@ class StereoProcessor(ProcessorMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """What is saved: the image processor's options and the arguments of `__init__`."""
-        saved = copy.copy(
-            self
-        )  # without what is derived from them: ProcessorMixin would copy the tokenizer in it (0.3 s)
+        # Without what is derived from them: ProcessorMixin would copy the tokenizer in it (0.3 s for 92,000 tokens).
+        saved = copy.copy(self)
         del saved.tokens, saved.normalizer, saved.reader
         return super(StereoProcessor, saved).to_dict()
 
