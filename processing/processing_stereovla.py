@@ -84,7 +84,7 @@ class StereoProcessor(ProcessorMixin):
             depth_decimals: decimals of depth answers in m.
             depth_unit_m: unit of `depth_map` images of integer type (the data sets' 16-bit PNG has 1e-4 m).
             max_length: longest sequence allowed, visual tokens included; None takes the tokenizer's model_max_length.
-            check_stereo: look at every pair given without return_labels for swapped or unrectified views (5 to 7 ms each).
+            check_stereo: look at every pair outside training for swapped or unrectified views (5 to 7 ms a pair).
                 In a control loop pass check_stereo=False after the first observation.
         """
         self.norm_stats = norm_stats
