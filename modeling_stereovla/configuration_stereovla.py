@@ -1,7 +1,8 @@
 """Configuration of StereoVLA and its named sizes."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import Dinov2WithRegistersConfig, LlamaConfig, PreTrainedConfig, SiglipVisionConfig
+from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_stereo_encoder import StereoEncoderConfig, refuse_unknown_keys
 
@@ -13,50 +14,57 @@ class StereoVLAConfig(PreTrainedConfig):
     `StereoVLAConfig.from_preset` gives smaller ones.
 
     Args:
-        text_config (`LlamaConfig` or `dict`): the language model; InternLM2 is a Llama with a fused attention weight.
-        siglip_config (`SiglipVisionConfig`), dino_config (`Dinov2WithRegistersConfig`): semantic encoders of the left
-            view. Features are
-            those of the second-to-last block, so the last one is not built.
-        stereo_config (`StereoEncoderConfig`): the stereo encoder.
-        image_size (`int`): side of both views, px. patch_size (`int`): stride of the visual tokens, px (14 in the
-            paper).
-        projector_hidden_size (`int`): width of the projector's first layer.
-        expert_hidden_size, expert_intermediate_size (`int`): the action expert's widths; its depth and heads are the
-            language model's.
-        state_dim, state_history, action_dim, chunk_size, pose_dim (`int`): entries of a state and an action, steps of
-            state history and
-            of the predicted chunk, entries of a keyframe pose.
-        num_bins (`int`): poses and states are written as uniform bins over [-1, 1]; bin b is token `action_vocab_size
-            - b`.
-        action_vocab_size (`int`): see `num_bins`; the pad token is not counted.
-        image_token_id (`int`): the id that visual tokens replace.
-        num_inference_steps (`int`): Euler steps.
-        time_alpha, time_beta, time_min, time_max (`float`): flow-matching times ~ Beta(alpha, beta) scaled to
-            [time_min, time_max].
-        min_period, max_period (`float`): of the time embedding. time_embedding_dtype: "float32", or "model" to compute
-            it in the model's
-            dtype as the released code does.
-        chain_of_thought (`bool`): whether `predict_action` first generates the keyframe pose by default.
-        direct_probability (`float` in [0, 1]): share of the training samples whose action expert does not see the
-        keyframe pose; above 0
-            the policy can act without generating it.
-        flow_draws (`int`): noise and time draws of each sample in one training step.
-        use_pointers (`bool`): the pointing loss and its read-out tokens (see `pointing.py`); not in the paper.
-        action_loss_weight, language_loss_weight, disparity_loss_weight, pointing_loss_weight (`float`): weights of the
-            summed loss.
+        text_config (`LlamaConfig`):
+            The language model; InternLM2 is a Llama with a fused attention weight.
+        semantic_config, spatial_config:
+            The encoders of the left view, any vision model of transformers; SigLIP and DINOv2 with registers in the
+            paper. Of a vision transformer the second-to-last block is taken, so the last one is not built.
+            spatial_config may be None.
+        stereo_config (`StereoEncoderConfig`):
+            The stereo encoder of both views.
+        image_size, patch_size (`int`):
+            Side of both views and stride of the visual tokens, px.
+        projector_hidden_size (`int`):
+            Width of the projector's first layer.
+        expert_hidden_size, expert_intermediate_size (`int`):
+            Widths of the action expert; its depth and heads are the language model's.
+        state_dim, state_history, action_dim, chunk_size, pose_dim (`int`):
+            Entries of a state, steps of state history, entries of an action, steps of a chunk, entries of a keyframe.
+        num_bins, action_vocab_size (`int`):
+            Poses and states are written as uniform bins over [-1, 1]; bin b is the token `action_vocab_size - b`.
+        image_token_id (`int`):
+            The token that visual tokens replace.
+        num_inference_steps (`int`):
+            Euler steps from noise to actions.
+        time_alpha, time_beta, time_min, time_max (`float`):
+            Flow-matching times are Beta(alpha, beta) scaled to [time_min, time_max].
+        min_period, max_period (`float`), time_embedding_dtype (`str`):
+            Periods of the time embedding; "float32", or "model" to compute it in the model's dtype as the released
+            code does.
+        chain_of_thought (`bool`):
+            Whether `predict_action` generates the keyframe pose first by default.
+        direct_probability (`float` in [0, 1]):
+            Share of the training samples whose action expert does not see the keyframe pose; above 0 the policy can
+            act without generating it.
+        flow_draws (`int`):
+            Noise and time draws of each sample in one training step.
+        use_pointers (`bool`):
+            The pointing loss and its read-out tokens (`pointing.py`); not in the paper.
+        action_loss_weight, language_loss_weight, disparity_loss_weight, pointing_loss_weight (`float`):
+            Weights of the summed loss.
     """
 
     model_type = "stereovla"
     sub_configs_defaults = {
         "text_config": LlamaConfig,
-        "siglip_config": SiglipVisionConfig,
-        "dino_config": Dinov2WithRegistersConfig,
+        "semantic_config": SubConfigSpec(config_class=AutoConfig, model_type="siglip_vision_model"),
+        "spatial_config": SubConfigSpec(config_class=AutoConfig, model_type="dinov2_with_registers", optional=True),
         "stereo_config": StereoEncoderConfig,
     }
 
     text_config: dict | PreTrainedConfig | None = None
-    siglip_config: dict | PreTrainedConfig | None = None
-    dino_config: dict | PreTrainedConfig | None = None
+    semantic_config: dict | PreTrainedConfig | None = None
+    spatial_config: dict | PreTrainedConfig | None = None
     stereo_config: dict | PreTrainedConfig | None = None
     image_size: int = 224
     patch_size: int = 14
@@ -91,10 +99,10 @@ class StereoVLAConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         refuse_unknown_keys(self, kwargs)
-        for name, sub_config in full_parts().items():
-            value = getattr(self, name)
-            if value is None:
-                setattr(self, name, type(self).sub_configs_defaults[name].config_class(**sub_config))
+        parts = full_parts()
+        if all(getattr(self, name) is None for name in parts):
+            for name, part in parts.items():
+                setattr(self, name, part)
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -113,26 +121,33 @@ class StereoVLAConfig(PreTrainedConfig):
     def num_visual_tokens(self) -> int:
         return (self.image_size // self.patch_size) ** 2
 
+    @property
+    def fused_size(self) -> int:
+        """Channels of a token before the projector."""
+        towers = [tower for tower in (self.semantic_config, self.spatial_config) if tower is not None]
+        # a convolutional network states the widths of its stages
+        widths = [tower.hidden_sizes[-1] if hasattr(tower, "hidden_sizes") else tower.hidden_size for tower in towers]
+        return sum(widths) + self.stereo_config.num_feature_channels(self.image_size)
+
     def validate_architecture(self):
         """Part of `@strict`-powered validation."""
         if self.image_size % self.patch_size or self.image_size % 32:
             raise ValueError(
-                f"image_size is {self.image_size}; it must be divisible by patch_size ({self.patch_size}) and by "
-                f"32, the stereo "
-                "encoder's coarsest stride"
+                f"image_size is {self.image_size}; it must be divisible by patch_size ({self.patch_size}) and by 32, "
+                "the stereo encoder's coarsest stride"
             )
-        for name in ("siglip_config", "dino_config"):
+        for name in ("semantic_config", "spatial_config"):
             tower = getattr(self, name)
+            if not hasattr(tower, "patch_size"):
+                continue  # absent, or convolutional: pooled to the grid
             if (tower.image_size, tower.patch_size) != (self.image_size, self.patch_size):
                 raise ValueError(
-                    f"{name} has image_size {tower.image_size} and patch_size {tower.patch_size}; both must equal "
-                    f"the model's "
-                    f"{self.image_size} and {self.patch_size}"
+                    f"{name} has image_size {tower.image_size} and patch_size {tower.patch_size}; both must equal the "
+                    f"model's, {self.image_size} and {self.patch_size}"
                 )
             if tower.num_hidden_layers < 2:
                 raise ValueError(
-                    f"{name}.num_hidden_layers is {tower.num_hidden_layers}; features of the second-to-last block "
-                    "need at least 2"
+                    f"{name}.num_hidden_layers is {tower.num_hidden_layers}; the second-to-last block needs at least 2"
                 )
         if self.expert_hidden_size % 2:
             raise ValueError(f"expert_hidden_size is {self.expert_hidden_size}; the time embedding needs an even width")
@@ -184,7 +199,8 @@ def full_parts() -> dict[str, dict]:
             "bos_token_id": 1,
             "eos_token_id": 2,
         },
-        "siglip_config": {
+        "semantic_config": {
+            "model_type": "siglip_vision_model",
             "hidden_size": 1152,
             "intermediate_size": 4304,
             "num_hidden_layers": 27,
@@ -194,7 +210,8 @@ def full_parts() -> dict[str, dict]:
             "hidden_act": "gelu",
             "vision_use_head": False,
         },
-        "dino_config": {
+        "spatial_config": {
+            "model_type": "dinov2_with_registers",
             "hidden_size": 1024,
             "num_hidden_layers": 24,
             "num_attention_heads": 16,
@@ -233,8 +250,13 @@ def _small(image_size: int, patch_size: int, width: int, layers: int, tower: int
             "bos_token_id": 1,
             "eos_token_id": 2,
         },
-        "siglip_config": {**semantic, "intermediate_size": 2 * tower, "vision_use_head": False},
-        "dino_config": {**semantic, "mlp_ratio": 2, "num_register_tokens": 4},
+        "semantic_config": {
+            **semantic,
+            "model_type": "siglip_vision_model",
+            "intermediate_size": 2 * tower,
+            "vision_use_head": False,
+        },
+        "spatial_config": {**semantic, "model_type": "dinov2_with_registers", "mlp_ratio": 2, "num_register_tokens": 4},
         "stereo_config": stereo,
         "image_size": image_size,
         "patch_size": patch_size,
@@ -249,35 +271,50 @@ def _small(image_size: int, patch_size: int, width: int, layers: int, tower: int
     }
 
 
-TINY_STEREO = {
+# chosen by how fast the disparity error falls per second of one core (docs of the stereo encoder)
+SMALL_STEREO = {
     "max_disparity": 32,
-    "edgenext_depths": [1, 1],
-    "edgenext_channels": [16, 32],
-    "edgenext_kernel_sizes": [3, 3],
-    "edgenext_splits": [0, 0],
+    "edgenext_depths": [1, 1, 1],
+    "edgenext_channels": [16, 24, 32],
+    "edgenext_kernel_sizes": [3, 5, 5],
+    "edgenext_splits": [0, 0, 0],
+    "num_refine_blocks": 0,
     "layer_scale_init_value": 1.0,
     "num_correlation_groups": 4,
-    "num_concat_channels": 2,
-    "volume_channels": 8,
+    "num_concat_channels": 4,
+    "volume_channels": 16,
+    "volume_stride": 2,
+    "stem_kernel_size": 3,
     "num_stem_blocks": 0,
-    "hourglass_channels": [16],
+    "hourglass_channels": [32],
     "num_hourglass_blocks": 1,
-    "disparity_kernel_size": 3,
+    "disparity_kernel_size": 5,
     "num_disparity_layers": 1,
-    "num_disparity_heads": 1,
+    "num_disparity_heads": 2,
     "disparity_dropout": 0.0,
     "num_classifier_blocks": 0,
-    "classifier_kernel_size": 3,
+    "classifier_kernel_sizes": [1, 1],
 }
 
 
 def _tiny() -> dict:
-    return {**_small(64, 16, 64, 2, 32, TINY_STEREO), "num_inference_steps": 4}
+    return {**_small(64, 16, 64, 2, 32, SMALL_STEREO), "num_inference_steps": 4}
 
 
 def _demo() -> dict:
     return {
-        **_small(128, 16, 96, 3, 64, TINY_STEREO),
+        **_small(96, 16, 96, 3, 64, SMALL_STEREO),
+        # from scratch, a small convolutional network finds the target several times faster than the two transformers:
+        # pointing loss 1.8 after 106 steps of 24 samples, against 2.2 after 350
+        "semantic_config": {
+            "model_type": "resnet",
+            "embedding_size": 16,
+            "hidden_sizes": [16, 32, 64],
+            "depths": [1, 1, 1],
+            "layer_type": "basic",
+        },
+        "spatial_config": None,
+        "state_history": 1,
         "chain_of_thought": False,
         "direct_probability": 1.0,
         "flow_draws": 4,

@@ -223,6 +223,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        output_disparity: bool = False,
         **kwargs,
     ) -> StereoVLAOutput:
         """Losses of a mixed batch; without labels and actions, the language logits.
@@ -237,6 +238,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
                 (default: all).
             disparity: (B, H, W), true disparity of the left view in px, 0 = unknown.
             points: (B, 2, 2), pixels of target and gripper in the left view, NaN = unknown.
+            output_disparity: return the predicted disparity also where there is no true one.
             noise: (B', K, chunk_size, action_dim) and time: (B', K), for the B' action samples; drawn (with
                 `generator`) when absent.
         """
@@ -252,7 +254,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
             past_key_values=recorder if training_actions else past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=False if training_actions or labels is not None else use_cache,
-            output_disparity=disparity is not None,
+            output_disparity=output_disparity or disparity is not None,
             **kwargs,
         )
         result = StereoVLAOutput(disparity=outputs.disparity)

@@ -11,13 +11,13 @@ import copy
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import Dinov2WithRegistersModel, SiglipVisionModel
+from transformers import AutoModel
 
 from .stereo_encoder import StereoEncoderModel
 
-# pixel statistics that the published encoders were trained with, for RGB in [0, 1]
-SIGLIP_MEAN, SIGLIP_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-DINO_MEAN, DINO_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# mean and standard deviation of the pixels that encoders were trained with, RGB in [0, 1]; ImageNet's unless named here
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+PIXEL_STATISTICS = {"siglip_vision_model": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
 
 
 def normalize_pixels(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
@@ -40,24 +40,36 @@ def pool_to_grid(features: torch.Tensor, grid: int) -> torch.Tensor:
 
 
 class SemanticEncoder(nn.Module):
-    """Patch features of one image from a vision transformer's second-to-last block, without its final norm.
+    """Features of one image on the token grid, from any vision model of transformers.
 
-    The last block and the final norm of the published encoder influence nothing, so they are not built.
+    Of a vision transformer: patch tokens of the second-to-last block without the final norm, as StereoVLA takes them;
+        the last block
+    and the final norm influence nothing, so they are not built. Of a convolutional network: its last feature map,
+    pooled to the grid.
     """
 
-    def __init__(self, config, tower_class, mean: tuple[float, ...], std: tuple[float, ...], num_prefix_tokens: int):
+    def __init__(self, config, grid: int):
         super().__init__()
-        config = copy.deepcopy(config)
-        config.num_hidden_layers -= 1
-        self.tower = tower_class._from_config(config)
-        norm = "post_layernorm" if hasattr(self.tower, "post_layernorm") else "layernorm"
-        setattr(self.tower, norm, nn.Identity())
-        self.mean, self.std, self.num_prefix_tokens = mean, std, num_prefix_tokens
+        self.grid = grid
+        self.is_transformer = hasattr(config, "num_attention_heads")
+        self.num_prefix_tokens = 0
+        if self.is_transformer:
+            config = copy.deepcopy(config)
+            config.num_hidden_layers -= 1
+        self.tower = AutoModel.from_config(config)
+        if config.model_type == "dinov2_with_registers":
+            self.num_prefix_tokens = 1 + config.num_register_tokens
+            # of masked-image pre-training only; a parameter that never gets a gradient breaks distributed training
+            self.tower.embeddings.mask_token.requires_grad_(False)
+        for norm in ("post_layernorm", "layernorm"):
+            if hasattr(self.tower, norm):
+                setattr(self.tower, norm, nn.Identity())
+        self.mean, self.std = PIXEL_STATISTICS.get(config.model_type, IMAGENET)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """pixels (B, 3, H, W) RGB in [0, 1] -> (B, patches, C)."""
+        """pixels (B, 3, H, W) RGB in [0, 1] -> (B, grid * grid, C)."""
         hidden = self.tower(pixel_values=normalize_pixels(pixels, self.mean, self.std)).last_hidden_state
-        return hidden[:, self.num_prefix_tokens :]
+        return hidden[:, self.num_prefix_tokens :] if hidden.ndim == 3 else pool_to_grid(hidden, self.grid)
 
 
 class Projector(nn.Module):
@@ -80,25 +92,22 @@ class Projector(nn.Module):
 class StereoVisualTokens(nn.Module):
     """Image pair -> visual tokens (B, grid * grid, hidden) and the stereo encoder's output.
 
-    Channel order of the fused features: [SigLIP | DINOv2 | stereo], stereo flattened channel-major (c * D + d).
+    Channel order of the fused features: [semantic | spatial | stereo], as [SigLIP | DINOv2 | stereo] in the paper;
+        stereo flattened channel-major (c * D + d).
     """
 
     def __init__(self, config):
         super().__init__()
         self.grid = config.image_size // config.patch_size
-        siglip, dino = config.siglip_config, config.dino_config
-        self.siglip = SemanticEncoder(siglip, SiglipVisionModel, SIGLIP_MEAN, SIGLIP_STD, 0)
-        self.dino = SemanticEncoder(dino, Dinov2WithRegistersModel, DINO_MEAN, DINO_STD, 1 + dino.num_register_tokens)
-        # masked-image pre-training only; a parameter that never gets a gradient breaks distributed training
-        self.dino.tower.embeddings.mask_token.requires_grad_(False)
+        self.semantic = SemanticEncoder(config.semantic_config, self.grid)
+        self.spatial = None if config.spatial_config is None else SemanticEncoder(config.spatial_config, self.grid)
         self.stereo = StereoEncoderModel(config.stereo_config)
-        width = siglip.hidden_size + dino.hidden_size + config.stereo_config.num_feature_channels(config.image_size)
-        self.projector = Projector(width, config.projector_hidden_size, config.text_config.hidden_size)
+        self.projector = Projector(config.fused_size, config.projector_hidden_size, config.text_config.hidden_size)
 
     def forward(self, pixel_values: torch.Tensor, output_disparity: bool = False):
         """pixel_values (B, 2, 3, H, W) RGB in [0, 1], left first -> (tokens (B, N, hidden), stereo output)."""
         left = pixel_values[:, 0]
         stereo = self.stereo(pixel_values, output_disparity=output_disparity)
-        semantic = [self.siglip(left), self.dino(left)]
+        semantic = [encoder(left) for encoder in (self.semantic, self.spatial) if encoder is not None]
         geometry = pool_to_grid(stereo.features, self.grid).to(semantic[0].dtype)
         return self.projector(torch.cat([*semantic, geometry], dim=-1)), stereo
