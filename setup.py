@@ -5,9 +5,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 EXTRAS = {
-    "sim": ["mujoco>=3.3,<5", "gymnasium>=1.0,<2", "mink>=1.0,<2"],
+    "sim": ["mujoco>=3.3,<5", "gymnasium>=1.0,<2"],
     "data": ["pyarrow>=17"],
-    "report": ["matplotlib>=3.9", "jinja2>=3.1", "tensorboard>=2.17"],
+    "report": ["matplotlib>=3.9", "jinja2>=3.1"],
     "serve": ["websockets>=14", "msgpack>=1.1"],
     "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.8"],
 }
@@ -20,9 +20,12 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=[f"{name}*" for name in (
-        "modeling_stereovla", "processing", "simulation", "dataset_builder", "evaluation", "serving"
-    )]),
+    packages=find_packages(
+        include=[
+            f"{name}*"
+            for name in ("modeling_stereovla", "processing", "simulation", "dataset_builder", "evaluation", "serving")
+        ]
+    ),
     py_modules=["train", "push_to_hub"],
     package_data={"simulation": ["assets/**/*"]},
     install_requires=[
