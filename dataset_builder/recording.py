@@ -19,6 +19,9 @@ EMBODIMENT = "franka_panda"
 SPLITS = ("train", "validation", "test")
 FIRST_SEED = 2**32  # evaluation's seeds are smaller
 MAX_ATTEMPTS = 20
+# what the world's RuntimeErrors mean, by where they come from
+NO_VIEW = "no camera pose of the range sees all objects"
+DIVERGED = "the physics diverged"
 OPEN = 0.9  # a gripper that is open wider has not begun its grasp
 MOVED_M = 0.02  # an object that rose or sank further is no target to relabel to
 
@@ -93,7 +96,7 @@ class Recorder:
             failures.append(failure)
         raise RuntimeError(
             f"episode {index} of {split} failed {MAX_ATTEMPTS} times ({', '.join(sorted(set(failures)))}); "
-            "is the noise too large?"
+            "is the noise too large, or the world's config impossible?"
         )
 
     def _attempt(self, world_seed: int, index: int) -> tuple[list[dict[str, Any]], str | None]:
@@ -101,7 +104,10 @@ class Recorder:
         world, expert, config = self.world, self.expert, self.config
         # the world spawns its own generators from world_seed; a second entry keeps these apart from them
         noise, camera, relabel = (np.random.default_rng(s) for s in np.random.SeedSequence((world_seed, 1)).spawn(3))
-        world.reset(world_seed)
+        try:
+            world.reset(world_seed)
+        except RuntimeError:
+            return [], NO_VIEW
         spread = noise.uniform()
         rows: list[dict[str, Any]] = []
         while not expert.done:
@@ -110,7 +116,10 @@ class Recorder:
             if world.object_pose()[0][2] < world.table_z - 0.05:
                 return rows, "target fell off the table"
             if config.camera_per_frame and rows:
-                world.redraw_camera(camera)
+                try:
+                    world.redraw_camera(camera)
+                except RuntimeError:
+                    return rows, NO_VIEW
             target = world.target_name
             if relabel.random() < config.relabel and not world.held and world.state()[6] > OPEN:
                 world.choose_target(self._standing(relabel))
@@ -122,7 +131,10 @@ class Recorder:
             if world.target_name != target:
                 world.choose_target(target)
                 action = expert.plan(1)[0][0]
-            world.step(self._disturbed(action, spread, noise))
+            try:
+                world.step(self._disturbed(action, spread, noise))
+            except RuntimeError:
+                return rows, DIVERGED
         return rows, None
 
     def _standing(self, rng: np.random.Generator) -> str:

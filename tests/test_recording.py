@@ -146,8 +146,11 @@ def test_failures_are_replaced_and_counted():
     hopeless = Recorder(WorldConfig(image_size=16), RecordingConfig(max_frames=1))
     with pytest.raises(RuntimeError, match=r"episode 2 of validation failed 20 times \(not solved in 1 frames\)"):
         hopeless.episode(0, "validation", 2)
-    hurried.close()
-    hopeless.close()
+    blind = Recorder(WorldConfig(image_size=16, fovy_deg=3.0), RecordingConfig())
+    with pytest.raises(RuntimeError, match="failed 20 times .no camera pose of the range sees all objects"):
+        blind.episode(0, "train", 0)
+    for recorder in (hurried, hopeless, blind):
+        recorder.close()
 
 
 def test_shards_are_fixed_ranges():

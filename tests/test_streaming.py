@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader
 
 from dataset_builder import schema, shards
 from dataset_builder.questions import processor_arguments
+from dataset_builder.statistics import compute_statistics
 from dataset_builder.streaming import WindowStream, merge_states
-from processing.processing_stereovla import StereoProcessor
+from processing import StereoImageProcessorPil, StereoProcessor, build_tokenizer
 
 LENGTHS = [3, 7, 4, 5, 6, 3, 8, 4, 5, 9, 3, 4]
 FRAMES = {(episode, frame) for episode, length in enumerate(LENGTHS) for frame in range(length)}
@@ -200,14 +201,31 @@ def test_questions_carry_their_answers(dataset):
     assert seen == {"action", "depth", "box", "pose"}
 
 
-def test_processor_receives_what_it_asks_for(dataset):
+def test_processor_makes_a_batch_of_the_windows(dataset):
+    """Windows of every objective go through the real processor; its outputs are those of the frames."""
     accepted = inspect.signature(StereoProcessor.__call__).parameters
-    windows = list(stream_of(dataset, epochs=1, mixture=None, points_per_question=2, depth_map_share=1.0))
+    windows = list(stream_of(dataset, epochs=1, mixture=None, depth_map_share=1.0))
     arguments = processor_arguments(windows)
-    assert set(arguments) - set(accepted) == set()
     assert set(accepted) - set(arguments) == {"self", "padding_side", "check_stereo", "return_tensors"}
+    processor = StereoProcessor(
+        StereoImageProcessorPil(size={"height": 32, "width": 32}),
+        build_tokenizer(["pick up the red cube", "red cube"]),
+        norm_stats=compute_statistics(sorted((dataset / "data").iterdir())),
+    )
+    batch = processor(**arguments)
+    assert {window["objective"] for window in windows} == {"action", "depth", "box", "pose"}
     for number, window in enumerate(windows):
-        assert arguments["text"][number] == ("red cube" if window["objective"] == "box" else "pick up the red cube")
+        product = float(window["calibration.focal_length_px"][0] * window["calibration.baseline_m"])
+        depth = window["depth"]
+        wanted = np.divide(product, depth, out=np.zeros_like(depth), where=depth > 0)
+        np.testing.assert_allclose(batch["disparity"][number], wanted, rtol=1e-5)
+        np.testing.assert_allclose(batch["points"][number, 1], window["points"][1], rtol=1e-5)
+        assert bool(batch["is_action"][number]) == (window["objective"] == "action")
+        text = processor.tokenizer.decode(batch["input_ids"][number])
+        asks = {"box": "bounding box of red cube", "depth": "the depth at"}.get(
+            window["objective"], "to pick up the red cube"
+        )
+        assert asks in text
 
 
 def test_broken_shard_is_named_after_retries(dataset, tmp_path):
