@@ -29,7 +29,7 @@ class Panda:
     """Controls the arm inside a model that contains `assets/panda.xml`.
 
     Deltas apply to the measured tool pose: a label computed from the measured state then means the same pose whatever
-    happened before, so errors cannot wind up in a hidden set-point. What tracking leaves behind (below 1 mm a step in
+    happened before, so errors cannot wind up in a hidden set-point. What tracking leaves behind (below 0.5 mm a step in
     free space) is therefore not made up by the next delta but by the policy, which sees it in the next state.
     """
 
@@ -118,7 +118,7 @@ class Panda:
             self.data.ctrl[self.gripper] = FINGER_TRAVEL_M
         lead = self.lead_s * (goal - start) / STEP_S
         for k in range(self.substeps):
-            self.data.ctrl[self.motors] = start + (goal - start) * ((k + 1) / self.substeps) + lead
+            self.data.ctrl[self.motors] = start + (goal - start) * (k / self.substeps) + lead
             mujoco.mj_step(self.model, self.data)
         mujoco.mj_kinematics(self.model, self.data)
         for kind in DIVERGED:  # MuJoCo only counts these and puts the scene back to its start

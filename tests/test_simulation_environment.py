@@ -1,0 +1,65 @@
+"""The Gymnasium environment."""
+
+import warnings
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+import simulation.environment  # noqa: F401 (registers the id)
+from simulation import Expert
+
+
+@pytest.fixture
+def environment():
+    environment = gymnasium.make("StereoVLA/Tabletop-v0", image_size=64, render_mode="rgb_array")
+    yield environment
+    environment.close()
+
+
+def test_passes_gymnasiums_checker(environment):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(environment.unwrapped)
+
+
+def test_expert_solves_it_through_the_interface(environment):
+    observation, info = environment.reset(seed=3)
+    assert environment.observation_space.contains(observation)
+    assert observation["instruction"] == f"pick up the {info['target']}"
+    expert, rewards, terminated = Expert(environment.unwrapped.world), [], False
+    while not terminated:
+        observation, reward, terminated, truncated, info = environment.step(expert.plan(1)[0][0])
+        rewards.append(reward)
+        assert not truncated
+    assert info["success"] and sum(rewards) == 1.0 and info["progress"] == 1.0
+    assert environment.render().shape == (64, 64, 3)
+
+
+def test_seed_is_the_worlds_seed(environment):
+    world = simulation.World(simulation.WorldConfig(image_size=64))
+    observation, _ = environment.reset(seed=9)
+    world.reset(9)
+    np.testing.assert_array_equal(observation["left"], world.observe()["left"])
+    drawn, _ = environment.reset()
+    environment.reset(seed=9)
+    again, _ = environment.reset()
+    np.testing.assert_array_equal(drawn["left"], again["left"])
+    world.close()
+
+
+def test_time_limit_truncates(environment):
+    environment.reset(seed=0)
+    for step in range(60):
+        *_, terminated, truncated, _ = environment.step(np.zeros(7, np.float32))
+        assert not terminated and truncated == (step == 59)
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="did you mean 'large'"):
+        gymnasium.make("StereoVLA/Tabletop-v0", camera_range="larg")
+    with pytest.raises(ValueError, match="render_mode"):
+        simulation.environment.TabletopEnv(render_mode="human")
+    with pytest.raises(ValueError, match="unknown reset options"):
+        simulation.environment.TabletopEnv().reset(options={"speed": 1})
