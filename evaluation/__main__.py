@@ -47,13 +47,13 @@ def rollout(options: RolloutOptions) -> None:
         raise InputError(f"--policies holds several of one kind ({', '.join(names)}); give each its own --out")
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    model = str(Path(options.model).resolve()) if Path(options.model).is_dir() else options.model
-    write_json(out / "rollout.json", asdict(options) | {"model": model})
     for spec, identity in identities.items():
         count = options.seeds if identity["kind"] == "trained" else options.baseline_seeds
         seeds = range(options.first_seed, options.first_seed + count)
         saved = {**config_json(config), **identity, "num_steps": options.num_steps}
         log = EpisodeLog(out / "rollouts" / identity["kind"], saved, options.restart)
+        source = str(Path(spec).resolve()) if Path(spec).is_dir() else spec
+        write_json(log.path.with_name("run.json"), asdict(options) | {"policy": source})
         begin = time.perf_counter()
         policy_options = {"chunk_size": max(8, options.execution_horizon), "num_steps": options.num_steps or None}
         records = roll_out(

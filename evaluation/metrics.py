@@ -21,7 +21,9 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
     centre = rate + z**2 / (2 * trials)
     half = z * math.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2))
     scale = 1 + z**2 / trials
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+    low, high = (centre - half) / scale, (centre + half) / scale
+    # exact at both ends, where rounding would leave the rate outside of its interval
+    return (low if successes else 0.0), (high if successes < trials else 1.0)
 
 
 def success_rate(successes: Sequence[bool]) -> dict[str, float]:

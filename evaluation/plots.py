@@ -82,11 +82,12 @@ def read_losses(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     }
 
 
-def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean of the `window` values around each, fewer at the ends; (N,) -> (N,)."""
-    window = max(1, min(window, len(values)))
-    weights = np.ones(window)
-    return np.convolve(values, weights, "same") / np.convolve(np.ones(len(values)), weights, "same")
+def smooth(values: np.ndarray, reach: int) -> np.ndarray:
+    """Mean of each value and up to `reach` neighbours on either side; (N,) -> (N,)."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    places = np.arange(len(values))
+    low, high = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)
 
 
 def plot_losses(losses: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path) -> None:
@@ -106,7 +107,7 @@ def plot_losses(losses: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path)
             axis.plot(steps, values, color=colour, linewidth=1.8)
         else:
             axis.plot(steps, values, color=colour, linewidth=0.6, alpha=0.3)
-            axis.plot(steps, smooth(values, max(1, len(values) // 25)), color=colour, linewidth=1.8, label="training")
+            axis.plot(steps, smooth(values, len(values) // 50), color=colour, linewidth=1.8, label="training")
             if (held_out := losses.get(f"validation/{key}")) is not None:
                 axis.plot(*held_out, "o-", color=INK, markersize=3, linewidth=1, label="held out")
             if (values > 0).all():

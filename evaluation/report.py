@@ -114,8 +114,7 @@ def film_episode(out: Path, results: dict[str, Any], seed: int) -> dict[str, Any
     saved = results["options"]["trained"]
     if seed < 0:
         seed = max(records, key=lambda record: (record["success"], record["progress"]))["seed"]
-    told = json.loads((out / "rollout.json").read_text(encoding="utf-8"))
-    spec = told["model"] or next(s for s in told["policies"] if s not in ("expert", "still") and ":" not in s)
+    spec = json.loads((out / "rollouts/trained/run.json").read_text(encoding="utf-8"))["policy"]
     made = {"weights": saved["weights"], "seed": seed}
     report = out / "report.json"
     if (out / "rollout.gif").is_file() and report.is_file():

@@ -77,6 +77,7 @@ def roll_out(
 
     Args:
         spec: see `policies`; every process makes its own policy of it, with `policy_options`.
+        processes: 1 rolls out in this process, with as many threads as torch likes; more use one thread each.
         environments: worlds in lockstep per process.
     """
     todo = [seed for seed in seeds if seed not in log.records]
@@ -93,9 +94,13 @@ def roll_out(
 def _records(
     spec: str, seeds: list[int], config: RolloutConfig, processes: int, environments: int, options: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
+    if processes <= 1:
+        if seeds:
+            yield from run_episodes(make_policy(spec, **options), iter(seeds), config, min(environments, len(seeds)))
+        return
     context = multiprocessing.get_context("spawn")  # OpenGL contexts and torch's threads do not survive a fork
     counter = context.Value("q", 0)
-    environments = max(1, min(environments, -(-len(seeds) // max(1, processes))))
+    environments = min(environments, -(-len(seeds) // processes))
     before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
     workers, connections = [], []
     os.environ.update(WORKER_ENVIRONMENT)

@@ -1,7 +1,9 @@
 """Metrics against definitions, brute force and loops."""
 
 import math
+from pathlib import Path
 
+import evaluate
 import numpy as np
 import pytest
 
@@ -130,3 +132,13 @@ def test_disparity_errors_are_in_full_resolution_px_where_the_truth_is_known():
 def test_summary_of_nothing_is_none():
     assert metrics.summary(np.array([])) is None
     assert metrics.summary(np.array([1.0, 2.0, 6.0]))["mean"] == pytest.approx(3)
+
+
+def test_box_iou_through_hugging_face_evaluate(tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    monkeypatch.setattr("evaluate.config.HF_MODULES_CACHE", tmp_path)
+    metric = evaluate.load("evaluation/box_iou", cache_dir=str(tmp_path))
+    truth = [[0, 0, 10, 10], [0, 0, 10, 10], [5, 5, 9, 9]]
+    for predicted, true in zip([[0, 0, 10, 10], [0, 0, 10, 4], [0, 0, 0, 0]], truth, strict=True):
+        metric.add_batch(predictions=[predicted], references=[true])
+    assert metric.compute() == pytest.approx({"mean_iou": 1.4 / 3, "accuracy": 1 / 3})
