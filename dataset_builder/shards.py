@@ -8,6 +8,8 @@ import hashlib
 import io
 import json
 import os
+import struct
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,7 @@ from PIL import Image
 from dataset_builder import schema
 
 JPEG_QUALITY = 95
-# level 1 of zlib: at 128x128 the 16-bit depth costs about 0.3 ms, level 6 twice that for 10 % fewer bytes
-PNG_LEVEL = 1
+PNG_LEVEL = 1  # of zlib; level 6 takes twice the time for 10 % fewer bytes
 ROWS_PER_GROUP = 256  # one read of a streaming reader: 256 frames of 128x128 with depth are 6 MB
 INFO_KEY = b"stereovla"  # parquet metadata: what the recorder counted for this shard (JSON)
 MANIFEST = Path("meta/manifest.json")
@@ -40,10 +41,29 @@ def encode_image(key: str, array: np.ndarray) -> bytes:
     elif key == "observation.depth":
         steps = np.round(array / schema.DEPTH_UNIT_M)
         steps[steps > 65535] = 0  # too far to store: no depth rather than a wrong one
-        Image.fromarray(steps.astype(np.uint16)).save(buffer, format="PNG", compress_level=PNG_LEVEL)
+        return _png16(steps.astype(np.uint16))
     else:
         Image.fromarray(array).save(buffer, format="PNG", compress_level=PNG_LEVEL)
     return buffer.getvalue()
+
+
+def _png16(pixels: np.ndarray) -> bytes:
+    """uint16 (H, W) -> PNG whose rows are all stored as differences to the row above (PNG's filter 2).
+
+    Pillow tries five filters per row; one fixed filter is written 2.5 times and read 1.6 times as fast, for 18 % more
+    bytes (depth maps of 128x128).
+    """
+    height, width = pixels.shape
+    rows = pixels.astype(">u2").view(np.uint8).reshape(height, 2 * width)
+    filtered = np.full((height, 2 * width + 1), 2, np.uint8)
+    filtered[0, 1:] = rows[0]
+    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
+    header = struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0)  # 16 bits of grey, not interlaced
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(filtered.tobytes(), PNG_LEVEL)), (b"IEND", b""))
+    packed = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
 def decode_image(key: str, data: bytes) -> np.ndarray:

@@ -46,6 +46,14 @@ def test_depth_is_a_16_bit_png_of_tenth_millimetres_and_far_is_none():
     np.testing.assert_allclose(shards.decode_image("observation.depth", data), [[0.1234, 0, 6.5535, 0]], atol=1e-6)
 
 
+def test_depth_survives_at_any_size():
+    rng = np.random.default_rng(0)
+    for height, width in ((1, 1), (3, 7), (60, 33)):
+        steps = rng.integers(0, 65536, (height, width))
+        data = shards.encode_image("observation.depth", steps.astype(np.float32) * np.float32(1e-4))
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), steps)
+
+
 def test_equal_rows_give_equal_bytes(tmp_path):
     for name in ("a", "b"):
         write_dataset(tmp_path / name, [3, 3], 1)
