@@ -211,8 +211,8 @@ class StereoEncoderConfig(PreTrainedConfig):
                 or (splits and (width % self.edgenext_heads or not self.edgenext_depths[stage]))
             ):
                 raise ValueError(
-                    f"edgenext_splits[{stage}] is {splits} for {width} channels; valid: 0 (no attention block), or 2 "
-                    f"and more with channels divisible by edgenext_heads = {self.edgenext_heads} and a depth of at least 1"
+                    f"edgenext_splits[{stage}] is {splits} for {width} channels; valid: 0 (no attention block), or "
+                    f"2 and more with channels divisible by edgenext_heads = {self.edgenext_heads} and a depth above 0"
                 )
         if self.volume_stride not in (1, 2):
             raise ValueError(f"volume_stride is {self.volume_stride}; valid: 1, 2")
@@ -233,8 +233,8 @@ class StereoEncoderConfig(PreTrainedConfig):
         uneven = self.volume_channels % 2 or self.volume_channels % self.num_disparity_heads
         if self.num_disparity_layers and uneven:
             raise ValueError(
-                f"volume_channels is {self.volume_channels}; with a disparity transformer it must be even and divisible "
-                f"by num_disparity_heads = {self.num_disparity_heads}"
+                f"volume_channels is {self.volume_channels}; with a disparity transformer it must be even and "
+                f"divisible by num_disparity_heads = {self.num_disparity_heads}"
             )
         if len(self.classifier_kernel_sizes) != 2:
             raise ValueError(f"classifier_kernel_sizes has {len(self.classifier_kernel_sizes)} entries; it needs 2")
