@@ -51,6 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
             parser = argparse.ArgumentParser(prog=f"python -m dataset_builder {command}")
             parser.add_argument("dir", type=Path, help="folder of a dataset")
             return {"check": _check, "card": _card}[command](parser.parse_args(rest).dir)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
     except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -145,9 +145,10 @@ def build(config: BuildConfig) -> Path:
 
 def _check_folder(folder: Path, content: dict[str, Any]) -> None:
     """ValueError when `folder` holds something else than this build."""
-    if not folder.exists() or not any(path.name != PARTIAL for path in folder.iterdir()):
-        return
     if not (folder / PLAN).exists():
+        inside = [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
+        if all(PARTIAL in path.parts or path.suffix == ".tmp" for path in inside):  # killed before it wrote the plan
+            return
         raise ValueError(f"{folder} is not empty and holds no dataset of ours; choose another --out")
     before = shards.read_json(folder / PLAN)
     changed = [
