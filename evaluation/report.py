@@ -5,13 +5,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from evaluation.checkpoints import InputError
+from evaluation.checkpoints import InputError, check_checkpoint, fingerprint
 from evaluation.episode_log import write_json
 from evaluation.plots import plot_errors, plot_losses, plot_success, read_losses
 from evaluation.report_page import PAGE
 from evaluation.rollouts import RolloutConfig, film, summarise
 from simulation import WorldConfig
 
+FILM_TRIES = 3
 POLICIES = ("expert", "trained", "untrained", "still")  # the order of the report
 METHOD = (
     "Rollouts run closed-loop in the simulator on seeds that no recorded episode uses; an episode succeeds when both "
@@ -103,7 +104,8 @@ def film_episode(out: Path, results: dict[str, Any], seed: int) -> dict[str, Any
     """Films one episode of the trained policy into rollout.gif; None without rollouts of a trained policy.
 
     Args:
-        seed: of the episode; -1 takes the first success, or the episode that got furthest.
+        seed: of the episode; -1 takes the first success, or the episode that got furthest. On a film the model acts
+            alone, not in the batch of the rollouts; where the rounding costs the success, the next one is filmed.
     """
     from evaluation.film import write_gif
     from evaluation.policies import make_policy
@@ -112,22 +114,31 @@ def film_episode(out: Path, results: dict[str, Any], seed: int) -> dict[str, Any
     if not records:
         return None
     saved = results["options"]["trained"]
-    if seed < 0:
-        seed = max(records, key=lambda record: (record["success"], record["progress"]))["seed"]
+    successes = [record["seed"] for record in records if record["success"]]
+    furthest = max(records, key=lambda record: record["progress"])["seed"]
+    seeds = [seed] if seed >= 0 else successes[:FILM_TRIES] or [furthest]
     spec = json.loads((out / "rollouts/trained/run.json").read_text(encoding="utf-8"))["policy"]
-    made = {"weights": saved["weights"], "seed": seed}
+    wanted = {"weights": saved["weights"], "seeds": seeds}
     report = out / "report.json"
     if (out / "rollout.gif").is_file() and report.is_file():
-        if json.loads(report.read_text(encoding="utf-8"))["film"] == made:
-            return made
+        if json.loads(report.read_text(encoding="utf-8"))["film"] == wanted:
+            return wanted
+    check_checkpoint(spec)
+    if fingerprint(spec) != saved["weights"]:
+        raise InputError(
+            f"{spec!r} has other weights than those that were rolled out; roll out again with --restart True"
+        )
     world = {key.removeprefix("world."): value for key, value in saved.items() if key.startswith("world.")}
     world = {key: tuple(value) if isinstance(value, list) else value for key, value in world.items()}
     config = RolloutConfig(WorldConfig(**world), saved["execution_horizon"], saved["max_steps"], saved["embodiment"])
     policy = make_policy(spec, num_steps=saved["num_steps"] or None)
-    observations, record = film(policy, seed, config)
+    for number in seeds:
+        observations, record = film(policy, number, config)
+        if record["success"]:
+            break
     disparities = policy.disparity(observations)
     write_gif(out / "rollout.gif", observations, disparities, record["success"])
-    return made
+    return wanted
 
 
 def write_report(out: Path, training: Path | None, with_film: bool = True, film_seed: int = -1) -> Path:

@@ -208,3 +208,11 @@ def test_the_whole_command_films_the_trained_model_once(tmp_path):
         "trained": 2,
         "untrained": 1,
     }
+
+
+def test_a_film_of_other_weights_is_refused(tmp_path):
+    write_rollouts(tmp_path, "trained", [True], weights="other")
+    model = save_tiny_checkpoint(tmp_path / "model")
+    (tmp_path / "rollouts/trained/run.json").write_text(json.dumps({"policy": str(model)}))
+    with pytest.raises(InputError, match="other weights than those that were rolled out"):
+        write_report(tmp_path, None)
