@@ -1,36 +1,37 @@
-# make demo       world -> data -> training -> evaluation -> a folder that the Hub accepts, in demo/
-# make test       lint-free unit and integration tests; make test-slow: the long ones
-# Everything is installed into .venv; interrupt at any point and the same command goes on.
+# make demo    world -> data -> training -> evaluation -> a folder that the Hub accepts, all in demo/
+# make test    the tests; make test-slow: those that take minutes; make lint: the style
+# Everything is installed into .venv. Interrupt at any point: the same command goes on from there.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT := demo
+# the demo's world: small camera range, 96 px views, the colour tells the objects of a scene apart
+WORLD := --camera_range small --image_size 96 --world \
+	'{"fovy_deg": 40, "workspace_extent": [0.22, 0.26], "table_height_m": [-0.02, 0.02], "distinct_colors": true}'
 
 export MUJOCO_GL ?= egl
 export PYTHONWARNINGS ?= ignore
 export TRANSFORMERS_VERBOSITY ?= error
-export TOKENIZERS_PARALLELISM = false
 export HF_HUB_DISABLE_TELEMETRY = 1
-export LP_NUM_THREADS ?= 0
 
 .PHONY: demo test test-slow lint install clean
 
 install: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.lock
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "Python 3.11 or newer is needed, $$($(PYTHON) --version) was found; choose one with: make PYTHON=python3.11"; exit 1; }
-	@$(PYTHON) -m venv $(VENV) \
-		|| { echo "The venv module is missing; on Debian or Ubuntu: sudo apt-get install python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or newer is needed, this is $$($(PYTHON) --version); choose another: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+		echo "The venv module is missing; on Debian and Ubuntu: sudo apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@touch $@
 
 demo: install
-	@$(BIN)/python -m simulation.display
-	$(BIN)/python -m dataset_builder build --preset demo --out $(OUT)/dataset
-	$(BIN)/python train.py --preset demo --dataset $(OUT)/dataset --output_dir $(OUT)/training
-	$(BIN)/python -m evaluation rollout --preset demo --model $(OUT)/training/model --out $(OUT)/report
+	$(BIN)/python -m dataset_builder build --preset demo --out $(OUT)/dataset $(WORLD)
+	$(BIN)/python -m accelerate.commands.launch --cpu --num_processes 2 --num_cpu_threads_per_process 1 \
+		train.py --preset demo --dataset $(OUT)/dataset --output_dir $(OUT)/training
+	$(BIN)/python -m evaluation rollout --preset demo --model $(OUT)/training/model --out $(OUT)/report $(WORLD)
 	$(BIN)/python -m evaluation offline --model $(OUT)/training/model --dataset $(OUT)/dataset --out $(OUT)/report
 	$(BIN)/python -m evaluation report --training $(OUT)/training --out $(OUT)/report
 	$(BIN)/python push_to_hub.py --folder $(OUT)/training/model --report $(OUT)/report --license apache-2.0 --dry_run

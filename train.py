@@ -222,7 +222,7 @@ class LossMeans:
         self.counts: dict[str, int] = defaultdict(int)
 
     def add(self, output, objectives: list[str]) -> None:
-        for name in ("action", "disparity", "pointing"):
+        for name in ("action", "disparity", "pointing", "keyframe"):
             if (value := output.get(f"{name}_loss")) is not None:
                 self._add(f"loss/{name}", value.item())
         self._add("loss/total", output.loss.item())
@@ -378,6 +378,7 @@ def train(options: TrainingOptions) -> Path:
         lr=options.learning_rate,
         weight_decay=options.weight_decay,
         betas=(0.9, 0.95),
+        fused=True,  # one pass over the hundreds of small tensors: 5 % of the step of a small model
     )
     model, optimizer = accelerator.prepare(model, optimizer)
     model.train()

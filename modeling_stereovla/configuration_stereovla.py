@@ -50,7 +50,10 @@ class StereoVLAConfig(PreTrainedConfig):
             Noise and time draws of each sample in one training step.
         use_pointers (`bool`):
             The pointing loss and its read-out tokens (`pointing.py`); not in the paper.
-        action_loss_weight, language_loss_weight, disparity_loss_weight, pointing_loss_weight (`float`):
+        stereo_learns_from (`str`):
+            "all" losses, or "disparity": the stereo encoder then learns from the samples with known disparity alone
+            and runs without gradients on the others, which makes a training step cheaper.
+        action_loss_weight, language_loss_weight, disparity_loss_weight, pointing_loss_weight, keyframe_loss_weight:
             Weights of the summed loss.
     """
 
@@ -91,10 +94,12 @@ class StereoVLAConfig(PreTrainedConfig):
     direct_probability: float = 0.0
     flow_draws: int = 1
     use_pointers: bool = False
+    stereo_learns_from: str = "all"
     action_loss_weight: float = 1.0
     language_loss_weight: float = 1.0
     disparity_loss_weight: float = 0.0
     pointing_loss_weight: float = 0.0
+    keyframe_loss_weight: float = 0.0
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
@@ -161,6 +166,8 @@ class StereoVLAConfig(PreTrainedConfig):
             raise ValueError(f"image_token_id is {self.image_token_id}; valid: 0 ... {self.text_config.vocab_size - 1}")
         if self.time_embedding_dtype not in ("float32", "model"):
             raise ValueError(f"time_embedding_dtype is {self.time_embedding_dtype!r}; it must be 'float32' or 'model'")
+        if self.stereo_learns_from not in ("all", "disparity"):
+            raise ValueError(f"stereo_learns_from is {self.stereo_learns_from!r}; it must be 'all' or 'disparity'")
         if not 0 <= self.direct_probability <= 1:
             raise ValueError(f"direct_probability is {self.direct_probability}; it must be in [0, 1]")
         if not 0 <= self.time_min < self.time_max <= 1:
@@ -246,6 +253,7 @@ def _small(image_size: int, patch_size: int, width: int, layers: int, tower: int
             "rms_norm_eps": 1e-5,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
             "tie_word_embeddings": False,
+            "initializer_range": width**-0.5,
             "pad_token_id": 0,
             "bos_token_id": 1,
             "eos_token_id": 2,
@@ -321,6 +329,8 @@ def _demo() -> dict:
         "use_pointers": True,
         "disparity_loss_weight": 1.0,
         "pointing_loss_weight": 1.0,
+        "keyframe_loss_weight": 2.0,
+        "stereo_learns_from": "disparity",
     }
 
 

@@ -1,10 +1,8 @@
-"""Pointing: the policy marks the instructed object and its own gripper among the visual tokens, and reads those tokens
-out.
+"""Pointing: the policy marks the instructed object and its own gripper among the visual tokens, and reads those out.
 
-Not in the papers: an option (off in the `full` preset) without which a small policy trained from scratch for minutes
-hardly finds its
-target. The cross-entropy of the two attention maps is an auxiliary loss; the attended tokens join the action expert's
-state tokens.
+Not in the papers: an option (off in the `full` preset) without which a small policy that is trained from scratch for
+minutes hardly finds its target. The cross-entropy of the two attention maps is an auxiliary loss. The attended tokens,
+and the keyframe pose that a small network regresses from them, join the action expert's state tokens.
 """
 
 import torch
@@ -39,12 +37,27 @@ class Pointers(nn.Module):
         super().__init__()
         hidden, width = config.text_config.hidden_size, config.expert_hidden_size
         self.grid, self.patch_size = config.image_size // config.patch_size, config.patch_size
-        self.instruction_query = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, hidden))
+        self.word_norm = nn.LayerNorm(hidden)
+        self.word_query = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, hidden))
         self.gripper_query = nn.Embedding(1, hidden)
-        self.position = nn.Embedding(self.grid**2, hidden)
-        self.norm = nn.LayerNorm(hidden)
+        self.token_norm = nn.LayerNorm(hidden)
         self.key = nn.Linear(hidden, hidden)
         self.value = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, width))
+        self.place = nn.Sequential(nn.Linear(2, width), nn.GELU(), nn.Linear(width, width))
+        self.keyframe = nn.Sequential(
+            nn.Linear(3 * width, 2 * width),
+            nn.GELU(),
+            nn.Linear(2 * width, width),
+            nn.GELU(),
+            nn.Linear(width, config.pose_dim),
+        )
+        self.keyframe_token = nn.Linear(config.pose_dim, width)
+
+    def centres(self, like: torch.Tensor) -> torch.Tensor:
+        """(u, v) of each visual token in [-1, 1], (N, 2), of the dtype and device of `like`."""
+        cells = (torch.arange(self.grid, device=like.device, dtype=like.dtype) + 0.5) * 2 / self.grid - 1
+        v, u = torch.meshgrid(cells, cells, indexing="ij")
+        return torch.stack([u, v], dim=-1).flatten(0, 1)
 
     def forward(
         self, visual_tokens: torch.Tensor, text: torch.Tensor, text_mask: torch.Tensor
@@ -55,14 +68,25 @@ class Pointers(nn.Module):
             visual_tokens: (B, N, hidden).
             text: (B, L, hidden) token embeddings; text_mask: (B, L) bool, True = a word of the prompt.
         """
-        weight = text_mask.to(text.dtype)[..., None]
-        words = (text * weight).sum(1) / weight.sum(1).clamp(min=1)
-        gripper = self.gripper_query.weight.expand(words.shape[0], -1)
-        queries = torch.stack([self.instruction_query(words), gripper.to(words.dtype)], dim=1)
-        tokens = self.norm(visual_tokens) + self.position.weight
-        logits = queries @ self.key(tokens).transpose(1, 2) / tokens.shape[-1] ** 0.5
-        # value first, attention after: the MLP sees single tokens, as the sub-token offset is not linear in them
-        return logits, logits.softmax(-1) @ self.value(tokens)
+        # every word asks on its own and the evidence adds up: "red" and "cube" together point at the red cube. A
+        # query of the mean embedding dilutes the two words that matter in a dozen that are always there
+        words = self.word_query(self.word_norm(text))
+        instruction = (words * text_mask[..., None].to(words.dtype)).sum(1)
+        gripper = self.gripper_query.weight.expand(len(instruction), -1).to(words.dtype)
+        tokens = self.token_norm(visual_tokens)
+        logits = torch.stack([instruction, gripper], dim=1) @ self.key(tokens).transpose(1, 2) / tokens.shape[-1] ** 0.5
+        attention = logits.softmax(-1)
+        # value first, attention after: the MLP sees single tokens, as an offset within a token is not linear in them
+        return logits, attention @ self.value(tokens) + self.place(attention @ self.centres(attention))
+
+    def predict_keyframe(self, read_out: torch.Tensor, state_token: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The keyframe pose (B, pose_dim), normalised, and the token (B, 1, width) that tells it to the action expert.
+
+        Args:
+            read_out: (B, 2, width) of `forward`; state_token: (B, width), the embedded present state.
+        """
+        pose = self.keyframe(torch.cat([read_out.flatten(1), state_token], dim=-1))
+        return pose, self.keyframe_token(pose)[:, None]
 
     def loss(self, logits: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of `logits` (B, 2, N) with the tokens at `points` (B, 2, 2) px, mean over the known points."""

@@ -90,7 +90,7 @@ class Projector(nn.Module):
 
 
 class StereoVisualTokens(nn.Module):
-    """Image pair -> visual tokens (B, grid * grid, hidden) and the stereo encoder's output.
+    """Image pair -> visual tokens (B, grid * grid, hidden) and disparity.
 
     Channel order of the fused features: [semantic | spatial | stereo], as [SigLIP | DINOv2 | stereo] in the paper;
         stereo flattened channel-major (c * D + d).
@@ -104,10 +104,34 @@ class StereoVisualTokens(nn.Module):
         self.stereo = StereoEncoderModel(config.stereo_config)
         self.projector = Projector(config.fused_size, config.projector_hidden_size, config.text_config.hidden_size)
 
-    def forward(self, pixel_values: torch.Tensor, output_disparity: bool = False):
-        """pixel_values (B, 2, 3, H, W) RGB in [0, 1], left first -> (tokens (B, N, hidden), stereo output)."""
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        output_disparity: bool = False,
+        disparity_rows: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Visual tokens (B, N, hidden) and, if asked for, the disparity (B, 1, H/4, W/4) in quarter-resolution px.
+
+        Args:
+            pixel_values: (B, 2, 3, H, W) RGB in [0, 1], left first.
+            disparity_rows: (B,) bool; if given, the stereo encoder gets gradients through these samples' disparity
+                alone, and disparity is returned for them alone. On the others it runs without gradients, at a third of
+                the cost.
+        """
         left = pixel_values[:, 0]
-        stereo = self.stereo(pixel_values, output_disparity=output_disparity)
         semantic = [encoder(left) for encoder in (self.semantic, self.spatial) if encoder is not None]
-        geometry = pool_to_grid(stereo.features, self.grid).to(semantic[0].dtype)
-        return self.projector(torch.cat([*semantic, geometry], dim=-1)), stereo
+        if disparity_rows is None:
+            stereo = self.stereo(pixel_values, output_disparity=output_disparity)
+            features, disparity = stereo.features, stereo.initial_disparity
+        else:
+            parts, disparity = [], None
+            for rows, learns in ((disparity_rows, True), (~disparity_rows, False)):
+                if rows.any():
+                    with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+                        stereo = self.stereo(pixel_values[rows], output_disparity=learns)
+                    disparity = stereo.initial_disparity if learns else disparity
+                    parts.append((rows.nonzero()[:, 0], stereo.features.detach()))
+            order = torch.cat([index for index, _ in parts]).argsort()
+            features = torch.cat([part for _, part in parts])[order]
+        geometry = pool_to_grid(features, self.grid).to(semantic[0].dtype)
+        return self.projector(torch.cat([*semantic, geometry], dim=-1)), disparity
