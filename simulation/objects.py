@@ -67,11 +67,18 @@ def draw_half_size(shape: str, rng: np.random.Generator) -> tuple[float, float, 
 
 
 def draw_kinds(
-    count: int, shapes: tuple[str, ...], colors: tuple[str, ...], rng: np.random.Generator
+    count: int,
+    shapes: tuple[str, ...],
+    colors: tuple[str, ...],
+    rng: np.random.Generator,
+    distinct_colors: bool = False,
 ) -> list[tuple[str, str]]:
     """`count` different (shape, colour) pairs; each after the first shares its shape, its colour or neither with the
-    first, one chance in three each.
+    first, one chance in three each. With `distinct_colors` no two share a colour.
     """
+    if distinct_colors:
+        drawn = rng.permutation(len(colors))[:count]
+        return [(shapes[rng.integers(len(shapes))], colors[index]) for index in drawn]
     pairs = [(shapes[rng.integers(len(shapes))], colors[rng.integers(len(colors))])]
     while len(pairs) < count:
         shape, color = shapes[rng.integers(len(shapes))], colors[rng.integers(len(colors))]
@@ -89,11 +96,12 @@ def draw_objects(
     center: tuple[float, float],
     extent: tuple[float, float],
     rng: np.random.Generator,
+    distinct_colors: bool = False,
 ) -> list[TableObject]:
     """`count` objects inside a rectangle of `extent` (x, y) m around `center`, far enough apart for an open hand to
     grasp each; the target is the first.
     """
-    kinds = draw_kinds(count, shapes, colors, rng)
+    kinds = draw_kinds(count, shapes, colors, rng, distinct_colors)
     half_sizes = [draw_half_size(shape, rng) for shape, _ in kinds]
     for _ in range(2000):
         objects: list[TableObject] = []

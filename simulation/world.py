@@ -28,6 +28,7 @@ class WorldConfig:
     num_objects: int = 3  # the target included
     shapes: tuple[str, ...] = SHAPES
     colors: tuple[str, ...] = tuple(COLORS)
+    distinct_colors: bool = False  # True: the colour alone tells the objects of a scene apart
     baseline_m: float = 0.063  # ZED Mini
     fovy_deg: float = 45.0
     workspace_center: tuple[float, float] = (0.50, 0.0)
@@ -50,6 +51,11 @@ class WorldConfig:
             raise ValueError(
                 f"num_objects is {self.num_objects}; it must be between 1 and 5 and at most "
                 f"shapes x colors = {len(self.shapes) * len(self.colors)}"
+            )
+        if self.distinct_colors and self.num_objects > len(self.colors):
+            raise ValueError(
+                f"num_objects is {self.num_objects}; with distinct_colors it must be at most {len(self.colors)}, "
+                "one for each of the colors"
             )
         if min(self.height, self.width) < 16:
             raise ValueError(f"image_size is {self.image_size}; both sides must be at least 16 px")
@@ -104,7 +110,13 @@ class World:
         layout, look, start, camera = streams
         self.table_z = float(layout.uniform(*config.table_height_m))
         self.objects = draw_objects(
-            config.num_objects, config.shapes, config.colors, config.workspace_center, config.workspace_extent, layout
+            config.num_objects,
+            config.shapes,
+            config.colors,
+            config.workspace_center,
+            config.workspace_extent,
+            layout,
+            config.distinct_colors,
         )
         self.target_index = 0
         self.model = build_model(
