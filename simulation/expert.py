@@ -143,9 +143,9 @@ def ready_to_close(now: Situation) -> bool:
     between = abs(-sin * offset[0] + cos * offset[1])  # along the closing direction
     free = max(0.0, (now.opening * OPENING_M - now.width) / 2)
     return (
-        across < (0.008 if now.round else 0.011) + 0.012 * slack
-        and between < min(0.014, free) + 0.012 * slack
-        and -0.02 < -offset[2] < 0.009 + 0.012 * slack
+        across < (0.010 if now.round else 0.014) + 0.014 * slack
+        and between < min(0.016, free) + 0.014 * slack
+        and -0.02 < -offset[2] < 0.012 + 0.012 * slack
         and abs(now.yaw - now.rpy[2]) < 0.20 + 0.40 * slack
         and now.opening * OPENING_M > now.width - 0.006
     )
