@@ -20,8 +20,12 @@ LAST_FRAME_MS = 1500
 
 
 def colour_disparity(disparity: np.ndarray, low: float, high: float) -> Image.Image:
-    """(h, w) px -> RGB, near = warm; `low`, `high` are the ends of the colour scale in px."""
-    scaled = np.clip((disparity - low) / max(high - low, 1e-6), 0, 1)
+    """(h, w) px -> RGB with its longer side at PANEL_PX, near = warm; `low`, `high`: ends of the colour scale, px."""
+    scale = PANEL_PX / max(disparity.shape)
+    size = (round(disparity.shape[1] * scale), round(disparity.shape[0] * scale))
+    # enlarged before it is coloured: mixtures of two colours would show disparities that are not there
+    enlarged = np.asarray(Image.fromarray(disparity.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
+    scaled = np.clip((enlarged - low) / max(high - low, 1e-6), 0, 1)
     return Image.fromarray((matplotlib.colormaps["turbo"](scaled)[..., :3] * 255).astype(np.uint8))
 
 

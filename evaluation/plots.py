@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from evaluation.checkpoints import InputError
 
@@ -112,6 +113,9 @@ def plot_losses(losses: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path)
                 axis.plot(*held_out, "o-", color=INK, markersize=3, linewidth=1, label="held out")
             if (values > 0).all():
                 axis.set_yscale("log")
+                for formatted in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+                    formatted(lambda value, _: f"{value:g}")
+                axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         entitle(axis, "learning rate" if key == "lr" else f"{name} loss")
         axis.set_xlabel("step")
     if f"validation/{keys[0]}" in losses:

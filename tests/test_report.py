@@ -168,8 +168,10 @@ def test_a_missing_loss_file_is_named(tmp_path):
 
 
 def test_disparity_is_coloured_from_far_to_near():
-    picture = np.asarray(colour_disparity(np.array([[0.0, 5.0, 10.0]]), 0, 10)).astype(int)[0]
-    assert picture[0, 2] > picture[0, 0] and picture[2, 0] > picture[2, 2]  # far blue, near red
+    picture = np.asarray(colour_disparity(np.array([[0.0, 5.0, 10.0]]), -2, 12)).astype(int)
+    assert picture.shape == (PANEL_PX // 3, PANEL_PX, 3)
+    far, near = picture[10, 10], picture[10, -10]
+    assert far[2] > far[0] and near[0] > near[2]  # far blue, near red
 
 
 def test_a_film_shows_three_panels_for_every_step(tmp_path):
