@@ -11,12 +11,12 @@ import torch.nn.functional as F
 def groupwise_correlation(
     left: torch.Tensor, right: torch.Tensor, num_disparities: int, num_groups: int
 ) -> torch.Tensor:
-    """Cosine similarity of each group of channels at each disparity (Guo et al. 2019, arXiv 1903.04025), in float32.
+    """Cosine similarity of each group of channels at each disparity (Guo et al. 2019, arXiv 1903.04025).
 
     Args:
         left, right: features (B, C, H, W), C divisible by num_groups.
     Returns:
-        (B, num_groups, D, H, W) in [-1, 1]; zero where x < d, for which the right view has no pixel.
+        (B, num_groups, D, H, W) in [-1, 1], at least float32; zero where x < d, for which the right view has no pixel.
     """
     batch, channels, height, width = left.shape
     if right.shape != left.shape:
@@ -25,8 +25,9 @@ def groupwise_correlation(
         raise ValueError(f"{channels} feature channels cannot be split into num_groups = {num_groups}")
     # column g sums the channels of group g: with channels last, sums within groups are one matrix product, several
     # times faster on a CPU than reductions over a handful of channels
-    groups = torch.eye(num_groups, device=left.device).repeat_interleave(channels // num_groups, dim=0)  # (C, G)
-    left, right = (normalize_groups(view.float().permute(0, 2, 3, 1), groups) for view in (left, right))
+    dtype = torch.promote_types(left.dtype, torch.float32)
+    groups = torch.eye(num_groups, device=left.device, dtype=dtype).repeat_interleave(channels // num_groups, dim=0)
+    left, right = (normalize_groups(view.to(dtype).permute(0, 2, 3, 1), groups) for view in (left, right))
     return BandedProduct.apply(left, right, groups, num_disparities).permute(0, 4, 1, 2, 3)
 
 

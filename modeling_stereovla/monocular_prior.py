@@ -19,12 +19,13 @@ class MonocularPrior(nn.Module):
     def __init__(self, config):
         super().__init__()
         # here, because only a model with this path should pay for these imports
-        from transformers import DepthAnythingForDepthEstimation
+        from transformers import AutoBackbone
+        from transformers.models.depth_anything.modeling_depth_anything import DepthAnythingNeck
 
-        depth_anything = DepthAnythingForDepthEstimation._from_config(config)
-        self.backbone = depth_anything.backbone
-        self.neck = depth_anything.neck
-        self.head = depth_anything.head.conv1
+        # the parts, because DepthAnythingForDepthEstimation refuses every attn_implementation but "eager"
+        self.backbone = AutoBackbone.from_config(config.backbone_config)
+        self.neck = DepthAnythingNeck(config)
+        self.head = nn.Conv2d(config.fusion_hidden_size, config.fusion_hidden_size // 2, 3, padding=1)
         self.patch_size = config.patch_size
         self.requires_grad_(False)
 
