@@ -2,6 +2,7 @@
 
 import math
 import os
+import weakref
 
 import mujoco
 import numpy as np
@@ -25,9 +26,16 @@ def open_context(width: int, height: int) -> mujoco.GLContext:
     return mujoco.GLContext(width, height)
 
 
+def free_context(gl: mujoco.GLContext, context: mujoco.MjrContext) -> None:
+    """Frees MuJoCo's OpenGL objects while their own context is current, then that context."""
+    gl.make_current()
+    context.free()
+    gl.free()
+
+
 class StereoRenderer:
     """Renders the cameras "left" and "right" of a model; colour and depth come from one pass. close() frees the OpenGL
-    context.
+    context. Use it from one thread only.
 
     Making a context costs 60 to 250 ms, so one serves model after model: load() hands over the next one, which must
     have the same visible meshes (the Panda's; all objects are primitives to the renderer) and the same number and size
@@ -43,6 +51,9 @@ class StereoRenderer:
         except Exception as error:  # whatever the GL loader raised: ImportError, AttributeError, RuntimeError, EGLError
             reason = f"{type(error).__name__}: {error}"
             raise RuntimeError(EGL_HELP.format(backend=os.environ.get("MUJOCO_GL"), reason=reason)) from error
+        # Also when it is garbage collected: MuJoCo would delete its objects by number in whatever context is current,
+        # and so silently spoil the pictures of the next renderer.
+        self._free = weakref.finalize(self, free_context, self._gl, self._context)
         self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._viewport = mujoco.MjrRect(0, 0, width, height)
@@ -138,9 +149,5 @@ class StereoRenderer:
         return table[segment]
 
     def close(self) -> None:
-        """Frees the OpenGL objects: first MuJoCo's, then the context they live in."""
-        if self._context is not None:
-            self._gl.make_current()
-            self._context.free()
-            self._gl.free()
-            self._context = None
+        """Frees the OpenGL objects."""
+        self._free()

@@ -118,6 +118,7 @@ def build_model(
     height, width = image_size
     spec.visual.global_.offheight, spec.visual.global_.offwidth = height, width
     spec.visual.quality.offsamples = 0  # multi-sampling doubles the time of a picture
+    spec.visual.quality.numslices, spec.visual.quality.numstacks = 20, 8  # of balls and cans; they are small
     spec.visual.map.znear, spec.visual.map.zfar = 0.02, 6.0
     spec.stat.extent, spec.stat.center = 1.0, [0.5, 0.0, 0.0]
     spec.visual.headlight.ambient = [appearance.ambient] * 3

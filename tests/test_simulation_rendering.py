@@ -1,5 +1,6 @@
 """The rig: depth, disparity, calibration and segmentation against independent computations; renderer reuse."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -154,6 +155,23 @@ def test_two_worlds_share_a_process():
     np.testing.assert_array_equal(worlds[0].observe()["left"], alone[0])  # opens a new renderer
     for world in worlds:
         world.close()
+
+
+def test_a_forgotten_world_does_not_spoil_the_next_ones_pictures():
+    config = WorldConfig(image_size=64)
+    first = World(config)
+    first.reset(1)
+    expected = first.observe(labels=True)
+    second = World(config)
+    second.reset(1)
+    second.observe(labels=True)
+    del first  # not closed; collected while the second renderer is in use
+    gc.collect()
+    again = second.observe(labels=True)
+    for key in ("left", "right", "depth", "segmentation"):
+        np.testing.assert_array_equal(again[key], expected[key])
+    second.close()
+    second.close()
 
 
 def test_missing_egl_names_the_packages():
