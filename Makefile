@@ -29,7 +29,7 @@ $(VENV)/.installed: requirements.lock
 
 demo: install
 	$(BIN)/python -m dataset_builder build --preset demo --out $(OUT)/dataset $(WORLD)
-	$(BIN)/python -m accelerate.commands.launch --cpu --num_processes 2 --num_cpu_threads_per_process 1 \
+	ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc_per_node 2 \
 		train.py --preset demo --dataset $(OUT)/dataset --output_dir $(OUT)/training
 	$(BIN)/python -m evaluation rollout --preset demo --model $(OUT)/training/model --out $(OUT)/report $(WORLD)
 	$(BIN)/python -m evaluation offline --model $(OUT)/training/model --dataset $(OUT)/dataset --out $(OUT)/report

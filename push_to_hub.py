@@ -256,9 +256,7 @@ def push(options: PushOptions) -> str:
         for name in report.get("images", []):
             (folder / name).write_bytes((Path(options.report) / name).read_bytes())
     difference = check_fresh_load(str(folder.resolve()), folder / REFERENCE)
-    print(
-        f"loads in a fresh process by the Auto classes; largest difference to the trained model {difference:.1e}"
-    )
+    print(f"loads in a fresh process by the Auto classes; largest difference to the trained model {difference:.1e}")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
         print(f"  {path.stat().st_size:>12,} {path.relative_to(folder)}")

@@ -430,7 +430,8 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
             pixel_values: (B, 2, 3, H, W), RGB in [0, 1], left first.
             state: (B, state_history, state_dim), normalised.
             num_steps: Euler steps (default: `config.num_inference_steps`).
-            noise: (B, chunk_size, action_dim) start of the integration; drawn with `generator` when absent.
+            noise: (B, chunk_size, action_dim), standard normal, where the integration starts once it is multiplied by
+                `config.noise_scale`; drawn with `generator` when absent.
             chain_of_thought: generate the keyframe pose first (default: `config.chain_of_thought`).
         """
         if unused:
@@ -467,7 +468,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
             noisy = x[:, None].to(state_tokens.dtype)
             return self.action_expert(states, prefix_mask, state_tokens, noisy, time[:, None])[:, 0]
 
-        return euler_integrate(velocity, noise.float(), num_steps or config.num_inference_steps)
+        return euler_integrate(velocity, config.noise_scale * noise.float(), num_steps or config.num_inference_steps)
 
     def _generate_pose(
         self, cache: DynamicCache, hidden: torch.Tensor, attention_mask: torch.Tensor
