@@ -9,7 +9,7 @@ EXTRAS = {
     "data": ["pyarrow>=17"],
     "report": ["matplotlib>=3.9", "jinja2>=3.1"],
     "serve": ["websockets>=14", "msgpack>=1.1"],
-    "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.8"],
+    "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.8", "torchdata>=0.11"],
 }
 
 setup(
