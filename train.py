@@ -34,7 +34,7 @@ from processing import StereoImageProcessorPil, StereoProcessor, build_tokenizer
 
 PRESETS = {
     "tiny": {"steps": 20, "batch_size": 8, "warmup_steps": 5, "checkpoint_every": 10, "log_every": 1},
-    "demo": {"steps": 1000, "batch_size": 48, "learning_rate": 1e-3, "warmup_steps": 100, "checkpoint_every": 100},
+    "demo": {"steps": 1700, "batch_size": 32, "learning_rate": 1e-3, "warmup_steps": 100, "checkpoint_every": 100},
     "full": {
         "steps": 160_000,
         "batch_size": 384,
