@@ -6,9 +6,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT := demo
-# the demo's world: small camera range, 96 px views, the colour tells the objects of a scene apart
+REPORT := $(OUT)/training/report
+# the demo's world: small camera range, 96 px views, a table of known height, and the colour tells the objects apart
 WORLD := --camera_range small --image_size 96 --world \
-	'{"fovy_deg": 40, "workspace_extent": [0.22, 0.26], "table_height_m": [-0.02, 0.02], "distinct_colors": true}'
+	'{"fovy_deg": 40, "workspace_extent": [0.22, 0.26], "table_height_m": [0, 0], "distinct_colors": true}'
 
 export MUJOCO_GL ?= egl
 export PYTHONWARNINGS ?= ignore
@@ -31,10 +32,10 @@ demo: install
 	$(BIN)/python -m dataset_builder build --preset demo --out $(OUT)/dataset $(WORLD)
 	ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc_per_node 2 \
 		train.py --preset demo --dataset $(OUT)/dataset --output_dir $(OUT)/training
-	$(BIN)/python -m evaluation rollout --preset demo --model $(OUT)/training/model --out $(OUT)/report $(WORLD)
-	$(BIN)/python -m evaluation offline --model $(OUT)/training/model --dataset $(OUT)/dataset --out $(OUT)/report
-	$(BIN)/python -m evaluation report --training $(OUT)/training --out $(OUT)/report
-	$(BIN)/python push_to_hub.py --folder $(OUT)/training/model --report $(OUT)/report --license apache-2.0 --dry_run
+	$(BIN)/python -m evaluation rollout --preset demo --model $(OUT)/training/model --out $(REPORT) $(WORLD)
+	$(BIN)/python -m evaluation offline --model $(OUT)/training/model --dataset $(OUT)/dataset --out $(REPORT)
+	$(BIN)/python -m evaluation report --training $(OUT)/training --out $(REPORT)
+	$(BIN)/python push_to_hub.py --folder $(OUT)/training/model --report $(REPORT) --license apache-2.0 --dry_run
 
 test: install
 	$(BIN)/python -m pytest -q

@@ -34,7 +34,7 @@ from processing import StereoImageProcessorPil, StereoProcessor, build_tokenizer
 
 PRESETS = {
     "tiny": {"steps": 20, "batch_size": 8, "warmup_steps": 5, "checkpoint_every": 10, "log_every": 1},
-    "demo": {"steps": 1700, "batch_size": 32, "learning_rate": 1e-3, "warmup_steps": 100, "checkpoint_every": 100},
+    "demo": {"steps": 700, "batch_size": 48, "learning_rate": 1e-3, "warmup_steps": 100, "disparity_share": 0.125},
     "full": {
         "steps": 160_000,
         "batch_size": 384,
@@ -70,7 +70,9 @@ class TrainingOptions:
         },
     )
     seed: int = field(default=0, metadata={"help": "Seed of the weights, the order of the data and the noise."})
-    disparity_share: float = field(default=0.25, metadata={"help": "Share of the samples that teach the disparity."})
+    disparity_share: float = field(
+        default=0.25, metadata={"help": "Share of the samples that teach the disparity (preset)."}
+    )
     pool_episodes: int = field(default=30, metadata={"help": "Episodes of each of 8 lanes that are shuffled together."})
     log_every: int = field(default=10, metadata={"help": "Steps between two lines of losses.jsonl (preset)."})
     checkpoint_every: int = field(default=100, metadata={"help": "Steps between two checkpoints (preset)."})

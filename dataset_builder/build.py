@@ -183,9 +183,12 @@ def _record(config: BuildConfig, folder: Path, tasks: list[Task], missing: list[
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("LP_NUM_THREADS", "0")
     context = multiprocessing.get_context("spawn")
-    finished = context.SimpleQueue()
+    finished, stop = context.SimpleQueue(), context.Event()
     executor = ProcessPoolExecutor(
-        min(config.processes, len(missing)), mp_context=context, initializer=_start, initargs=(config, folder, finished)
+        min(config.processes, len(missing)),
+        mp_context=context,
+        initializer=_start,
+        initargs=(config, folder, finished, stop),
     )
     with executor, tqdm(total=total, initial=total - waiting, desc="recording", unit="episode", smoothing=0.05) as bar:
         pending: set[Future] = {executor.submit(_record_shard, task) for task in missing}
@@ -203,17 +206,19 @@ def _record(config: BuildConfig, folder: Path, tasks: list[Task], missing: list[
                 "the same command goes on with the shards that are missing"
             ) from error
         finally:
+            stop.set()  # where one shard failed, the others need not be finished first
             executor.shutdown(wait=False, cancel_futures=True)
 
 
 _worker: dict[str, Any] = {}
 
 
-def _start(config: BuildConfig, folder: Path, finished: Any) -> None:
+def _start(config: BuildConfig, folder: Path, finished: Any, stop: Any) -> None:
     """First call in each recording process."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all processes of a terminal: end without a traceback
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker.update(config=config, folder=folder, finished=finished, recorder=Recorder(config.world_config(), config))
+    _worker.update(config=config, folder=folder, finished=finished, stop=stop)
+    _worker.update(recorder=Recorder(config.world_config(), config))
 
 
 def _end_with_parent() -> None:
@@ -227,6 +232,8 @@ def _record_shard(task: Task) -> None:
     rows: list[dict[str, Any]] = []
     failures: Counter[str] = Counter()
     for index in task.episodes:
+        if _worker["stop"].is_set():
+            return
         episode, failed = _worker["recorder"].episode(config.seed, task.split, index)
         rows += episode
         failures.update(failed)

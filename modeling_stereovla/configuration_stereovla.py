@@ -317,14 +317,14 @@ def _tiny() -> dict:
 
 def _demo() -> dict:
     return {
-        **_small(96, 16, 96, 3, 64, SMALL_STEREO),
+        **_small(96, 8, 96, 2, 64, SMALL_STEREO),
         # from scratch, a small convolutional network finds the target several times faster than the two transformers:
         # pointing loss 1.8 after 106 steps of 24 samples, against 2.2 after 350
         "semantic_config": {
             "model_type": "resnet",
-            "embedding_size": 16,
-            "hidden_sizes": [16, 32, 64],
-            "depths": [1, 1, 1],
+            "embedding_size": 24,
+            "hidden_sizes": [24, 64],
+            "depths": [1, 1],
             "layer_type": "basic",
         },
         "spatial_config": None,

@@ -192,7 +192,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
     def _state_tokens(
         self, state: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor, visual_tokens: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """The expert's state tokens (B, S, width), the pointers' among them; pointing logits and keyframe pose."""
+        """The expert's state tokens (B, S, width), the pointers' among them; pointing logits and displacement."""
         expected = (self.config.state_history, self.config.state_dim)
         if state is None or tuple(state.shape[1:]) != expected:
             raise ValueError(
@@ -207,8 +207,8 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
         is_word &= input_ids != self.config.image_token_id
         logits, read_out = self.pointers(visual_tokens, self.model.get_input_embeddings()(input_ids), is_word)
         read_out = read_out.to(tokens.dtype)
-        pose, pose_token = self.pointers.predict_keyframe(read_out, tokens[:, -1])
-        return torch.cat([tokens, read_out, pose_token], dim=1), logits, pose
+        displacement, displacement_token = self.pointers.predict_displacement(read_out, tokens[:, -1])
+        return torch.cat([tokens, read_out, displacement_token], dim=1), logits, displacement
 
     # ---- training and language
     # ----------------------------------------------------------------------------------------------
@@ -224,6 +224,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
         is_action: torch.Tensor | None = None,
         disparity: torch.Tensor | None = None,
         points: torch.Tensor | None = None,
+        displacement: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
         time: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -247,6 +248,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
                 (default: all).
             disparity: (B, H, W), true disparity of the left view in px, 0 = unknown.
             points: (B, 2, 2), pixels of target and gripper in the left view, NaN = unknown.
+            displacement: (B, pose_dim), keyframe minus present state, both normalised as states, NaN = unknown.
             output_disparity: return the predicted disparity also where there is no true one.
             noise: (B', K, chunk_size, action_dim) and time: (B', K), for the B' action samples; drawn (with
                 `generator`) when absent.
@@ -291,6 +293,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
                 actions,
                 is_action,
                 points,
+                displacement,
                 noise,
                 time,
                 generator,
@@ -333,18 +336,17 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
         actions,
         is_action,
         points,
+        displacement,
         noise,
         time,
         generator,
     ) -> None:
         config = self.config
-        state_tokens, pointing, pose = self._state_tokens(state, input_ids, attention_mask, outputs.visual_tokens)
+        state_tokens, pointing, predicted = self._state_tokens(state, input_ids, attention_mask, outputs.visual_tokens)
         if pointing is not None and points is not None:
             result.pointing_loss = self.pointers.loss(pointing, points)
-        if pose is not None:
-            true_pose, known = self._written_pose(input_ids, attention_mask)
-            losses = F.smooth_l1_loss(pose.float(), true_pose, reduction="none", beta=0.1).mean(-1)
-            result.keyframe_loss = (losses * known).sum() / known.sum().clamp(min=1)
+        if predicted is not None and displacement is not None:
+            result.keyframe_loss = self.pointers.displacement_loss(predicted, displacement)
         batch, device = state.shape[0], state.device
         rows = torch.arange(batch, device=device) if is_action is None else is_action.nonzero()[:, 0]
         if len(rows) == 0:
@@ -375,16 +377,6 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
         result.sample_action_loss = torch.full((batch,), float("nan"), device=device).index_put(
             (rows,), losses.detach()
         )
-
-    def _written_pose(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keyframe poses (B, pose_dim) in [-1, 1] of the sequences that end in one and EOS; which do, (B,) bool."""
-        config = self.config
-        last = attention_mask.shape[1] - 1 - attention_mask.flip(-1).argmax(-1)
-        where = last[:, None] + torch.arange(-config.pose_dim, 1, device=last.device)
-        ids = input_ids.gather(1, where.clamp(min=0))
-        bins = config.action_vocab_size - ids[:, :-1]  # 1 ... num_bins; bin b spans the b-th of num_bins - 1 intervals
-        known = (ids[:, -1] == config.text_config.eos_token_id) & ((bins >= 1) & (bins <= config.num_bins)).all(-1)
-        return ((2 * bins - 1) / (config.num_bins - 1) - 1).clamp(-1, 1), known
 
     def _visible_prefix(self, attention_mask: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         """The prefix that the expert sees: for `direct_probability` of the samples without the keyframe pose and

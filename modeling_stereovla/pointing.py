@@ -2,11 +2,18 @@
 
 Not in the papers: an option (off in the `full` preset) without which a small policy that is trained from scratch for
 minutes hardly finds its target. The cross-entropy of the two attention maps is an auxiliary loss. The attended tokens,
-and the keyframe pose that a small network regresses from them, join the action expert's state tokens.
+and the way from the present state to the keyframe pose that a small network regresses from them, join the action
+expert's state tokens. The difference, not the pose: told the exact poses as two tokens, a small expert's first action is
+still 6 mm off when the keyframe is within 3 cm (the action itself is 5 mm); told their difference, 2.4 mm.
 """
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+
+DISPLACEMENT_GAIN = (
+    4.0  # the last centimetres before a keyframe are the ones that matter: a few hundredths of the range
+)
 
 
 def soft_token_targets(points: torch.Tensor, grid: int, patch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,14 +51,14 @@ class Pointers(nn.Module):
         self.key = nn.Linear(hidden, hidden)
         self.value = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.place = nn.Sequential(nn.Linear(2, width), nn.GELU(), nn.Linear(width, width))
-        self.keyframe = nn.Sequential(
+        self.displacement = nn.Sequential(
             nn.Linear(3 * width, 2 * width),
             nn.GELU(),
             nn.Linear(2 * width, width),
             nn.GELU(),
             nn.Linear(width, config.pose_dim),
         )
-        self.keyframe_token = nn.Linear(config.pose_dim, width)
+        self.displacement_token = nn.Sequential(nn.Linear(config.pose_dim, width), nn.GELU(), nn.Linear(width, width))
 
     def centres(self, like: torch.Tensor) -> torch.Tensor:
         """(u, v) of each visual token in [-1, 1], (N, 2), of the dtype and device of `like`."""
@@ -79,17 +86,27 @@ class Pointers(nn.Module):
         # value first, attention after: the MLP sees single tokens, as an offset within a token is not linear in them
         return logits, attention @ self.value(tokens) + self.place(attention @ self.centres(attention))
 
-    def predict_keyframe(self, read_out: torch.Tensor, state_token: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The keyframe pose (B, pose_dim), normalised, and the token (B, 1, width) that tells it to the action expert.
+    def predict_displacement(
+        self, read_out: torch.Tensor, state_token: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keyframe minus present state (B, pose_dim), both normalised as states, and the token (B, 1, width) that
+        tells it to the action expert.
 
         Args:
             read_out: (B, 2, width) of `forward`; state_token: (B, width), the embedded present state.
         """
-        pose = self.keyframe(torch.cat([read_out.flatten(1), state_token], dim=-1))
-        return pose, self.keyframe_token(pose)[:, None]
+        displacement = self.displacement(torch.cat([read_out.flatten(1), state_token], dim=-1))
+        return displacement, self.displacement_token(DISPLACEMENT_GAIN * displacement)[:, None]
 
     def loss(self, logits: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of `logits` (B, 2, N) with the tokens at `points` (B, 2, 2) px, mean over the known points."""
         targets, known = soft_token_targets(points.to(logits.dtype), self.grid, self.patch_size)
         losses = -(targets * logits.log_softmax(-1)).sum(-1)
         return losses.sum() / known.sum().clamp(min=1)
+
+    def displacement_loss(self, predicted: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
+        """Smooth L1 of (B, pose_dim) against the truth, mean over the samples without NaN."""
+        known = displacement.isfinite().all(-1)
+        truth = torch.where(known[:, None], displacement.float(), 0.0)
+        losses = F.smooth_l1_loss(predicted.float(), truth, reduction="none", beta=0.1).mean(-1)
+        return (losses * known).sum() / known.sum().clamp(min=1)

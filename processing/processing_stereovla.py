@@ -39,6 +39,8 @@ class StereoProcessor(ProcessorMixin):
     - disparity float32 (B, H, W), with `depth_map` only: px of the processed left view, 0 = unknown.
     - points float32 (B, 2, 2), with `target_px` or `gripper_px` only: (u, v) of the target and of the gripper in px
       of the processed left view, NaN = not visible.
+    - displacement float32 (B, state_dim), with points and `return_labels`: keyframe minus present state, both
+      normalised as states, NaN where the sample has no keyframe.
 
     Objectives and their answers:
 
@@ -229,6 +231,8 @@ class StereoProcessor(ProcessorMixin):
             data["disparity"] = self._disparity([row.get("depth_map") for row in rows])
         if outputs["points"]:
             data["points"] = np.stack([row["points"] for row in rows]).astype(np.float32)
+            if return_labels:
+                data["displacement"] = self._displacements(rows, names, states[:, -1])
         tensors = {name: torch.as_tensor(value) for name, value in data.items()}
         return BatchFeature({k: v.numpy() for k, v in tensors.items()} if return_tensors == "np" else tensors)
 
@@ -274,6 +278,12 @@ class StereoProcessor(ProcessorMixin):
             rows = [row for row, value in enumerate(values) if value is not None and embodiments[row] == name]
             out[rows] = self.normalizer.normalize(np.stack([values[row] for row in rows]), name, key)
         return out
+
+    def _displacements(self, rows: list[dict[str, Any]], names: list[str], states: np.ndarray) -> np.ndarray:
+        """float32 (B, state_dim), keyframe minus present state, both normalised as states; NaN without a keyframe."""
+        keyframes = self._normalized([row.get("pose") for row in rows], names, "state", (self.state_dim,))
+        known = np.array(["pose" in row for row in rows])
+        return np.where(known[:, None], keyframes - states, np.nan).astype(np.float32)
 
     def _sequences(
         self, rows: list[dict[str, Any]], states: np.ndarray, poses: np.ndarray, with_answer: bool

@@ -174,7 +174,12 @@ def test_hidden_pose_tokens_do_not_reach_the_expert():
 def test_every_parameter_gets_a_gradient_from_the_mixture():
     torch.manual_seed(0)
     config = StereoVLAConfig.from_preset(
-        "tiny", use_pointers=True, pointing_loss_weight=1.0, disparity_loss_weight=1.0, flow_draws=2
+        "tiny",
+        use_pointers=True,
+        pointing_loss_weight=1.0,
+        disparity_loss_weight=1.0,
+        keyframe_loss_weight=1.0,
+        flow_draws=2,
     )
     model = StereoVLAForActionPrediction(config)
     size = config.image_size
@@ -182,6 +187,7 @@ def test_every_parameter_gets_a_gradient_from_the_mixture():
         **make_training_inputs(config),
         disparity=torch.rand(4, size, size) * 20 + 1,
         points=torch.rand(4, 2, 2) * size,
+        displacement=torch.rand(4, config.pose_dim),
     )
     output.loss.backward()
     without = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]

@@ -55,3 +55,12 @@ def test_loss_ignores_unknown_points():
     points = torch.tensor([[[8.0, 8.0], [24.0, 8.0]], [[float("nan")] * 2, [float("nan")] * 2]])
     torch.testing.assert_close(pointers.loss(logits, points), pointers.loss(logits[:1], points[:1]))
     assert pointers.loss(logits, torch.full_like(points, float("nan"))) == 0
+
+
+def test_displacement_loss_ignores_samples_without_a_keyframe():
+    pointers = Pointers(StereoVLAConfig.from_preset("tiny", use_pointers=True))
+    predicted, truth = torch.randn(3, 7), torch.randn(3, 7)
+    truth[1] = float("nan")
+    expected = torch.nn.functional.smooth_l1_loss(predicted[[0, 2]], truth[[0, 2]], beta=0.1)
+    torch.testing.assert_close(pointers.displacement_loss(predicted, truth), expected)
+    assert pointers.displacement_loss(predicted, torch.full_like(truth, float("nan"))) == 0

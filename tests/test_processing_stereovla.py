@@ -172,6 +172,19 @@ def test_disparity_and_points(processor):
     np.testing.assert_allclose(packed["disparity"], batch["disparity"], atol=2e-3)
 
 
+def test_displacement_from_state_to_keyframe(processor):
+    """With the state's statistics on both sides, adding it to the normalised state gives the keyframe back."""
+    keyframe = POSE + 0.03
+    pose = robot(objective="pose", keyframe_pose=keyframe, target_px=[3.0, 4.0])
+    batch = processor(pair(), **pose, return_labels=True)
+    reached = batch["state"][0, -1] + batch["displacement"][0]
+    embodiment = pose["embodiment"]
+    np.testing.assert_allclose(processor.normalizer.unnormalize(reached, embodiment, "state"), keyframe, atol=1e-5)
+    box = processor(pair(), objective="box", text="blue ball", boxes=BOXES, target_px=[3.0, 4.0], return_labels=True)
+    assert box["displacement"].isnan().all()
+    assert "displacement" not in processor(pair(), **robot(target_px=[3.0, 4.0]))
+
+
 def test_disparity_of_a_letterboxed_view(processor):
     """A point at known depth: its disparity in processed px is the distance of its two processed projections."""
     wide = [view.resize((160, 120)) for view in pair()]
