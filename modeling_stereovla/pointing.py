@@ -3,8 +3,8 @@
 Not in the papers: an option (off in the `full` preset) without which a small policy that is trained from scratch for
 minutes hardly finds its target. The cross-entropy of the two attention maps is an auxiliary loss. The attended tokens,
 and the way from the present state to the keyframe pose that a small network regresses from them, join the action
-expert's state tokens. The difference, not the pose: told the exact poses as two tokens, a small expert's first action is
-still 6 mm off when the keyframe is within 3 cm (the action itself is 5 mm); told their difference, 2.4 mm.
+expert's state tokens. The difference, not the pose: told the exact poses as two tokens, a small expert's first action
+is still 6 mm off when the keyframe is within 3 cm (the action itself is 5 mm); told their difference, 2.4 mm.
 """
 
 import torch

@@ -16,10 +16,8 @@ def test_the_ten_lines_run_in_a_fresh_process(tmp_path):
     save_tiny_checkpoint(tmp_path / "demo" / "training" / "model")
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     script = tmp_path / "example.py"
-    script.write_text(
-        example
-        + "import sys\nprint(actions.shape, [name for name in ('modeling_stereovla', 'train') if name in sys.modules])\n"
-    )
+    ours = "[name for name in ('modeling_stereovla', 'train') if name in sys.modules]"
+    script.write_text(f"{example}import sys\nprint(actions.shape, {ours})\n")
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONPATH", None)
     done = subprocess.run(
