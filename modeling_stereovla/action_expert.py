@@ -11,7 +11,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaModel
 
 from .flow_matching import time_embedding
-from .layer_caches import ReadOnlyCache
+from .layer_caches import ExtendedCache, ReadOnlyCache
 
 
 def expert_mask(prefix_mask: torch.Tensor, num_state: int, chunk: int, num_chunks: int = 1) -> torch.Tensor:
@@ -78,6 +78,21 @@ class ActionExpert(nn.Module):
         merged = torch.cat([actions, time[..., None, :].expand_as(actions)], dim=-1)
         return self.action_time_mlp_out(nn.functional.silu(self.action_time_mlp_in(merged)))
 
+    def read_state(
+        self,
+        prefix_states: list[tuple[torch.Tensor, torch.Tensor]],
+        prefix_mask: torch.Tensor,
+        state_tokens: torch.Tensor,
+    ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
+        """Prefix keys and values, and their mask, with the state tokens' own behind them.
+
+        State tokens do not see the chunk, so they are the same in every denoising step: with these in front, `forward`
+        needs no state tokens (`state_tokens[:, :0]`) and a step computes the chunk alone.
+        """
+        cache = ExtendedCache(prefix_states)
+        self._transform(cache, prefix_mask, state_tokens, state_tokens.shape[1], 0, 0)
+        return cache.extended, torch.cat([prefix_mask, prefix_mask.new_ones(state_tokens.shape[:2])], dim=1)
+
     def forward(
         self,
         prefix_states: list[tuple[torch.Tensor, torch.Tensor]],
@@ -99,18 +114,29 @@ class ActionExpert(nn.Module):
         num_state = state_tokens.shape[1]
         actions = self.embed_actions(noisy_actions, time).flatten(1, 2)  # (B, K * chunk, width)
         embeds = torch.cat([state_tokens.to(actions.dtype), actions], dim=1)
+        hidden = self._transform(ReadOnlyCache(prefix_states), prefix_mask, embeds, num_state, chunk, draws)
+        return self.action_out_proj(hidden[:, num_state:]).unflatten(1, (draws, chunk))
+
+    def _transform(
+        self,
+        cache: ReadOnlyCache,
+        prefix_mask: torch.Tensor,
+        embeds: torch.Tensor,
+        num_state: int,
+        chunk: int,
+        draws: int,
+    ) -> torch.Tensor:
+        """Last hidden states (B, S, width) of state tokens and `draws` chunks behind the cache's prefix."""
         # positions continue after the last valid prefix token; the draws all take the same positions
         offset = torch.cat([torch.arange(num_state), (num_state + torch.arange(chunk)).repeat(draws)]).to(embeds.device)
-        position_ids = prefix_mask.sum(-1, keepdim=True) + offset
         mask = expert_mask(prefix_mask, num_state, chunk, draws)
         if self.transformer.config._attn_implementation != "sdpa":
             minimum = torch.finfo(embeds.dtype).min
             mask = torch.zeros(mask.shape, dtype=embeds.dtype, device=embeds.device).masked_fill(~mask, minimum)
-        hidden = self.transformer(
+        return self.transformer(
             inputs_embeds=embeds,
             attention_mask=mask,
-            position_ids=position_ids,
-            past_key_values=ReadOnlyCache(prefix_states),
+            position_ids=prefix_mask.sum(-1, keepdim=True) + offset,
+            past_key_values=cache,
             use_cache=False,
         ).last_hidden_state
-        return self.action_out_proj(hidden[:, num_state:]).unflatten(1, (draws, chunk))

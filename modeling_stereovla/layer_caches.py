@@ -1,8 +1,8 @@
 """How one transformer reads another's keys and values, layer by layer.
 
-transformers' attention layers pass their keys and values through a `Cache`. Two small ones replace the mutable
-`DynamicCache`, which must be
-cropped after each denoising step and breaks under activation checkpointing, where layers run twice.
+transformers' attention layers pass their keys and values through a `Cache`. Small ones replace the mutable
+`DynamicCache`, which must be cropped after each denoising step and breaks under activation checkpointing, where layers
+run twice.
 """
 
 import torch
@@ -52,3 +52,15 @@ class ReadOnlyCache(Cache):
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
         return self.get_seq_length(layer_idx) + query_length, 0
+
+
+class ExtendedCache(ReadOnlyCache):
+    """A ReadOnlyCache that also keeps what it served, prefix and own, in `extended`: the prefix of what comes next."""
+
+    def __init__(self, states: list[tuple[torch.Tensor, torch.Tensor]]):
+        super().__init__(states)
+        self.extended: list[tuple[torch.Tensor, torch.Tensor]] = list(states)
+
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        self.extended[layer_idx] = super().update(key_states, value_states, layer_idx)
+        return self.extended[layer_idx]

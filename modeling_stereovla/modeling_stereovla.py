@@ -19,6 +19,17 @@ from .pointing import Pointers
 from .visual_tokens import StereoVisualTokens
 
 IGNORED = -100  # label of a token without a loss, as in transformers
+# what `freeze` can hold fixed, and where it is
+PARTS = {
+    "semantic": "model.visual_tokens.semantic",
+    "spatial": "model.visual_tokens.spatial",
+    "stereo": "model.visual_tokens.stereo",
+    "projector": "model.visual_tokens.projector",
+    "language_model": "model.language_model",
+    "lm_head": "lm_head",
+    "action_expert": "action_expert",
+    "pointers": "pointers",
+}
 
 
 @dataclass
@@ -96,6 +107,8 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
         super().__init__(config)
         self.visual_tokens = StereoVisualTokens(config)
         self.language_model = LlamaModel._from_config(config.text_config)
+        for layer in self.language_model.layers:
+            layer._can_checkpoint_with_cache = True  # of a training step: RecordingCache may be written twice
         self.post_init()
 
     def get_input_embeddings(self):
@@ -184,7 +197,38 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.action_expert = ActionExpert(config)
         self.pointers = Pointers(config) if config.use_pointers else None
+        self.frozen: tuple[str, ...] = ()
+        self._held: list[nn.Parameter] = []
         self.post_init()
+
+    def freeze(self, *parts: str) -> "StereoVLAForActionPrediction":
+        """Holds exactly these parts fixed (keys of `PARTS`; none = train all): no gradients, and evaluation mode even
+        in training, so that running statistics and dropout stay still too. The paper's towers are "semantic",
+        "spatial", "stereo".
+        """
+        present = [name for name, path in PARTS.items() if self._part(path) is not None]
+        if unknown := sorted(set(parts) - set(present)):
+            raise ValueError(f"cannot freeze {', '.join(unknown)}; this model has {', '.join(present)}")
+        for parameter in self._held:
+            parameter.requires_grad_(True)
+        self.frozen = parts
+        # not those that never train, such as a tower's mask token: they must not thaw
+        self._held = [p for name in parts for p in self._part(PARTS[name]).parameters() if p.requires_grad]
+        for parameter in self._held:
+            parameter.requires_grad_(False)
+        return self.train(self.training)
+
+    def _part(self, path: str) -> nn.Module | None:
+        module = self
+        for name in path.split("."):
+            module = getattr(module, name)
+        return module
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        for name in self.frozen:
+            self._part(PARTS[name]).eval()
+        return self
 
     # ---- prefix
     # -------------------------------------------------------------------------------------------------------------
@@ -456,9 +500,11 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
         elif tuple(noise.shape) != shape:
             raise ValueError(f"noise has shape {tuple(noise.shape)}; it must be {shape}")
 
+        states, prefix_mask = self.action_expert.read_state(states, prefix_mask, state_tokens)
+
         def velocity(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
             noisy = x[:, None].to(state_tokens.dtype)
-            return self.action_expert(states, prefix_mask, state_tokens, noisy, time[:, None])[:, 0]
+            return self.action_expert(states, prefix_mask, state_tokens[:, :0], noisy, time[:, None])[:, 0]
 
         return euler_integrate(velocity, config.noise_scale * noise.float(), num_steps or config.num_inference_steps)
 

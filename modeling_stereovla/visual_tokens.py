@@ -32,7 +32,9 @@ def pool_to_grid(features: torch.Tensor, grid: int) -> torch.Tensor:
     Where the grid divides the map, a strided pooling gives the same means several times faster than the adaptive one.
     """
     height, width = features.shape[-2:]
-    if height % grid == 0 and width % grid == 0:
+    if height == width == grid:
+        pooled = features
+    elif height % grid == 0 and width % grid == 0:
         pooled = F.avg_pool2d(features, (height // grid, width // grid))
     else:
         pooled = F.adaptive_avg_pool2d(features, grid)

@@ -50,6 +50,21 @@ def test_draws_of_one_sample_do_not_see_each_other(expert_case):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_state_read_once_gives_the_same_velocity(expert_case, implementation):
+    expert, states, tokens, actions, time = expert_case
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1]])
+    before, expert.transformer.config._attn_implementation = (
+        expert.transformer.config._attn_implementation,
+        implementation,
+    )
+    together = expert(states, mask, tokens, actions, time)
+    apart = expert(*expert.read_state(states, mask, tokens), tokens[:, :0], actions, time)
+    expert.transformer.config._attn_implementation = before
+    torch.testing.assert_close(apart, together, atol=2e-6, rtol=1e-5)
+
+
+@torch.no_grad()
 def test_masked_prefix_has_no_influence_and_positions_do_not_count_it(expert_case):
     expert, states, tokens, actions, time = expert_case
     mask = torch.tensor([[0, 0, 1, 1, 1, 1]] * 2)
