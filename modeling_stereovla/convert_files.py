@@ -4,9 +4,11 @@ Memory: what is read is mapped, and what is converted is written as soon as a sh
 shard. Every check runs on names and shapes alone, before the first tensor is read.
 """
 
+import argparse
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import PreTrainedModel
+from transformers import HfArgumentParser, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 
 # published key and tensor -> our keys and tensors; {} where our model does without it, KeyError where it is unknown.
@@ -95,8 +97,11 @@ def _open_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], Callable[[st
 
 
 def _open_torch(path: Path) -> tuple[dict[str, torch.Tensor], Callable[[str], torch.Tensor]]:
-    """State dict of a PyTorch file, itself or under "model" or "state_dict"; mapped, and without unpickling objects."""
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    """State dict of a PyTorch file, itself or under "model" or "state_dict", without unpickling objects.
+
+    It is mapped, but for files of before PyTorch 1.6, which cannot be and are read whole.
+    """
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     for name in ("model", "state_dict"):
         content = content.get(name, content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
@@ -256,8 +261,8 @@ def write_model(
     model: PreTrainedModel,
     parts: list[Part],
     what: str,
-    dtype: torch.dtype | None = None,
-    max_shard_bytes: int = 2 * 10**9,
+    dtype: str | None = None,
+    max_shard_gb: float = 2.0,
     documents: dict[str, dict] | None = None,
 ) -> Path:
     """Converts `parts` into a folder that `from_pretrained` loads. The folder appears when it is complete.
@@ -265,28 +270,30 @@ def write_model(
     Args:
         model: of `outline_model`; gives the keys, the shapes, the config and, for our classes, the code that ships.
         what: what the sources should be, for the message of a refusal.
-        dtype: of the floating-point tensors; None = that of the sources, which then must have a single one.
+        dtype: of the floating-point tensors, a key of `DTYPES`; None = that of the sources, which then must have a
+            single one.
+        max_shard_gb: limit of a weight file, 10^9 bytes.
         documents: further JSON files, name -> content.
 
     Raises:
         ValueError: keys that are unknown, missing or of another shape, each listed; nothing is written then.
     """
-    folder = check_output(folder)
+    folder, chosen = check_output(folder), parse_dtype(dtype)
     plan = plan_conversion(parts, model.state_dict(), what)
-    dtype = dtype or common_dtype(plan)
+    chosen = chosen or common_dtype(plan)
     unfinished = folder.with_name(f".{folder.name}.unfinished-{os.getpid()}")
     unfinished.mkdir(parents=True)
     try:
         if model._auto_class is not None:
             custom_object_save(model, unfinished, config=model.config)
         model.config.architectures = [type(model).__name__]
-        model.config.dtype = dtype
+        model.config.dtype = chosen
         model.config.save_pretrained(unfinished)
         if model.can_generate():
             model.generation_config.save_pretrained(unfinished)
         for name, content in (documents or {}).items():
             (unfinished / name).write_text(json.dumps(content, indent=2) + "\n")
-        write_shards(unfinished, plan, dtype, max_shard_bytes)
+        write_shards(unfinished, plan, chosen, int(max_shard_gb * 1e9))
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -298,3 +305,12 @@ def parse_dtype(name: str | None) -> torch.dtype | None:
     if name is not None and name not in DTYPES:
         raise ValueError(f"dtype is {name!r}; valid: {', '.join(DTYPES)}")
     return None if name is None else DTYPES[name]
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and the description with its line breaks, as it holds commands."""
+
+
+def options_parser(options: type, description: str) -> HfArgumentParser:
+    """The command line of a converter, from its options and its module's docstring."""
+    return HfArgumentParser(options, description=description, formatter_class=_HelpFormatter)

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from transformers import HfArgumentParser
 
 from .configuration_stereo_encoder import StereoEncoderConfig
-from .convert_files import Part, check_conversion, open_weights, outline_model, parse_dtype, write_model
+from .convert_files import Part, check_conversion, open_weights, options_parser, outline_model, write_model
 from .stereo_encoder import StereoEncoderModel
 
 # Parts of the published network that the filtered volume and the initial disparity do not depend on: the refinement,
@@ -247,9 +246,9 @@ def convert_folder(options: Options) -> Path:
     config, part = open_stereo(options.checkpoint, **json.loads(options.overrides or "{}"))
     model = outline_model(StereoEncoderModel, config)
     what = "FoundationStereo state dict of this size"
-    return write_model(options.out, model, [part], what, parse_dtype(options.dtype))
+    return write_model(options.out, model, [part], what, options.dtype)
 
 
 if __name__ == "__main__":
-    (chosen,) = HfArgumentParser(Options, description=__doc__).parse_args_into_dataclasses()
+    (chosen,) = options_parser(Options, __doc__).parse_args_into_dataclasses()
     print(f"wrote {convert_folder(chosen)}")

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import HfArgumentParser, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from .convert_files import Part, open_weights, outline_model, parse_dtype, write_model
+from .convert_files import Part, open_weights, options_parser, outline_model, write_model
 
 NAMES = {
     "attention.wo": "self_attn.o_proj",
@@ -135,11 +135,11 @@ def convert(options: Options) -> Path:
         outline_model(LlamaForCausalLM, config),
         [Part(open_weights(folder), convert_part)],
         "InternLM2 of this config",
-        parse_dtype(options.dtype),
-        int(options.max_shard_gb * 1e9),
+        options.dtype,
+        options.max_shard_gb,
     )
 
 
 if __name__ == "__main__":
-    (chosen,) = HfArgumentParser(Options, description=__doc__).parse_args_into_dataclasses()
+    (chosen,) = options_parser(Options, __doc__).parse_args_into_dataclasses()
     print(f"wrote {convert(chosen)}")

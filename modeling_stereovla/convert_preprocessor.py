@@ -13,6 +13,17 @@ from typing import Any
 
 import numpy as np
 
+
+class _ArrayOfBytes:
+    """numpy's maker of arrays from bytes. A pickle could set attributes of a Python function; here are none to set."""
+
+    __slots__ = ()
+
+    def __call__(self, *arguments):
+        return _FROM_BUFFER(*arguments)
+
+
+_FROM_BUFFER = np.zeros(1).__reduce_ex__(5)[0]
 # What numpy writes into pickles, taken from numpy itself: (module, name) in numpy 1 and 2 -> object.
 NUMPY = {
     ("numpy", "ndarray"): np.ndarray,
@@ -23,7 +34,7 @@ NUMPY = {
         for module, name, function in (
             ("multiarray", "_reconstruct", np.zeros(1).__reduce__()[0]),
             ("multiarray", "scalar", np.float64(0).__reduce__()[0]),
-            ("numeric", "_frombuffer", np.zeros(1).__reduce_ex__(5)[0]),
+            ("numeric", "_frombuffer", _ArrayOfBytes()),
         )
     },
 }

@@ -1,4 +1,4 @@
-"""The released StereoVLA checkpoint -> a folder that `AutoModel.from_pretrained` loads.
+r"""The released StereoVLA checkpoint -> a folder that `AutoModel.from_pretrained` loads.
 
     hf download --local-dir storage shengliangd/StereoVLA
     python -m modeling_stereovla.convert_stereovla --checkpoint storage/stereovla/checkpoint/model.safetensors \
@@ -19,11 +19,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import HfArgumentParser
 
 from .configuration_stereo_encoder import StereoEncoderConfig
 from .configuration_stereovla import StereoVLAConfig
-from .convert_files import Convert, Part, WeightSource, open_weights, outline_model, parse_dtype, write_model
+from .convert_files import Convert, Part, WeightSource, open_weights, options_parser, outline_model, write_model
 from .convert_foundationstereo import convert_key as convert_stereo_key
 from .convert_foundationstereo import open_stereo, release_of
 from .convert_internlm2 import convert_key as convert_internlm2_key
@@ -298,12 +297,12 @@ def convert(options: Options) -> Path:
         outline_model(StereoVLAForActionPrediction, config),
         [Part(source, rules), *parts],
         "released StereoVLA checkpoint of this config",
-        parse_dtype(options.dtype),
-        int(options.max_shard_gb * 1e9),
+        options.dtype,
+        options.max_shard_gb,
         {"processor_arguments.json": processor_arguments(config, release, statistics, ratio)},
     )
 
 
 if __name__ == "__main__":
-    (chosen,) = HfArgumentParser(Options, description=__doc__).parse_args_into_dataclasses()
+    (chosen,) = options_parser(Options, __doc__).parse_args_into_dataclasses()
     print(f"wrote {convert(chosen)}")

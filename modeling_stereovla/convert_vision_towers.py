@@ -20,12 +20,11 @@ from torch.nn import functional as F
 from transformers import (
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
-    HfArgumentParser,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
 
-from .convert_files import Part, WeightSource, open_weights, outline_model, parse_dtype, write_model
+from .convert_files import Part, WeightSource, open_weights, options_parser, outline_model, write_model
 
 SIGLIP_BLOCK = {
     "norm1": "layer_norm1",
@@ -233,11 +232,11 @@ def convert(options: Options) -> Path:
         model,
         [tower_part(source, features_only=False)],
         "timm tower of this size",
-        parse_dtype(options.dtype),
-        int(options.max_shard_gb * 1e9),
+        options.dtype,
+        options.max_shard_gb,
     )
 
 
 if __name__ == "__main__":
-    (chosen,) = HfArgumentParser(Options, description=__doc__).parse_args_into_dataclasses()
+    (chosen,) = options_parser(Options, __doc__).parse_args_into_dataclasses()
     print(f"wrote {convert(chosen)}")
