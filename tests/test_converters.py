@@ -163,6 +163,26 @@ def test_release_becomes_a_folder_with_config_weights_and_statistics(tmp_path):
         convert_stereovla.convert(options)
 
 
+FRESH = """
+import sys
+import torch
+from transformers import AutoModel
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+assert type(model).__module__.startswith("transformers_modules"), type(model)
+torch.save(model(input_ids=torch.tensor([[1, 5, 9]])).logits.detach(), sys.argv[2])
+"""
+
+
+@torch.no_grad()
+def test_converted_folder_loads_where_this_package_is_not_installed(tmp_path):
+    folder = convert_stereovla.convert(release(tmp_path / "stereovla", random_weights(released_shapes())))
+    command = [sys.executable, "-I", "-c", FRESH, str(folder), str(tmp_path / "logits.pt")]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    logits = StereoVLAForActionPrediction.from_pretrained(folder).eval()(input_ids=torch.tensor([[1, 5, 9]])).logits
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), logits)
+
+
 def test_statistics_are_what_the_processor_takes(tmp_path):
     from processing import StereoImageProcessorPil, StereoProcessor, build_tokenizer
 
