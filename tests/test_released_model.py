@@ -25,8 +25,7 @@ TIMED = (
     "train_v_t train_flow_loss_rows train_flow_loss train_loss suffix_embeds_first expert_last_hidden_first "
     "euler_velocities euler_states action_chunk velocity_v time_embedding"
 ).split()
-# Tested with the processor, where they belong; and what the published bfloat16 code computes, which is no target.
-ELSEWHERE = ("letterbox_in", "letterbox_out", "time_embedding_bfloat16")
+ELSEWHERE = ("letterbox_in", "letterbox_out")  # tested with the image processor
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +148,11 @@ def prompt(model, case) -> dict[str, torch.Tensor]:
     }
 
 
+def embed_time(model, recorded, dtype: torch.dtype) -> torch.Tensor:
+    config = model.config
+    return time_embedding(recorded["time_embedding_times"], 32, config.min_period, config.max_period, dtype)
+
+
 def inference_tensors(model, recorded, case) -> dict[str, torch.Tensor]:
     inputs, seed = recorded_inputs(), case["case"]["seed"]
     tokens = model.model.visual_tokens
@@ -185,9 +189,8 @@ def inference_tensors(model, recorded, case) -> dict[str, torch.Tensor]:
         "velocity_x": velocity_x,
         "velocity_v": model.action_expert(states, mask, state_tokens, velocity_x[:, None], time)[:, 0],
         "time_embedding_times": recorded["time_embedding_times"],
-        "time_embedding": time_embedding(
-            recorded["time_embedding_times"], 32, model.config.min_period, model.config.max_period
-        ),
+        "time_embedding": embed_time(model, recorded, torch.float32),
+        "time_embedding_bfloat16": embed_time(model, recorded, torch.bfloat16),
     }
 
 
