@@ -1,16 +1,21 @@
 """FoundationStereo's released weights -> a StereoEncoderModel folder.
 
+    python -m modeling_stereovla.convert_foundationstereo --checkpoint model_best_bp2.pth --out stereo_encoder
+
 The weights are NVIDIA's, for research only and non-commercial; whoever converts them downloads them and keeps to that.
 Every published key must be known and have the expected shape, and every parameter of ours must be filled.
 """
 
+import json
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
 from .configuration_stereo_encoder import StereoEncoderConfig
+from .convert_files import Part, check_conversion, open_weights, options_parser, outline_model, write_model
 from .stereo_encoder import StereoEncoderModel
 
 # Parts of the published network that the filtered volume and the initial disparity do not depend on: the refinement,
@@ -171,19 +176,7 @@ def convert_state_dict(published: dict[str, torch.Tensor], model: StereoEncoderM
             state.update(convert_key(key, tensor))
         except KeyError:
             unknown.append(key)
-    problems = {
-        "unknown published keys": unknown,
-        "converted keys that the model lacks": sorted(state.keys() - expected.keys()),
-        "parameters of the model that the file lacks": sorted(expected.keys() - state.keys()),
-        "keys of another shape": sorted(
-            f"{key} {tuple(state[key].shape)}, expected {tuple(expected[key].shape)}"
-            for key in state.keys() & expected.keys()
-            if state[key].shape != expected[key].shape
-        ),
-    }
-    found = [f"{len(keys)} {what}: {', '.join(keys)}" for what, keys in problems.items() if keys]
-    if found:
-        raise ValueError("not a FoundationStereo state dict of this size; " + "; ".join(found))
+    check_conversion(unknown, state, expected, "FoundationStereo state dict of this size")
     return state
 
 
@@ -215,3 +208,47 @@ def convert(path: str | Path, **overrides) -> StereoEncoderModel:
     model = StereoEncoderModel(StereoEncoderConfig.foundationstereo(release_of(published), **overrides))
     model.load_state_dict(convert_state_dict(published, model))
     return model.eval()
+
+
+def open_stereo(path: str | Path, **overrides) -> tuple[StereoEncoderConfig, Part]:
+    """Config and weights of a released file, or of a folder that `save_pretrained` or this file's command wrote.
+
+    Args:
+        overrides: fields of the config, such as max_disparity.
+    """
+    description = Path(path) / "config.json"
+    if (
+        description.is_file()
+        and json.loads(description.read_text()).get("model_type") == StereoEncoderConfig.model_type
+    ):
+        config = StereoEncoderConfig.from_pretrained(path, **overrides)
+        return config, Part(open_weights(path), lambda key, tensor: {key: tensor})
+    source = open_weights(path)
+    return StereoEncoderConfig.foundationstereo(release_of(source.outlines), **overrides), Part(source, convert_key)
+
+
+@dataclass
+class Options:
+    """What `python -m modeling_stereovla.convert_foundationstereo` can be told."""
+
+    checkpoint: str = field(metadata={"help": "FoundationStereo's model_best_bp2.pth, or the same as .safetensors."})
+    out: str = field(metadata={"help": "Folder to write; it must not exist."})
+    overrides: str | None = field(
+        default=None, metadata={"help": 'Fields of the config to replace, as JSON: {"max_disparity": 128}.'}
+    )
+    dtype: str | None = field(
+        default=None, metadata={"help": "float32, bfloat16 or float16; as the weights are if not given."}
+    )
+
+
+def convert_folder(options: Options) -> Path:
+    """The folder of a StereoEncoderModel; ValueError if any key is unknown or missing."""
+    config, part = open_stereo(options.checkpoint, **json.loads(options.overrides or "{}"))
+    model = outline_model(StereoEncoderModel, config)
+    what = "FoundationStereo state dict of this size"
+    return write_model(options.out, model, [part], what, options.dtype)
+
+
+if __name__ == "__main__":
+    (chosen,) = options_parser(Options, __doc__).parse_args_into_dataclasses()
+    print(f"wrote {convert_folder(chosen)}")

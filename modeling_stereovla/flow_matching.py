@@ -45,14 +45,14 @@ def time_embedding(
 ) -> torch.Tensor:
     """Sinusoidal embedding (..., dim) of `time` (...), [sin | cos], with periods from `min_period` to `max_period`.
 
-    It is computed in `dtype` and returned in it. In bfloat16 four in ten entries differ from float32 by more than 0.1
-    (the angles reach
-    2 pi / 4e-3 = 1570 rad), yet released weights were trained that way: hence the argument.
+    It is computed in `dtype`, the periods included, and returned in it. In bfloat16 four in ten entries differ from
+    float32 by more than 0.1 (the angles reach 2 pi / 4e-3 = 1570 rad), yet released weights were trained that way:
+    hence the argument.
     """
-    # the periods are spaced in float64 whatever `dtype` is, as in the published code
-    fraction = torch.linspace(0.0, 1.0, dim // 2, dtype=torch.float64, device="cpu")
+    fraction = torch.linspace(0.0, 1.0, dim // 2, dtype=dtype, device=time.device)
     period = min_period * (max_period / min_period) ** fraction
-    frequency = (2 * math.pi / period).to(device=time.device, dtype=dtype)
+    # each step rounds in bfloat16, so their order is the published one
+    frequency = 1.0 / period * 2 * math.pi
     angle = time.to(dtype)[..., None] * frequency
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
