@@ -73,7 +73,8 @@ def test_gradient_checkpointing_gives_the_same_loss_and_gradients():
     for checkpointing in (False, True):
         model = tiny().train()
         calls = []
-        model.action_expert.transformer.layers[0].self_attn.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        layer = model.action_expert.transformer.layers[0]
+        layer.self_attn.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         if checkpointing:
             model.activation_checkpointing_enable()
         inputs = make_training_inputs(model.config)
