@@ -165,6 +165,11 @@ def inference_tensors(model, recorded, case) -> dict[str, torch.Tensor]:
     fused, projected = calls["projector"][0][0][0], calls["projector"][0][1]
     positions = case["inference"]["kv_positions"]
     states, mask, state_tokens, *_ = calls["expert"][0][0].values()
+    # the published suffix is one sequence; ours reads the state tokens once and then the chunk behind them
+    (state_given, state_read), (chunk_given, chunk_read) = calls["suffix"][:2]
+    state_mask = torch.nn.functional.pad(
+        state_given["attention_mask"], (0, 5), value=False
+    )  # it does not see the chunk
     velocity_x = inputs.normal("velocity_x", (1, 5, 7), seed)
     time = torch.tensor([[case["case"]["velocity_time"]]])
     hidden = torch.cat([output.last_hidden_state[:, -1] for _, output in calls["model"]])
@@ -179,10 +184,10 @@ def inference_tensors(model, recorded, case) -> dict[str, torch.Tensor]:
         "prefix_embeds_spots": model.model.embed(final, projected)[:, positions],
         "kv_cache_spots": torch.stack([torch.stack([k[0], v[0]]) for k, v in states])[:, :, :, positions],
         "greedy_logits": model.lm_head(hidden),
-        "suffix_mask": calls["suffix"][0][0]["attention_mask"][0, 0],
+        "suffix_mask": torch.cat([state_mask, chunk_given["attention_mask"]], dim=2)[0, 0],
         "noise": noise,
-        "suffix_embeds_first": calls["suffix"][0][0]["inputs_embeds"],
-        "expert_last_hidden_first": calls["suffix"][0][1].last_hidden_state,
+        "suffix_embeds_first": torch.cat([state_given["inputs_embeds"], chunk_given["inputs_embeds"]], dim=1),
+        "expert_last_hidden_first": torch.cat([state_read.last_hidden_state, chunk_read.last_hidden_state], dim=1),
         "euler_velocities": torch.cat([output[:, 0] for _, output in calls["expert"]]),
         "euler_states": torch.cat([*(given[3][:, 0] for given, _ in calls["expert"]), chunk]),
         "action_chunk": chunk,
@@ -233,7 +238,8 @@ def test_greedy_tokens_and_positions(model, case, padding):
     assert len(calls["llm"]) == len(recorded["language_model_calls"])
     for (given, _), call in zip(calls["llm"], recorded["language_model_calls"], strict=True):
         assert int(given["position_ids"][0, -1]) == call["last_position"]
-    assert calls["expert"][0][0]["position_ids"][0].tolist() == recorded["suffix_position_ids"]
+    suffix = torch.cat([given["position_ids"] for given, _ in calls["expert"][:2]], dim=1)
+    assert suffix[0].tolist() == recorded["suffix_position_ids"]
     limit = LOOSE * case["tensors"]["action_chunk"]["std"]
     assert (chunk - RECORDED["action_chunk"]).abs().max() <= limit
 
@@ -266,4 +272,5 @@ def test_direct_path_skips_the_pose(model, case):
     """Without its chain of thought the expert attends to the prompt alone."""
     with Watch(expert=model.action_expert, head=model.lm_head) as calls:
         model.predict_action(**prompt(model, case), noise=RECORDED["noise"], chain_of_thought=False, num_steps=1)
-    assert calls["head"] == [] and calls["expert"][0][0][1].shape[1] == 306
+    assert calls["head"] == []
+    assert calls["expert"][0][0][1].shape[1] == 306 + 4  # the prompt, and the state tokens that were read behind it

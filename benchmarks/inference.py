@@ -1,0 +1,247 @@
+"""Time and memory of one action chunk, stage by stage, and transformers' PI0 of equal sizes beside it in the same run.
+
+    python -m benchmarks.inference --preset demo
+    python -m benchmarks.inference --preset full --dtype bfloat16 --repeats 1
+
+Times are medians over alternating repetitions: only ratios within one run mean something. A denoising step is the
+difference between chunks of 11 and of 1 steps, divided by 10. Memory is what a stage needs beyond the weights (peak of
+the resident set on a CPU, Linux only; peak of the allocator on a GPU). Weights are random: no result depends on them.
+"""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import HfArgumentParser, PI0Config, PI0ForConditionalGeneration
+from transformers.cache_utils import DynamicCache
+
+from modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
+from modeling_stereovla.configuration_stereovla import PRESETS
+from modeling_stereovla.layer_caches import RecordingCache
+from modeling_stereovla.modeling_stereovla import PARTS
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+WORDS = 8  # text tokens of a short instruction
+
+
+@dataclass
+class InferenceOptions:
+    """What `python -m benchmarks.inference` can be told."""
+
+    preset: str = field(default="demo", metadata={"help": "Sizes of the model.", "choices": list(PRESETS)})
+    dtype: str = field(default="float32", metadata={"help": "Of weights and activations.", "choices": list(DTYPES)})
+    device: str = field(default="cpu", metadata={"help": "Where to run: cpu, cuda, cuda:1, ..."})
+    repeats: int = field(default=5, metadata={"help": "Measurements of each stage, the median counts."})
+    batch_size: int = field(default=1, metadata={"help": "Pairs at once."})
+    compile: bool = field(default=False, metadata={"help": "Compile the denoising step of ours (one full graph)."})
+    pi0: bool = field(default=True, metadata={"help": "Also time PI0 at the same sizes; needs its memory too."})
+
+
+def synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def seconds(function: Callable[[], object], device: str) -> float:
+    synchronize(device)
+    begin = time.perf_counter()
+    function()
+    synchronize(device)
+    return time.perf_counter() - begin
+
+
+def status_mib(key: str) -> float:
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key)]
+    return int(line.split()[1]) / 1024
+
+
+def extra_mib(function: Callable[[], object], device: str) -> float:
+    """Peak memory that `function` needs beyond what is held before it, MiB."""
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        function()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    before = status_mib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    function()
+    return max(0.0, status_mib("VmHWM") - before)
+
+
+def build(options: InferenceOptions) -> StereoVLAForActionPrediction:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(DTYPES[options.dtype])  # never a second copy in float32
+    try:
+        with torch.device(options.device):
+            return StereoVLAForActionPrediction(StereoVLAConfig.from_preset(options.preset)).eval()
+    finally:
+        torch.set_default_dtype(before)
+
+
+def build_pi0(config: StereoVLAConfig, options: InferenceOptions) -> PI0ForConditionalGeneration:
+    """PI0 with our language model's and expert's sizes, one image of as many tokens, and a SigLIP of one layer, which
+    is not part of what is compared.
+    """
+    text = config.text_config
+    shared = {
+        "model_type": "gemma",
+        "num_hidden_layers": text.num_hidden_layers,
+        "num_attention_heads": text.num_attention_heads,
+        "num_key_value_heads": text.num_key_value_heads,
+        "head_dim": text.head_dim,
+        "vocab_size": text.vocab_size,
+    }
+    vision = {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "vision_use_head": False,
+    }
+    language = {**shared, "hidden_size": text.hidden_size, "intermediate_size": text.intermediate_size}
+    pi0 = PI0Config(
+        vlm_config={
+            "model_type": "paligemma",
+            "text_config": language,
+            "vision_config": vision,
+            "projection_dim": text.hidden_size,
+            "image_token_id": config.image_token_id,
+        },
+        dit_config={
+            **shared,
+            "hidden_size": config.expert_hidden_size,
+            "intermediate_size": config.expert_intermediate_size,
+        },
+        chunk_size=config.chunk_size,
+        max_state_dim=config.state_dim,
+        max_action_dim=config.action_dim,
+    )
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(DTYPES[options.dtype])
+    try:
+        with torch.device(options.device):
+            return PI0ForConditionalGeneration(pi0).eval()
+    finally:
+        torch.set_default_dtype(before)
+
+
+def make_inputs(config: StereoVLAConfig, options: InferenceOptions) -> dict[str, torch.Tensor]:
+    batch, size, device = options.batch_size, config.image_size, options.device
+    words = WORDS + config.state_history * config.state_dim
+    ids = torch.full((batch, 1 + config.num_visual_tokens + words), 5)
+    ids[:, 0] = config.text_config.bos_token_id
+    ids[:, 1 : 1 + config.num_visual_tokens] = config.image_token_id
+    return {
+        "input_ids": ids.to(device),
+        "attention_mask": torch.ones_like(ids).to(device),
+        "pixel_values": torch.rand(batch, 2, 3, size, size).to(device),
+        "state": torch.zeros(batch, config.state_history, config.state_dim).to(device),
+    }
+
+
+def parameter_table(model: StereoVLAForActionPrediction) -> list[tuple[str, int]]:
+    rows = [(name, model._part(path)) for name, path in PARTS.items()]
+    counts = [(name, sum(p.numel() for p in part.parameters())) for name, part in rows if part is not None]
+    return [*counts, ("all", sum(p.numel() for p in model.parameters()))]
+
+
+@torch.inference_mode()
+def measure(options: InferenceOptions) -> None:
+    torch.manual_seed(0)
+    begin = time.perf_counter()
+    model = build(options)
+    config, device = model.config, options.device
+    print(f"preset {options.preset}, {options.dtype} on {device}, {torch.get_num_threads()} threads, "
+          f"batch {options.batch_size}; built in {time.perf_counter() - begin:.0f} s")  # fmt: skip
+    print("\n| part | parameters, M |\n|---|---|")
+    for name, count in parameter_table(model):
+        print(f"| {name} | {count / 1e6:,.1f} |")
+    inputs = make_inputs(config, options)
+    pixels = inputs["pixel_values"].to(model.dtype)
+    towers = model.model.visual_tokens
+    tokens = towers(pixels)[0]
+    embeds = model.model.embed(inputs["input_ids"], tokens)
+    mask = inputs["attention_mask"]
+
+    def semantic():
+        return [encoder(pixels[:, 0]) for encoder in (towers.semantic, towers.spatial) if encoder is not None]
+
+    def prefill(cache):
+        return model.model(inputs_embeds=embeds, attention_mask=mask, past_key_values=cache, use_cache=True)
+
+    prefix = DynamicCache()
+    hidden = prefill(prefix).last_hidden_state
+    length = prefix.get_seq_length()
+
+    def thought():
+        model._generate_pose(prefix, hidden, mask)
+        prefix.crop(length)
+
+    noise = torch.randn(options.batch_size, config.chunk_size, config.action_dim, device=device)
+
+    def chunk(steps: int):
+        return model.predict_action(**inputs, noise=noise, num_steps=steps, chain_of_thought=False)
+
+    if options.compile:
+        model.action_expert.compile(fullgraph=True)
+    stages = {
+        "stereo encoder": lambda: towers.stereo(pixels, output_disparity=False),
+        "semantic encoders": semantic,
+        "visual tokens, all": lambda: towers(pixels),
+        "prefill": lambda: prefill(RecordingCache()),
+        f"chain of thought, {config.pose_dim + 1} tokens": thought,
+        "chunk, 1 step": lambda: chunk(1),
+        "chunk, 11 steps": lambda: chunk(11),
+    }
+    if options.pi0:
+        theirs = build_pi0(config, options)
+        arguments = {
+            "state": inputs["state"][:, -1].to(theirs.dtype),
+            "input_ids": inputs["input_ids"],
+            "pixel_values": pixels[:, :1],
+            "attention_mask": mask,
+            "pixel_attention_mask": torch.ones(options.batch_size, 1, dtype=torch.bool, device=device),
+            "noise": noise.to(theirs.dtype),
+        }
+        stages["PI0 chunk, 1 step"] = lambda: theirs.sample_actions(**arguments, num_steps=1)
+        stages["PI0 chunk, 11 steps"] = lambda: theirs.sample_actions(**arguments, num_steps=11)
+    memory = {name: extra_mib(stage, device) for name, stage in stages.items()}  # also the warm-up
+    runs: dict[str, list[float]] = {name: [] for name in stages}
+    for _ in range(options.repeats):
+        for name, stage in stages.items():
+            runs[name].append(1e3 * seconds(stage, device))
+    medians = {name: statistics.median(values) for name, values in runs.items()}
+    print("\n| stage | ms | MiB beyond the weights |\n|---|---|---|")
+    for name, value in medians.items():
+        print(f"| {name} | {value:,.1f} | {memory[name]:,.0f} |")
+    steps = {
+        name: statistics.median(
+            (long - short) / 10
+            for long, short in zip(runs[f"{name}chunk, 11 steps"], runs[f"{name}chunk, 1 step"], strict=True)
+        )
+        for name in (["", "PI0 "] if options.pi0 else [""])
+    }
+    print(f"\none denoising step: {steps['']:,.2f} ms")
+    if options.pi0:
+        print(f"PI0's at equal sizes: {steps['PI0 ']:,.2f} ms; ours takes {steps[''] / steps['PI0 ']:.2f} of it")
+    if device == "cpu":
+        print(f"resident set now {status_mib('VmRSS') / 1024:.1f} GiB")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    (options,) = HfArgumentParser(InferenceOptions, description=__doc__).parse_args_into_dataclasses(arguments)
+    if options.repeats < 1 or options.batch_size < 1:
+        raise SystemExit("--repeats and --batch_size must be at least 1")
+    measure(options)
+
+
+if __name__ == "__main__":
+    main()
