@@ -12,7 +12,7 @@ MAX_SEED = 2**32  # recorded episodes use seeds from here on, so that no evaluat
 
 ROLLOUT_PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"seeds": 2, "baseline_seeds": 1, "max_steps": 6, "image_size": 64, "processes": 1},
-    "demo": {"seeds": 100, "baseline_seeds": 40},
+    "demo": {"seeds": 100, "baseline_seeds": 20},
     "lab": {"seeds": 200, "baseline_seeds": 100},
 }
 

@@ -331,7 +331,7 @@ def _demo() -> dict:
         "state_history": 1,
         "chain_of_thought": False,
         "direct_probability": 1.0,
-        "flow_draws": 8,
+        "flow_draws": 4,
         "language_loss_weight": 0.5,
         "use_pointers": True,
         "disparity_loss_weight": 1.0,
