@@ -183,7 +183,7 @@ def measure(options: InferenceOptions) -> None:
 
     def thought():
         model._generate_pose(prefix, hidden, mask)
-        prefix.crop(length)
+        prefix.crop(length - prefix.get_seq_length())
 
     noise = torch.randn(options.batch_size, config.chunk_size, config.action_dim, device=device)
 
