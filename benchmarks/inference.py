@@ -21,10 +21,10 @@ from transformers.cache_utils import DynamicCache
 
 from modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
 from modeling_stereovla.configuration_stereovla import PRESETS
+from modeling_stereovla.convert_files import DTYPES
 from modeling_stereovla.layer_caches import RecordingCache
 from modeling_stereovla.modeling_stereovla import PARTS
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WORDS = 8  # text tokens of a short instruction
 
 
@@ -74,13 +74,9 @@ def extra_mib(function: Callable[[], object], device: str) -> float:
 
 
 def build(options: InferenceOptions) -> StereoVLAForActionPrediction:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(DTYPES[options.dtype])  # never a second copy in float32
-    try:
-        with torch.device(options.device):
-            return StereoVLAForActionPrediction(StereoVLAConfig.from_preset(options.preset)).eval()
-    finally:
-        torch.set_default_dtype(before)
+    config = StereoVLAConfig.from_preset(options.preset)
+    with torch.device(options.device):
+        return StereoVLAForActionPrediction._from_config(config, dtype=DTYPES[options.dtype]).eval()
 
 
 def build_pi0(config: StereoVLAConfig, options: InferenceOptions) -> PI0ForConditionalGeneration:
@@ -124,13 +120,8 @@ def build_pi0(config: StereoVLAConfig, options: InferenceOptions) -> PI0ForCondi
         max_state_dim=config.state_dim,
         max_action_dim=config.action_dim,
     )
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(DTYPES[options.dtype])
-    try:
-        with torch.device(options.device):
-            return PI0ForConditionalGeneration(pi0).eval()
-    finally:
-        torch.set_default_dtype(before)
+    with torch.device(options.device):
+        return PI0ForConditionalGeneration._from_config(pi0, dtype=DTYPES[options.dtype]).eval()
 
 
 def make_inputs(config: StereoVLAConfig, options: InferenceOptions) -> dict[str, torch.Tensor]:
@@ -148,8 +139,9 @@ def make_inputs(config: StereoVLAConfig, options: InferenceOptions) -> dict[str,
 
 
 def parameter_table(model: StereoVLAForActionPrediction) -> list[tuple[str, int]]:
-    rows = [(name, model._part(path)) for name, path in PARTS.items()]
-    counts = [(name, sum(p.numel() for p in part.parameters())) for name, part in rows if part is not None]
+    modules = dict(model.named_modules())
+    parts = [(name, modules[path]) for name, path in PARTS.items() if path in modules]
+    counts = [(name, sum(p.numel() for p in part.parameters())) for name, part in parts]
     return [*counts, ("all", sum(p.numel() for p in model.parameters()))]
 
 

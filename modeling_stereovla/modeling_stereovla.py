@@ -206,28 +206,23 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
         in training, so that running statistics and dropout stay still too. The paper's towers are "semantic",
         "spatial", "stereo".
         """
-        present = [name for name, path in PARTS.items() if self._part(path) is not None]
+        modules = dict(self.named_modules())
+        present = [name for name, path in PARTS.items() if path in modules]
         if unknown := sorted(set(parts) - set(present)):
             raise ValueError(f"cannot freeze {', '.join(unknown)}; this model has {', '.join(present)}")
         for parameter in self._held:
             parameter.requires_grad_(True)
         self.frozen = parts
         # not those that never train, such as a tower's mask token: they must not thaw
-        self._held = [p for name in parts for p in self._part(PARTS[name]).parameters() if p.requires_grad]
+        self._held = [p for name in parts for p in self.get_submodule(PARTS[name]).parameters() if p.requires_grad]
         for parameter in self._held:
             parameter.requires_grad_(False)
         return self.train(self.training)
 
-    def _part(self, path: str) -> nn.Module | None:
-        module = self
-        for name in path.split("."):
-            module = getattr(module, name)
-        return module
-
     def train(self, mode: bool = True):
         super().train(mode)
         for name in self.frozen:
-            self._part(PARTS[name]).eval()
+            self.get_submodule(PARTS[name]).eval()
         return self
 
     # ---- prefix

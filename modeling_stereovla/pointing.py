@@ -11,9 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-DISPLACEMENT_GAIN = (
-    4.0  # the last centimetres before a keyframe are the ones that matter: a few hundredths of the range
-)
+# the last centimetres before a keyframe are the ones that matter: a few hundredths of the range
+DISPLACEMENT_GAIN = 4.0
 
 
 def soft_token_targets(points: torch.Tensor, grid: int, patch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
