@@ -121,10 +121,7 @@ class StereoVLAConfig(PreTrainedConfig):
         """
         if preset not in PRESETS:
             raise ValueError(f"unknown preset {preset!r}; the presets are {', '.join(PRESETS)}")
-        values = PRESETS[preset]()
-        for name, value in overrides.items():
-            values[name] = {**values[name], **value} if isinstance(value, dict) else value
-        return cls(**values)
+        return cls(**with_overrides(PRESETS[preset](), overrides))
 
     @property
     def num_visual_tokens(self) -> int:
@@ -191,6 +188,14 @@ class StereoVLAConfig(PreTrainedConfig):
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+def with_overrides(values: dict, overrides: dict) -> dict:
+    """`values` with `overrides`; a dict replaces single fields of a part."""
+    merged = {
+        name: {**values[name], **value} if isinstance(value, dict) else value for name, value in overrides.items()
+    }
+    return {**values, **merged}
 
 
 def full_parts() -> dict[str, dict]:

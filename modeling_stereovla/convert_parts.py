@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from transformers import Dinov2WithRegistersModel, LlamaConfig, PreTrainedConfig, SiglipVisionModel
 
-from .configuration_stereovla import StereoVLAConfig
+from .configuration_stereovla import StereoVLAConfig, with_overrides
 from .convert_files import Part, WeightSource, open_weights, options_parser, outline_model, write_model
 from .convert_foundationstereo import open_stereo
 from .convert_internlm2 import llama_fields
@@ -184,8 +184,7 @@ def convert(options: Options) -> Path:
         "action_vocab_size": vocabulary,
         "image_token_id": vocabulary + 1,
     }
-    for name, value in json.loads(options.overrides or "{}").items():
-        values[name] = {**values[name], **value} if isinstance(value, dict) else value
+    values = with_overrides(values, json.loads(options.overrides or "{}"))
     values.setdefault("projector_hidden_size", 4 * StereoVLAConfig(**values).fused_size)
     model = outline_model(StereoVLAForActionPrediction, StereoVLAConfig(**values))
     parts = [

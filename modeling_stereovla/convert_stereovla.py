@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from .configuration_stereo_encoder import StereoEncoderConfig
-from .configuration_stereovla import StereoVLAConfig
+from .configuration_stereovla import StereoVLAConfig, with_overrides
 from .convert_files import Convert, Part, WeightSource, open_weights, options_parser, outline_model, write_model
 from .convert_foundationstereo import convert_key as convert_stereo_key
 from .convert_foundationstereo import open_stereo, release_of
@@ -179,8 +179,7 @@ def released_config(
         # the release casts its time to the model's dtype, and was trained so
         "time_embedding_dtype": "model",
     }
-    for name, value in (overrides or {}).items():
-        values[name] = {**values[name], **value} if isinstance(value, dict) else value
+    values = with_overrides(values, overrides or {})
     return StereoVLAConfig(**values)
 
 
