@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from .configuration_stereo_encoder import StereoEncoderConfig
 from .convert_files import Part, check_conversion, open_weights, options_parser, outline_model, write_model
@@ -190,21 +189,10 @@ def release_of(published: dict[str, torch.Tensor]) -> str:
     return widths[weight.shape[1]]
 
 
-def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
-    """State dict of a .safetensors file or of a PyTorch file, which is read without unpickling objects."""
-    path = Path(path)
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    state = content.get("model", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no state dict, neither itself nor under 'model'")
-    return state
-
-
 def convert(path: str | Path, **overrides) -> StereoEncoderModel:
     """Model with the weights of a released file; `overrides` are fields of its config, such as max_disparity."""
-    published = read_checkpoint(path)
+    source = open_weights(path)
+    published = {key: source.read(key) for key in source.outlines}
     model = StereoEncoderModel(StereoEncoderConfig.foundationstereo(release_of(published), **overrides))
     model.load_state_dict(convert_state_dict(published, model))
     return model.eval()
