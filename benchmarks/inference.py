@@ -183,7 +183,7 @@ def measure(options: InferenceOptions) -> None:
         return model.predict_action(**inputs, noise=noise, num_steps=steps, chain_of_thought=False)
 
     if options.compile:
-        model.action_expert.compile(fullgraph=True)
+        model.action_expert.denoise = torch.compile(model.action_expert.denoise, fullgraph=True)
     stages = {
         "stereo encoder": lambda: towers.stereo(pixels, output_disparity=False),
         "semantic encoders": semantic,

@@ -6,12 +6,28 @@ pointers | action chunk];
 state tokens see the valid prefix and each other, action tokens see everything before them and their own chunk.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaModel
 
 from .flow_matching import time_embedding
-from .layer_caches import ExtendedCache, ReadOnlyCache
+from .layer_caches import ChunkCache, ReadOnlyCache
+
+
+@dataclass
+class ReadPrefix:
+    """What every denoising step of one chunk needs: nothing in it changes from step to step.
+
+    cache: keys and values of prefix and state tokens, with room for the chunk's.
+    mask: (B, 1, chunk, prefix + state + chunk), which of them the chunk sees; None = all.
+    position_embeddings: cosines and sines of the chunk's positions.
+    """
+
+    cache: ChunkCache
+    mask: torch.Tensor | None
+    position_embeddings: tuple[torch.Tensor, torch.Tensor]
 
 
 def expert_mask(prefix_mask: torch.Tensor, num_state: int, chunk: int, num_chunks: int = 1) -> torch.Tensor:
@@ -70,28 +86,24 @@ class ActionExpert(nn.Module):
         self.min_period, self.max_period = config.min_period, config.max_period
         self.time_embedding_dtype = config.time_embedding_dtype
 
-    def embed_actions(self, noisy_actions: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-        """noisy_actions (..., chunk, action_dim), time (...) -> (..., chunk, width)."""
+    def embed_time(self, time: torch.Tensor) -> torch.Tensor:
+        """Flow-matching times (...) -> (..., width), in the model's dtype."""
+        dtype = self.action_in_proj.weight.dtype
+        embedded = time_embedding(
+            time,
+            self.transformer.config.hidden_size,
+            self.min_period,
+            self.max_period,
+            dtype if self.time_embedding_dtype == "model" else torch.float32,
+        )
+        return embedded.to(dtype)
+
+    def embed_actions(self, noisy_actions: torch.Tensor, embedded_time: torch.Tensor) -> torch.Tensor:
+        """noisy_actions (..., chunk, action_dim), embedded_time (..., width) -> (..., chunk, width)."""
         actions = self.action_in_proj(noisy_actions)
-        dtype = actions.dtype if self.time_embedding_dtype == "model" else torch.float32
-        time = time_embedding(time, actions.shape[-1], self.min_period, self.max_period, dtype).to(actions.dtype)
-        merged = torch.cat([actions, time[..., None, :].expand_as(actions)], dim=-1)
+        time = embedded_time[..., None, :].to(actions.dtype).expand_as(actions)
+        merged = torch.cat([actions, time], dim=-1)
         return self.action_time_mlp_out(nn.functional.silu(self.action_time_mlp_in(merged)))
-
-    def read_state(
-        self,
-        prefix_states: list[tuple[torch.Tensor, torch.Tensor]],
-        prefix_mask: torch.Tensor,
-        state_tokens: torch.Tensor,
-    ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
-        """Prefix keys and values, and their mask, with the state tokens' own behind them.
-
-        State tokens do not see the chunk, so they are the same in every denoising step: with these in front, `forward`
-        needs no state tokens (`state_tokens[:, :0]`) and a step computes the chunk alone.
-        """
-        cache = ExtendedCache(prefix_states)
-        self._transform(cache, prefix_mask, state_tokens, state_tokens.shape[1], 0, 0)
-        return cache.extended, torch.cat([prefix_mask, prefix_mask.new_ones(state_tokens.shape[:2])], dim=1)
 
     def forward(
         self,
@@ -101,7 +113,7 @@ class ActionExpert(nn.Module):
         noisy_actions: torch.Tensor,
         time: torch.Tensor,
     ) -> torch.Tensor:
-        """Velocity, the shape of `noisy_actions`.
+        """Velocity, the shape of `noisy_actions`, in one pass: for training.
 
         Args:
             prefix_states: the language model's (keys, values) of each layer, (B, kv_heads, P, head_dim).
@@ -110,33 +122,65 @@ class ActionExpert(nn.Module):
             noisy_actions: (B, K, chunk, action_dim): K flow-matching draws of each sample.
             time: (B, K).
         """
-        batch, draws, chunk, _ = noisy_actions.shape
+        _, draws, chunk, _ = noisy_actions.shape
         num_state = state_tokens.shape[1]
-        actions = self.embed_actions(noisy_actions, time).flatten(1, 2)  # (B, K * chunk, width)
+        actions = self.embed_actions(noisy_actions, self.embed_time(time)).flatten(1, 2)  # (B, K * chunk, width)
         embeds = torch.cat([state_tokens.to(actions.dtype), actions], dim=1)
-        hidden = self._transform(ReadOnlyCache(prefix_states), prefix_mask, embeds, num_state, chunk, draws)
+        # positions continue after the last valid prefix token; the draws all take the same positions
+        offset = torch.cat([torch.arange(num_state), (num_state + torch.arange(chunk)).repeat(draws)]).to(embeds.device)
+        rotary = self.transformer.rotary_emb(embeds, prefix_mask.sum(-1, keepdim=True) + offset)
+        mask = expert_mask(prefix_mask, num_state, chunk, draws)
+        hidden = self._transform(embeds, ReadOnlyCache(prefix_states), mask, rotary)
         return self.action_out_proj(hidden[:, num_state:]).unflatten(1, (draws, chunk))
+
+    def read_prefix(
+        self,
+        prefix_states: list[tuple[torch.Tensor, torch.Tensor]],
+        prefix_mask: torch.Tensor,
+        state_tokens: torch.Tensor,
+        chunk: int,
+    ) -> ReadPrefix:
+        """What `denoise` needs in every step. State tokens do not see the chunk, so they are read here, once."""
+        num_state = state_tokens.shape[1]
+        cache = ChunkCache(prefix_states, num_state + chunk)
+        positions = prefix_mask.sum(-1, keepdim=True) + torch.arange(num_state + chunk, device=prefix_mask.device)
+        cosines, sines = self.transformer.rotary_emb(state_tokens, positions)
+        rotary = cosines[:, :num_state], sines[:, :num_state]
+        self._transform(state_tokens, cache, expert_mask(prefix_mask, num_state, 0, 0), rotary)
+        cache.begin += num_state
+        mask = None  # attention without one reads the keys of grouped heads without repeating them
+        if not prefix_mask.all():
+            mask = expert_mask(prefix_mask, num_state, chunk)[:, :, num_state:]
+        return ReadPrefix(cache, mask, (cosines[:, num_state:], sines[:, num_state:]))
+
+    def denoise(self, prefix: ReadPrefix, noisy_actions: torch.Tensor, embedded_time: torch.Tensor) -> torch.Tensor:
+        """Velocity of chunks (B, chunk, action_dim) at one time, embedded: (width,). Compiles in one graph."""
+        embeds = self.embed_actions(noisy_actions, embedded_time)
+        return self.action_out_proj(self._transform(embeds, prefix.cache, prefix.mask, prefix.position_embeddings))
 
     def _transform(
         self,
-        cache: ReadOnlyCache,
-        prefix_mask: torch.Tensor,
         embeds: torch.Tensor,
-        num_state: int,
-        chunk: int,
-        draws: int,
+        cache: ReadOnlyCache | ChunkCache,
+        mask: torch.Tensor | None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
     ) -> torch.Tensor:
-        """Last hidden states (B, S, width) of state tokens and `draws` chunks behind the cache's prefix."""
-        # positions continue after the last valid prefix token; the draws all take the same positions
-        offset = torch.cat([torch.arange(num_state), (num_state + torch.arange(chunk)).repeat(draws)]).to(embeds.device)
-        mask = expert_mask(prefix_mask, num_state, chunk, draws)
-        if self.transformer.config._attn_implementation != "sdpa":
+        """Last hidden states, the shape of `embeds` (B, S, width). `LlamaModel.forward` would compute mask and rotary
+        embedding anew in every denoising step.
+        """
+        config = self.transformer.config
+        if "flash" in config._attn_implementation:
+            config._attn_implementation = "sdpa"  # flash kernels take no mask of blocks
+        if mask is not None and config._attn_implementation != "sdpa":
             minimum = torch.finfo(embeds.dtype).min
             mask = torch.zeros(mask.shape, dtype=embeds.dtype, device=embeds.device).masked_fill(~mask, minimum)
-        return self.transformer(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=prefix_mask.sum(-1, keepdim=True) + offset,
-            past_key_values=cache,
-            use_cache=False,
-        ).last_hidden_state
+        hidden = embeds
+        for layer in self.transformer.layers:
+            hidden = layer(
+                hidden,
+                attention_mask=mask,
+                position_embeddings=position_embeddings,
+                past_key_values=cache,
+                is_causal=False,
+            )
+        return self.transformer.norm(hidden)

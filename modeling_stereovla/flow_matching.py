@@ -57,20 +57,24 @@ def time_embedding(
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
+def euler_times(num_steps: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Times of the Euler steps from t = 1 down, (num_steps,) float32."""
+    if num_steps < 1:
+        raise ValueError(f"num_steps is {num_steps}; flow matching needs at least 1 Euler step (the paper uses 10)")
+    return torch.tensor([1.0 - step / num_steps for step in range(num_steps)], dtype=torch.float32, device=device)
+
+
 def euler_integrate(
-    velocity: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], noise: torch.Tensor, num_steps: int
+    velocity: Callable[[torch.Tensor, int], torch.Tensor], noise: torch.Tensor, num_steps: int
 ) -> torch.Tensor:
     """Integrates dx/dt = velocity(x, t) from `noise` at t = 1 to t = 0 in `num_steps` equal Euler steps.
 
     Args:
-        velocity: maps x (B, chunk, action_dim) and t (B,) float32 to the velocity, shape of x.
+        velocity: maps x (B, chunk, action_dim) and the index of the step in `euler_times(num_steps)` to the velocity,
+            shape of x.
         noise: (B, chunk, action_dim).
-        num_steps: at least 1.
     """
-    if num_steps < 1:
-        raise ValueError(f"num_steps is {num_steps}; flow matching needs at least 1 Euler step (the paper uses 10)")
     x = noise
     for step in range(num_steps):
-        time = torch.full((x.shape[0],), 1.0 - step / num_steps, dtype=torch.float32, device=x.device)
-        x = x - velocity(x, time).to(x.dtype) / num_steps
+        x = torch.sub(x, velocity(x, step).to(x.dtype), alpha=1 / num_steps)
     return x

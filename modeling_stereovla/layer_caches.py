@@ -6,6 +6,7 @@ run twice.
 """
 
 import torch
+import torch.nn.functional as F
 from transformers.cache_utils import Cache
 
 
@@ -31,8 +32,7 @@ class RecordingCache(Cache):
 
 
 class ReadOnlyCache(Cache):
-    """Serves fixed prefix keys and values in front of a layer's own, and remembers nothing: one object serves every
-    denoising step.
+    """Serves fixed prefix keys and values in front of a layer's own, and remembers nothing.
 
     Args:
         states: (keys, values) of each layer, each (batch, kv_heads, prefix_length, head_dim), keys after rotary
@@ -47,20 +47,27 @@ class ReadOnlyCache(Cache):
         keys, values = self.states[layer_idx]
         return torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2)
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.states[layer_idx][0].shape[2]
 
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        return self.get_seq_length(layer_idx) + query_length, 0
+class ChunkCache(Cache):
+    """A prefix with room behind it, into which a layer writes its own keys and values: a denoising step copies those of
+    its chunk, where concatenation would copy the prefix too. For inference: the room is overwritten in each pass.
 
+    Args:
+        states: the prefix, as in `ReadOnlyCache`; it is copied once, when a layer is first met.
+        room: tokens of state and chunk together.
+    """
 
-class ExtendedCache(ReadOnlyCache):
-    """A ReadOnlyCache that also keeps what it served, prefix and own, in `extended`: the prefix of what comes next."""
-
-    def __init__(self, states: list[tuple[torch.Tensor, torch.Tensor]]):
-        super().__init__(states)
-        self.extended: list[tuple[torch.Tensor, torch.Tensor]] = list(states)
+    def __init__(self, states: list[tuple[torch.Tensor, torch.Tensor]], room: int):
+        super().__init__(layers=[])
+        self.states, self.room = states, room
+        self.begin = states[0][0].shape[2]
+        self.buffers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
-        self.extended[layer_idx] = super().update(key_states, value_states, layer_idx)
-        return self.extended[layer_idx]
+        if layer_idx not in self.buffers:
+            self.buffers[layer_idx] = tuple(F.pad(kept, (0, 0, 0, self.room)) for kept in self.states[layer_idx])
+        end = self.begin + key_states.shape[2]
+        keys, values = self.buffers[layer_idx]
+        keys[:, :, self.begin : end] = key_states
+        values[:, :, self.begin : end] = value_states
+        return keys[:, :, :end], values[:, :, :end]

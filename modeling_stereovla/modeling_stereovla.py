@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 
 from .action_expert import ActionExpert
 from .configuration_stereovla import StereoVLAConfig
-from .flow_matching import euler_integrate, interpolate, sample_time
+from .flow_matching import euler_integrate, euler_times, interpolate, sample_time
 from .layer_caches import RecordingCache
 from .pointing import Pointers
 from .visual_tokens import StereoVisualTokens
@@ -474,6 +474,9 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
             attention_mask = torch.ones_like(input_ids)
         if chain_of_thought is None:
             chain_of_thought = config.chain_of_thought
+        if num_steps is None:
+            num_steps = config.num_inference_steps
+        embedded_times = self.action_expert.embed_time(euler_times(num_steps, state.device))
         cache = DynamicCache() if chain_of_thought else RecordingCache()
         outputs = self.model(
             input_ids=input_ids,
@@ -495,13 +498,13 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
         elif tuple(noise.shape) != shape:
             raise ValueError(f"noise has shape {tuple(noise.shape)}; it must be {shape}")
 
-        states, prefix_mask = self.action_expert.read_state(states, prefix_mask, state_tokens)
+        expert = self.action_expert
+        prefix = expert.read_prefix(states, prefix_mask, state_tokens, config.chunk_size)
 
-        def velocity(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-            noisy = x[:, None].to(state_tokens.dtype)
-            return self.action_expert(states, prefix_mask, state_tokens[:, :0], noisy, time[:, None])[:, 0]
+        def velocity(x: torch.Tensor, step: int) -> torch.Tensor:
+            return expert.denoise(prefix, x.to(state_tokens.dtype), embedded_times[step])
 
-        return euler_integrate(velocity, config.noise_scale * noise.float(), num_steps or config.num_inference_steps)
+        return euler_integrate(velocity, config.noise_scale * noise.float(), num_steps)
 
     def _generate_pose(
         self, cache: DynamicCache, hidden: torch.Tensor, attention_mask: torch.Tensor

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from modeling_stereovla.flow_matching import euler_integrate, interpolate, sample_time, time_embedding
+from modeling_stereovla.flow_matching import euler_integrate, euler_times, interpolate, sample_time, time_embedding
 
 GOLDENS = Path(__file__).parent.parent.parent / "shared" / "goldens" / "stereovla_miniature"
 
@@ -27,21 +27,22 @@ def test_interpolation_ends_at_data_and_noise():
 def test_euler_is_exact_for_a_constant_velocity_and_first_order_for_an_exponential():
     noise = torch.randn(2, 4, 3, dtype=torch.float64)
     constant = torch.randn(2, 4, 3, dtype=torch.float64)
-    torch.testing.assert_close(euler_integrate(lambda x, t: constant, noise, 7), noise - constant)
+    torch.testing.assert_close(euler_integrate(lambda x, step: constant, noise, 7), noise - constant)
     # dx/dt = x from t = 1 to 0 has the solution noise / e; Euler's error halves with the step
-    errors = [(euler_integrate(lambda x, t: x, noise, n) - noise / math.e).abs().max() for n in (100, 200)]
+    errors = [(euler_integrate(lambda x, step: x, noise, n) - noise / math.e).abs().max() for n in (100, 200)]
     assert 1.8 < errors[0] / errors[1] < 2.2
 
 
 def test_euler_visits_the_published_times():
-    times = []
-    euler_integrate(lambda x, t: times.append(t[0].item()) or torch.zeros_like(x), torch.zeros(1, 1, 1), 10)
-    assert times == pytest.approx([1.0 - i / 10 for i in range(10)])
+    assert euler_times(10).tolist() == pytest.approx([1.0 - i / 10 for i in range(10)])
+    steps = []
+    euler_integrate(lambda x, step: steps.append(step) or torch.zeros_like(x), torch.zeros(1, 1, 1), 10)
+    assert steps == list(range(10))
 
 
 def test_euler_refuses_no_steps():
     with pytest.raises(ValueError, match="num_steps is 0"):
-        euler_integrate(lambda x, t: x, torch.zeros(1, 1, 1), 0)
+        euler_times(0)
 
 
 def test_times_follow_the_scaled_beta_distribution():

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
-from modeling_stereovla.flow_matching import euler_integrate
+from modeling_stereovla.flow_matching import euler_integrate, euler_times
 
 POSE = 8  # seven pose tokens and EOS
 
@@ -103,7 +103,8 @@ def test_chain_of_thought_equals_decoding_without_a_cache(model):
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=inputs["pixel_values"]).logits
         ids = torch.cat([ids, logits[:, -1].argmax(-1, keepdim=True)], dim=1)
 
-    def velocity(x, time):
+    def velocity(x, step):
+        time = euler_times(3)[step].expand(len(x))
         return model(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),

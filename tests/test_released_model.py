@@ -12,6 +12,7 @@ from released_miniature import (
     show,
 )
 
+from modeling_stereovla.action_expert import expert_mask
 from modeling_stereovla.convert_files import WeightSource
 from modeling_stereovla.convert_stereovla import released_rules
 from modeling_stereovla.flow_matching import interpolate, time_embedding
@@ -71,6 +72,13 @@ class Watch:
             hook.remove()
 
 
+def watch_expert(model) -> dict[str, torch.nn.Module]:
+    """Where the expert's positions, masks and hidden states pass: once for the state tokens, then in each step."""
+    expert = model.action_expert
+    transformer = expert.transformer
+    return {"rotary": transformer.rotary_emb, "layer": transformer.layers[0], "norm": transformer.norm}
+
+
 def language_tensors(model, recorded) -> dict[str, torch.Tensor]:
     """Texts without images: right-padded in one batch, and each row alone."""
     names = ("input_ids", "attention_mask", "labels")
@@ -113,7 +121,7 @@ def of_actions(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def training_tensors(model, recorded, case) -> dict[str, torch.Tensor]:
     batch = training_batch(model, recorded, case)
     output = model(**of_actions(batch))
-    with Watch(llm=model.model.language_model, expert=model.action_expert.transformer) as calls:
+    with Watch(llm=model.model.language_model, **watch_expert(model)) as calls:
         every = model(**batch | {"is_action": None})
     labelled = recorded["train_labels"][:, 1:] != -100
     logprobs = torch.zeros(labelled.shape)
@@ -130,9 +138,9 @@ def training_tensors(model, recorded, case) -> dict[str, torch.Tensor]:
         "train_flow_loss": output.action_loss,
         "train_llm_loss": output.language_loss,
         "train_loss": output.loss,
-        "train_suffix_position_ids": calls["expert"][0][0]["position_ids"],
+        "train_suffix_position_ids": calls["rotary"][0][0][1],
         "train_prefix_position_ids_tail": calls["llm"][0][0]["position_ids"][:, 257:],
-        "train_suffix_mask": calls["expert"][0][0]["attention_mask"],
+        "train_suffix_mask": calls["layer"][0][0]["attention_mask"],
         "train_label_logprobs": logprobs,
     }
 
@@ -157,21 +165,22 @@ def inference_tensors(model, recorded, case) -> dict[str, torch.Tensor]:
     inputs, seed = recorded_inputs(), case["case"]["seed"]
     tokens = model.model.visual_tokens
     parts = {"siglip": tokens.semantic, "dino": tokens.spatial, "projector": tokens.projector}
-    parts |= {"model": model.model, "expert": model.action_expert, "suffix": model.action_expert.transformer}
+    parts |= {"model": model.model, "velocity": model.action_expert.action_out_proj, **watch_expert(model)}
+    parts["noisy"] = model.action_expert.action_in_proj
     noise = inputs.normal("noise", (1, 5, 7), seed)
     request = prompt(model, case)
     with Watch(**parts) as calls:
         chunk = model.predict_action(**request, noise=noise)
     fused, projected = calls["projector"][0][0][0], calls["projector"][0][1]
     positions = case["inference"]["kv_positions"]
-    states, mask, state_tokens, *_ = calls["expert"][0][0].values()
     # the published suffix is one sequence; ours reads the state tokens once and then the chunk behind them
-    (state_given, state_read), (chunk_given, chunk_read) = calls["suffix"][:2]
-    state_mask = torch.nn.functional.pad(
-        state_given["attention_mask"], (0, 5), value=False
-    )  # it does not see the chunk
+    (state_given, _), (chunk_given, _) = calls["layer"][:2]
+    states, state_tokens = state_given["past_key_values"].states, state_given[0]
+    prefix_mask = torch.ones(1, states[0][0].shape[2], dtype=torch.long)
+    assert chunk_given["attention_mask"] is None  # without padding the chunk sees everything
     velocity_x = inputs.normal("velocity_x", (1, 5, 7), seed)
-    time = torch.tensor([[case["case"]["velocity_time"]]])
+    time = model.action_expert.embed_time(torch.tensor(case["case"]["velocity_time"]))
+    prefix = model.action_expert.read_prefix(states, prefix_mask, state_tokens, 5)
     hidden = torch.cat([output.last_hidden_state[:, -1] for _, output in calls["model"]])
     final = with_images(torch.tensor([case["inference"]["final_input_ids"]]), model.config.image_token_id)
     return {
@@ -184,15 +193,15 @@ def inference_tensors(model, recorded, case) -> dict[str, torch.Tensor]:
         "prefix_embeds_spots": model.model.embed(final, projected)[:, positions],
         "kv_cache_spots": torch.stack([torch.stack([k[0], v[0]]) for k, v in states])[:, :, :, positions],
         "greedy_logits": model.lm_head(hidden),
-        "suffix_mask": torch.cat([state_mask, chunk_given["attention_mask"]], dim=2)[0, 0],
+        "suffix_mask": expert_mask(prefix_mask, 4, 5)[0, 0],
         "noise": noise,
-        "suffix_embeds_first": torch.cat([state_given["inputs_embeds"], chunk_given["inputs_embeds"]], dim=1),
-        "expert_last_hidden_first": torch.cat([state_read.last_hidden_state, chunk_read.last_hidden_state], dim=1),
-        "euler_velocities": torch.cat([output[:, 0] for _, output in calls["expert"]]),
-        "euler_states": torch.cat([*(given[3][:, 0] for given, _ in calls["expert"]), chunk]),
+        "suffix_embeds_first": torch.cat([state_tokens, chunk_given[0]], dim=1),
+        "expert_last_hidden_first": torch.cat([output for _, output in calls["norm"][:2]], dim=1),
+        "euler_velocities": torch.cat([output for _, output in calls["velocity"]]),
+        "euler_states": torch.cat([*(given[0] for given, _ in calls["noisy"]), chunk]),
         "action_chunk": chunk,
         "velocity_x": velocity_x,
-        "velocity_v": model.action_expert(states, mask, state_tokens, velocity_x[:, None], time)[:, 0],
+        "velocity_v": model.action_expert.denoise(prefix, velocity_x, time),
         "time_embedding_times": recorded["time_embedding_times"],
         "time_embedding": embed_time(model, recorded, torch.float32),
         "time_embedding_bfloat16": embed_time(model, recorded, torch.bfloat16),
@@ -229,7 +238,7 @@ def test_greedy_tokens_and_positions(model, case, padding):
     request["attention_mask"] = torch.ones_like(request["input_ids"])
     for name, value in (("input_ids", model.config.text_config.pad_token_id), ("attention_mask", 0)):
         request[name] = torch.nn.functional.pad(request[name], (padding, 0), value=value)
-    with Watch(head=model.lm_head, llm=model.model.language_model, expert=model.action_expert.transformer) as calls:
+    with Watch(head=model.lm_head, llm=model.model.language_model, **watch_expert(model)) as calls:
         chunk = model.predict_action(**request, noise=RECORDED["noise"])
     tokens = [int(output.argmax(-1)) for _, output in calls["head"]]
     assert tokens == [*recorded["goal_ids"], recorded["eos_slot_id"]]
@@ -238,8 +247,8 @@ def test_greedy_tokens_and_positions(model, case, padding):
     assert len(calls["llm"]) == len(recorded["language_model_calls"])
     for (given, _), call in zip(calls["llm"], recorded["language_model_calls"], strict=True):
         assert int(given["position_ids"][0, -1]) == call["last_position"]
-    suffix = torch.cat([given["position_ids"] for given, _ in calls["expert"][:2]], dim=1)
-    assert suffix[0].tolist() == recorded["suffix_position_ids"]
+    (given, _), *more = calls["rotary"]  # once for all steps
+    assert not more and given[1][0].tolist() == recorded["suffix_position_ids"]
     limit = LOOSE * case["tensors"]["action_chunk"]["std"]
     assert (chunk - RECORDED["action_chunk"]).abs().max() <= limit
 
@@ -270,7 +279,7 @@ def test_gradients_have_the_recorded_norms(model, case):
 @torch.no_grad()
 def test_direct_path_skips_the_pose(model, case):
     """Without its chain of thought the expert attends to the prompt alone."""
-    with Watch(expert=model.action_expert, head=model.lm_head) as calls:
+    with Watch(layer=model.action_expert.transformer.layers[0], head=model.lm_head) as calls:
         model.predict_action(**prompt(model, case), noise=RECORDED["noise"], chain_of_thought=False, num_steps=1)
     assert calls["head"] == []
-    assert calls["expert"][0][0][1].shape[1] == 306 + 4  # the prompt, and the state tokens that were read behind it
+    assert calls["layer"][0][0]["past_key_values"].states[0][0].shape[2] == 306
