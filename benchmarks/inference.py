@@ -4,18 +4,21 @@
     python -m benchmarks.inference --preset full --dtype bfloat16 --repeats 1
 
 Times are medians over alternating repetitions: only ratios within one run mean something. A denoising step is the
-difference between chunks of 11 and of 1 steps, divided by 10. Memory is what a stage needs beyond the weights (peak of
-the resident set on a CPU, Linux only; peak of the allocator on a GPU). Weights are random: no result depends on them.
+difference between chunks of 11 and of 1 steps, divided by 10. Memory is what a stage needs beyond the weights, and the
+most that the whole run took up to there (resident set on a CPU, Linux only; the allocator's on a GPU). Weights are
+random: no result depends on them.
 """
 
 import gc
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from tqdm.auto import tqdm
 from transformers import HfArgumentParser, PI0Config, PI0ForConditionalGeneration
 from transformers.cache_utils import DynamicCache
 
@@ -59,8 +62,15 @@ def status_mib(key: str) -> float:
     return int(line.split()[1]) / 1024
 
 
+def peak_gib(device: str) -> float:
+    """The most memory that was held since the last reset."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return status_mib("VmHWM") / 1024
+
+
 def extra_mib(function: Callable[[], object], device: str) -> float:
-    """Peak memory that `function` needs beyond what is held before it, MiB."""
+    """Peak memory that `function` needs beyond what is held before it, MiB; resets the peak."""
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
@@ -153,6 +163,7 @@ def measure(options: InferenceOptions) -> None:
     config, device = model.config, options.device
     print(f"preset {options.preset}, {options.dtype} on {device}, {torch.get_num_threads()} threads, "
           f"batch {options.batch_size}; built in {time.perf_counter() - begin:.0f} s")  # fmt: skip
+    peak = peak_gib(device)
     print("\n| part | parameters, M |\n|---|---|")
     for name, count in parameter_table(model):
         print(f"| {name} | {count / 1e6:,.1f} |")
@@ -205,11 +216,18 @@ def measure(options: InferenceOptions) -> None:
         }
         stages["PI0 chunk, 1 step"] = lambda: theirs.sample_actions(**arguments, num_steps=1)
         stages["PI0 chunk, 11 steps"] = lambda: theirs.sample_actions(**arguments, num_steps=11)
-    memory = {name: extra_mib(stage, device) for name, stage in stages.items()}  # also the warm-up
-    runs: dict[str, list[float]] = {name: [] for name in stages}
-    for _ in range(options.repeats):
-        for name, stage in stages.items():
-            runs[name].append(1e3 * seconds(stage, device))
+    memory, runs = {}, defaultdict(list)
+    peak = max(peak, peak_gib(device))
+    with tqdm(total=(1 + options.repeats) * len(stages)) as progress:
+        for repeat in range(1 + options.repeats):
+            for name, stage in stages.items():
+                progress.set_description(name)
+                if repeat == 0:  # also the warm-up
+                    memory[name] = extra_mib(stage, device)
+                    peak = max(peak, peak_gib(device))
+                else:
+                    runs[name].append(1e3 * seconds(stage, device))
+                progress.update()
     medians = {name: statistics.median(values) for name, values in runs.items()}
     print("\n| stage | ms | MiB beyond the weights |\n|---|---|---|")
     for name, value in medians.items():
@@ -224,8 +242,7 @@ def measure(options: InferenceOptions) -> None:
     print(f"\none denoising step: {steps['']:,.2f} ms")
     if options.pi0:
         print(f"PI0's at equal sizes: {steps['PI0 ']:,.2f} ms; ours takes {steps[''] / steps['PI0 ']:.2f} of it")
-    if device == "cpu":
-        print(f"resident set now {status_mib('VmRSS') / 1024:.1f} GiB")
+    print(f"most memory held: {peak:.1f} GiB, weights and building included")
 
 
 def main(arguments: list[str] | None = None) -> None:

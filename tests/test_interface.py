@@ -27,6 +27,13 @@ def test_sharded_weights_load_in_another_dtype_and_by_device_map(model, tmp_path
     inputs, noise = make_inputs(model.config), torch.randn(2, model.config.chunk_size, 7)
     expected = model.predict_action(**inputs, noise=noise)
     assert torch.equal(again.predict_action(**inputs, noise=noise), expected)
+    # weights that stay on disk until they are needed
+    device_map = {"model": "disk", "lm_head": "cpu", "action_expert": "disk"}
+    offloaded = StereoVLAForActionPrediction.from_pretrained(
+        tmp_path, device_map=device_map, offload_folder=tmp_path / "offload"
+    )
+    assert {p.device.type for p in offloaded.parameters()} == {"meta", "cpu"}
+    assert torch.equal(offloaded.predict_action(**inputs, noise=noise), expected)
     half = StereoVLAForActionPrediction.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     chunk = half.predict_action(**inputs, noise=noise, chain_of_thought=False)
