@@ -3,10 +3,10 @@
     python -m benchmarks.inference --preset demo
     python -m benchmarks.inference --preset full --dtype bfloat16 --repeats 1
 
-Times are medians over alternating repetitions: only ratios within one run mean something. A denoising step is the
-difference between chunks of 11 and of 1 steps, divided by 10. Memory is what a stage needs beyond the weights, and the
-most that the whole run took up to there (resident set on a CPU, Linux only; the allocator's on a GPU). Weights are
-random: no result depends on them.
+Times are medians over alternating repetitions: only ratios within one run mean something. A denoising step is the time
+from one to the next within a chunk (of `predict_action`, and of PI0's `sample_actions`). Memory is what a stage needs
+beyond the weights, and the most that the whole run took (resident set on a CPU, Linux only; the allocator's on a GPU).
+Weights are random: no result depends on them.
 """
 
 import gc
@@ -42,6 +42,10 @@ class InferenceOptions:
     batch_size: int = field(default=1, metadata={"help": "Pairs at once."})
     compile: bool = field(default=False, metadata={"help": "Compile the denoising step of ours (one full graph)."})
     pi0: bool = field(default=True, metadata={"help": "Also time PI0 at the same sizes; needs its memory too."})
+
+
+STEPS = 10  # Euler steps of a chunk
+CHUNK, PI0_CHUNK = f"chunk, {STEPS} steps", f"PI0's chunk, {STEPS} steps"
 
 
 def synchronize(device: str) -> None:
@@ -190,22 +194,29 @@ def measure(options: InferenceOptions) -> None:
 
     noise = torch.randn(options.batch_size, config.chunk_size, config.action_dim, device=device)
 
-    def chunk(steps: int):
-        return model.predict_action(**inputs, noise=noise, num_steps=steps, chain_of_thought=False)
+    expert, begins = model.action_expert, defaultdict(list)
+    denoise = torch.compile(expert.denoise, fullgraph=True) if options.compile else expert.denoise
 
-    if options.compile:
-        model.action_expert.denoise = torch.compile(model.action_expert.denoise, fullgraph=True)
+    def begin_step(name: str) -> None:
+        synchronize(device)
+        begins[name].append(time.perf_counter())
+
+    def watched(*arguments):
+        begin_step(CHUNK)
+        return denoise(*arguments)
+
+    expert.denoise = watched
     stages = {
         "stereo encoder": lambda: towers.stereo(pixels, output_disparity=False),
         "semantic encoders": semantic,
         "visual tokens, all": lambda: towers(pixels),
         "prefill": lambda: prefill(RecordingCache()),
         f"chain of thought, {config.pose_dim + 1} tokens": thought,
-        "chunk, 1 step": lambda: chunk(1),
-        "chunk, 11 steps": lambda: chunk(11),
+        CHUNK: lambda: model.predict_action(**inputs, noise=noise, num_steps=STEPS, chain_of_thought=False),
     }
     if options.pi0:
         theirs = build_pi0(config, options)
+        theirs.register_forward_pre_hook(lambda *_: begin_step(PI0_CHUNK))  # sample_actions calls it once in each step
         arguments = {
             "state": inputs["state"][:, -1].to(theirs.dtype),
             "input_ids": inputs["input_ids"],
@@ -214,8 +225,7 @@ def measure(options: InferenceOptions) -> None:
             "pixel_attention_mask": torch.ones(options.batch_size, 1, dtype=torch.bool, device=device),
             "noise": noise.to(theirs.dtype),
         }
-        stages["PI0 chunk, 1 step"] = lambda: theirs.sample_actions(**arguments, num_steps=1)
-        stages["PI0 chunk, 11 steps"] = lambda: theirs.sample_actions(**arguments, num_steps=11)
+        stages[PI0_CHUNK] = lambda: theirs.sample_actions(**arguments, num_steps=STEPS)
     memory, runs = {}, defaultdict(list)
     peak = max(peak, peak_gib(device))
     with tqdm(total=(1 + options.repeats) * len(stages)) as progress:
@@ -232,16 +242,15 @@ def measure(options: InferenceOptions) -> None:
     print("\n| stage | ms | MiB beyond the weights |\n|---|---|---|")
     for name, value in medians.items():
         print(f"| {name} | {value:,.1f} | {memory[name]:,.0f} |")
-    steps = {
-        name: statistics.median(
-            (long - short) / 10
-            for long, short in zip(runs[f"{name}chunk, 11 steps"], runs[f"{name}chunk, 1 step"], strict=True)
-        )
-        for name in (["", "PI0 "] if options.pi0 else [""])
-    }
-    print(f"\none denoising step: {steps['']:,.2f} ms")
+    steps = {}
+    for name, times in begins.items():
+        runs_of_steps = torch.tensor(times, dtype=torch.float64).view(-1, STEPS)[1:]  # without the warm-up
+        steps[name] = 1e3 * float(runs_of_steps.diff(dim=1).median())
+    print(f"\none denoising step: {steps[CHUNK]:,.2f} ms")
     if options.pi0:
-        print(f"PI0's at equal sizes: {steps['PI0 ']:,.2f} ms; ours takes {steps[''] / steps['PI0 ']:.2f} of it")
+        print(
+            f"PI0's at equal sizes: {steps[PI0_CHUNK]:,.2f} ms; ours takes {steps[CHUNK] / steps[PI0_CHUNK]:.2f} of it"
+        )
     print(f"most memory held: {peak:.1f} GiB, weights and building included")
 
 
