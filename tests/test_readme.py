@@ -1,4 +1,4 @@
-"""The README's example, run as a stranger would: from another folder, without the package on the path."""
+"""The examples of README and docs, run as a stranger would: from another folder, without the package on the path."""
 
 import os
 import re
@@ -6,24 +6,35 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.tiny_checkpoint import save_tiny_checkpoint
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_ten_lines_run_in_a_fresh_process(tmp_path):
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+def example_of(page: str) -> str:
+    """The one Python example of a page."""
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+    return example
+
+
+@pytest.mark.parametrize(("page", "shape"), [("README.md", (1, 8, 7)), ("docs/inference.md", (2, 8, 7))])
+def test_examples_run_in_a_fresh_process(page, shape, tmp_path):
     save_tiny_checkpoint(tmp_path / "demo" / "training" / "model")
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     script = tmp_path / "example.py"
     ours = "[name for name in ('modeling_stereovla', 'train') if name in sys.modules]"
-    script.write_text(f"{example}import sys\nprint(actions.shape, {ours})\n")
+    script.write_text(f"{example_of(page)}import sys\nprint(actions.shape, {ours})\n")
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONPATH", None)
     done = subprocess.run(
         [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "(1, 8, 7) []"
-    lines = [line for line in example.splitlines() if line]
+    assert done.stdout.splitlines()[-1] == f"{shape} []"
+
+
+def test_the_readme_keeps_its_promise_of_ten_lines():
+    lines = [line for line in example_of("README.md").splitlines() if line]
     assert len(lines) <= 10, f"the README promises ten lines, these are {len(lines)}"
