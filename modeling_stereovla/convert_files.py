@@ -44,6 +44,17 @@ SAFETENSORS_DTYPES = {
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+@dataclass(kw_only=True)
+class Output:
+    """What every converter can be told about its result."""
+
+    out: str = field(metadata={"help": "Folder to write; it must not exist."})
+    dtype: str | None = field(
+        default=None, metadata={"help": "float32, bfloat16 or float16; as the weights are if not given."}
+    )
+    max_shard_gb: float = field(default=2.0, metadata={"help": "Largest weight file, 10^9 bytes."})
+
+
 @dataclass(frozen=True)
 class WeightSource:
     """Named tensors that are read one at a time.
@@ -138,37 +149,15 @@ def open_weights(path: str | Path) -> WeightSource:
     return WeightSource(str(path), outlines, lambda key: readers[key](key))
 
 
-def check_conversion(
-    unknown: list[str],
-    converted: dict[str, torch.Tensor],
-    expected: dict[str, torch.Tensor],
-    what: str,
-    twice: list[str] | None = None,
-) -> None:
-    """Raise ValueError that lists every key that is unknown, superfluous, missing, of another shape or written twice.
+def plan_conversion(parts: list[Part], expected: dict[str, torch.Tensor], what: str) -> Plan:
+    """Converts the outlines of all parts and checks the result against the model's keys and shapes, `expected`.
 
     Args:
-        unknown: published keys that no rule knows. converted, expected: our keys; only the shapes are looked at.
-        what: ends the message's first sentence, "not a ...".
+        what: what the sources should be; ends the error's first sentence, "not a ...".
+
+    Raises:
+        ValueError: it lists every key that is unknown, superfluous, missing, of another shape or written twice.
     """
-    problems = {
-        "unknown published keys": sorted(unknown),
-        "converted keys that the model lacks": sorted(converted.keys() - expected.keys()),
-        "parameters of the model that the file lacks": sorted(expected.keys() - converted.keys()),
-        "keys that more than one published key becomes": sorted(twice or []),
-        "keys of another shape": sorted(
-            f"{key} {tuple(converted[key].shape)}, expected {tuple(expected[key].shape)}"
-            for key in converted.keys() & expected.keys()
-            if converted[key].shape != expected[key].shape
-        ),
-    }
-    found = [f"{len(keys)} {problem}: {', '.join(keys)}" for problem, keys in problems.items() if keys]
-    if found:
-        raise ValueError(f"not a {what}; " + "; ".join(found))
-
-
-def plan_conversion(parts: list[Part], expected: dict[str, torch.Tensor], what: str) -> Plan:
-    """Convert the outlines of all parts and check the result against the model's keys and shapes, `expected`."""
     plan, unknown, converted, twice = Plan(), [], {}, []
     for part in parts:
         for key, outline in part.source.outlines.items():
@@ -181,7 +170,20 @@ def plan_conversion(parts: list[Part], expected: dict[str, torch.Tensor], what: 
             converted |= outlines
             if outlines:
                 plan.steps.append((part, key, outlines))
-    check_conversion(unknown, converted, expected, what, twice)
+    problems = {
+        "unknown published keys": unknown,
+        "converted keys that the model lacks": converted.keys() - expected.keys(),
+        "parameters of the model that the file lacks": expected.keys() - converted.keys(),
+        "keys that more than one published key becomes": twice,
+        "keys of another shape": [
+            f"{key} {tuple(converted[key].shape)}, expected {tuple(expected[key].shape)}"
+            for key in converted.keys() & expected.keys()
+            if converted[key].shape != expected[key].shape
+        ],
+    }
+    found = [f"{len(keys)} {problem}: {', '.join(sorted(keys))}" for problem, keys in problems.items() if keys]
+    if found:
+        raise ValueError(f"not a {what}; " + "; ".join(found))
     return plan
 
 
@@ -257,28 +259,25 @@ def check_output(folder: str | Path) -> Path:
 
 
 def write_model(
-    folder: str | Path,
+    output: Output,
     model: PreTrainedModel,
     parts: list[Part],
     what: str,
-    dtype: str | None = None,
-    max_shard_gb: float = 2.0,
     documents: dict[str, dict] | None = None,
 ) -> Path:
     """Converts `parts` into a folder that `from_pretrained` loads. The folder appears when it is complete.
 
     Args:
+        output: folder, dtype of the floating-point tensors (None = that of the sources, which then must have a single
+            one) and limit of a weight file.
         model: of `outline_model`; gives the keys, the shapes, the config and, for our classes, the code that ships.
         what: what the sources should be, for the message of a refusal.
-        dtype: of the floating-point tensors, a key of `DTYPES`; None = that of the sources, which then must have a
-            single one.
-        max_shard_gb: limit of a weight file, 10^9 bytes.
         documents: further JSON files, name -> content.
 
     Raises:
         ValueError: keys that are unknown, missing or of another shape, each listed; nothing is written then.
     """
-    folder, chosen = check_output(folder), parse_dtype(dtype)
+    folder, chosen = check_output(output.out), parse_dtype(output.dtype)
     plan = plan_conversion(parts, model.state_dict(), what)
     chosen = chosen or common_dtype(plan)
     unfinished = folder.with_name(f".{folder.name}.unfinished-{os.getpid()}")
@@ -293,7 +292,7 @@ def write_model(
             model.generation_config.save_pretrained(unfinished)
         for name, content in (documents or {}).items():
             (unfinished / name).write_text(json.dumps(content, indent=2) + "\n")
-        write_shards(unfinished, plan, chosen, int(max_shard_gb * 1e9))
+        write_shards(unfinished, plan, chosen, int(output.max_shard_gb * 1e9))
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from .configuration_stereo_encoder import StereoEncoderConfig
-from .convert_files import Part, check_conversion, open_weights, options_parser, outline_model, write_model
+from .convert_files import Output, Part, open_weights, options_parser, outline_model, write_model
 from .stereo_encoder import StereoEncoderModel
 
 # Parts of the published network that the filtered volume and the initial disparity do not depend on: the refinement,
@@ -162,23 +162,6 @@ def convert_key(key: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
     raise KeyError(key)
 
 
-def convert_state_dict(published: dict[str, torch.Tensor], model: StereoEncoderModel) -> dict[str, torch.Tensor]:
-    """Published state dict -> ours, checked against `model`.
-
-    Raises:
-        ValueError: keys that are unknown, missing or of another shape, each listed.
-    """
-    expected = model.state_dict()
-    state, unknown = {}, []
-    for key, tensor in published.items():
-        try:
-            state.update(convert_key(key, tensor))
-        except KeyError:
-            unknown.append(key)
-    check_conversion(unknown, state, expected, "FoundationStereo state dict of this size")
-    return state
-
-
 def release_of(published: dict[str, torch.Tensor]) -> str:
     """ "large" or "small", by the width of the features that are matched."""
     widths = {224: "large", 128: "small"}
@@ -187,15 +170,6 @@ def release_of(published: dict[str, torch.Tensor]) -> str:
         found = "missing" if weight is None else f"of shape {tuple(weight.shape)}"
         raise ValueError(f"proj_cmb.weight is {found}; FoundationStereo's is (12, 224, 1, 1) or (12, 128, 1, 1)")
     return widths[weight.shape[1]]
-
-
-def convert(path: str | Path, **overrides) -> StereoEncoderModel:
-    """Model with the weights of a released file; `overrides` are fields of its config, such as max_disparity."""
-    source = open_weights(path)
-    published = {key: source.read(key) for key in source.outlines}
-    model = StereoEncoderModel(StereoEncoderConfig.foundationstereo(release_of(published), **overrides))
-    model.load_state_dict(convert_state_dict(published, model))
-    return model.eval()
 
 
 def open_stereo(path: str | Path, **overrides) -> tuple[StereoEncoderConfig, Part]:
@@ -215,28 +189,24 @@ def open_stereo(path: str | Path, **overrides) -> tuple[StereoEncoderConfig, Par
     return StereoEncoderConfig.foundationstereo(release_of(source.outlines), **overrides), Part(source, convert_key)
 
 
-@dataclass
-class Options:
+@dataclass(kw_only=True)
+class Options(Output):
     """What `python -m modeling_stereovla.convert_foundationstereo` can be told."""
 
     checkpoint: str = field(metadata={"help": "FoundationStereo's model_best_bp2.pth, or the same as .safetensors."})
-    out: str = field(metadata={"help": "Folder to write; it must not exist."})
     overrides: str | None = field(
         default=None, metadata={"help": 'Fields of the config to replace, as JSON: {"max_disparity": 128}.'}
     )
-    dtype: str | None = field(
-        default=None, metadata={"help": "float32, bfloat16 or float16; as the weights are if not given."}
-    )
 
 
-def convert_folder(options: Options) -> Path:
+def convert(options: Options) -> Path:
     """The folder of a StereoEncoderModel; ValueError if any key is unknown or missing."""
     config, part = open_stereo(options.checkpoint, **json.loads(options.overrides or "{}"))
     model = outline_model(StereoEncoderModel, config)
     what = "FoundationStereo state dict of this size"
-    return write_model(options.out, model, [part], what, options.dtype)
+    return write_model(options, model, [part], what)
 
 
 if __name__ == "__main__":
     (chosen,) = options_parser(Options, __doc__).parse_args_into_dataclasses()
-    print(f"wrote {convert_folder(chosen)}")
+    print(f"wrote {convert(chosen)}")

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from .convert_files import Part, open_weights, options_parser, outline_model, write_model
+from .convert_files import Output, Part, open_weights, options_parser, outline_model, write_model
 
 NAMES = {
     "attention.wo": "self_attn.o_proj",
@@ -110,16 +110,11 @@ def llama_fields(internlm2: dict) -> dict:
     }
 
 
-@dataclass
-class Options:
+@dataclass(kw_only=True)
+class Options(Output):
     """What `python -m modeling_stereovla.convert_internlm2` can be told."""
 
     checkpoint: str = field(metadata={"help": "Folder with InternLM2's config.json and its weights."})
-    out: str = field(metadata={"help": "Folder to write; it must not exist."})
-    dtype: str | None = field(
-        default=None, metadata={"help": "float32, bfloat16 or float16; as the weights are if not given."}
-    )
-    max_shard_gb: float = field(default=2.0, metadata={"help": "Largest weight file, 10^9 bytes."})
 
 
 def convert(options: Options) -> Path:
@@ -130,14 +125,8 @@ def convert(options: Options) -> Path:
     def convert_part(key, tensor):
         return convert_key(key, tensor, config.num_attention_heads, config.num_key_value_heads)
 
-    return write_model(
-        options.out,
-        outline_model(LlamaForCausalLM, config),
-        [Part(open_weights(folder), convert_part)],
-        "InternLM2 of this config",
-        options.dtype,
-        options.max_shard_gb,
-    )
+    model = outline_model(LlamaForCausalLM, config)
+    return write_model(options, model, [Part(open_weights(folder), convert_part)], "InternLM2 of this config")
 
 
 if __name__ == "__main__":

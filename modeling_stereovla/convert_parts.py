@@ -22,7 +22,7 @@ import torch
 from transformers import Dinov2WithRegistersModel, LlamaConfig, PreTrainedConfig, SiglipVisionModel
 
 from .configuration_stereovla import StereoVLAConfig, with_overrides
-from .convert_files import Part, WeightSource, open_weights, options_parser, outline_model, write_model
+from .convert_files import Output, Part, WeightSource, open_weights, options_parser, outline_model, write_model
 from .convert_foundationstereo import open_stereo
 from .convert_internlm2 import llama_fields
 from .convert_stereovla import TOWER, below, convert_language_key
@@ -144,15 +144,14 @@ def initialize_new_parts(model: StereoVLAForActionPrediction, seed: int) -> Part
     return Part(WeightSource.of("the new parts", state), lambda key, tensor: {key: tensor})
 
 
-@dataclass
-class Options:
+@dataclass(kw_only=True)
+class Options(Output):
     """What `python -m modeling_stereovla.convert_parts` can be told."""
 
     language_model: str = field(metadata={"help": "Folder of InternLM2, or of a Llama with its own output layer."})
     semantic: str = field(metadata={"help": "SigLIP: transformers' folder, or timm's weights."})
     spatial: str = field(metadata={"help": "DINOv2 with registers: transformers' folder, or timm's weights."})
     stereo: str = field(metadata={"help": "FoundationStereo's model_best_bp2.pth, or a converted folder."})
-    out: str = field(metadata={"help": "Folder to write; it must not exist."})
     image_size: int = field(default=224, metadata={"help": "Side of both views, px."})
     semantic_heads: int = field(default=16, metadata={"help": "Attention heads of a SigLIP of timm's."})
     spatial_heads: int = field(default=16, metadata={"help": "Attention heads of a DINOv2 of timm's."})
@@ -161,7 +160,6 @@ class Options:
     )
     seed: int = field(default=0, metadata={"help": "Of the initial weights of the new parts."})
     dtype: str = field(default="bfloat16", metadata={"help": "float32, bfloat16 or float16, of all weights."})
-    max_shard_gb: float = field(default=2.0, metadata={"help": "Largest weight file, 10^9 bytes."})
 
 
 def convert(options: Options) -> Path:
@@ -194,14 +192,7 @@ def convert(options: Options) -> Path:
         Part(stereo_part.source, below(stereo_part.convert, f"{TOWER}stereo.")),
         initialize_new_parts(model, options.seed),
     ]
-    return write_model(
-        options.out,
-        model,
-        parts,
-        "set of parts of one model",
-        options.dtype,
-        options.max_shard_gb,
-    )
+    return write_model(options, model, parts, "set of parts of one model")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import torch
 
 from .configuration_stereo_encoder import StereoEncoderConfig
 from .configuration_stereovla import StereoVLAConfig, with_overrides
-from .convert_files import Convert, Part, WeightSource, open_weights, options_parser, outline_model, write_model
+from .convert_files import Convert, Output, Part, WeightSource, open_weights, options_parser, outline_model, write_model
 from .convert_foundationstereo import convert_key as convert_stereo_key
 from .convert_foundationstereo import open_stereo, release_of
 from .convert_internlm2 import convert_key as convert_internlm2_key
@@ -42,7 +42,6 @@ FLOW = {
     "action_time_mlp.2": "action_time_mlp_out",
     "action_out_proj": "action_out_proj",
 }
-IMAGE_TOKEN = "<image>"
 
 
 def convert_language_key(key: str, tensor: torch.Tensor, num_heads: int, num_kv_heads: int) -> dict[str, torch.Tensor]:
@@ -209,27 +208,18 @@ def processor_arguments(config: StereoVLAConfig, release: dict, statistics: dict
         },
         "normalization": "quantiles" if ratio == 0.01 else "min_max",
         "control_rates_hz": dict.fromkeys(statistics, 1 / release["model"]["dt"]),
-        "chunk_size": config.chunk_size,
-        "state_history": config.state_history,
-        "state_dim": config.state_dim,
-        "action_dim": config.action_dim,
-        "num_visual_tokens": config.num_visual_tokens,
-        "num_bins": config.num_bins,
-        "action_vocab_size": config.action_vocab_size,
-        "image_token": IMAGE_TOKEN,
         "max_length": release["model"]["model_specific"]["llm"]["max_len"],
     }
 
 
-@dataclass
-class Options:
+@dataclass(kw_only=True)
+class Options(Output):
     """What `python -m modeling_stereovla.convert_stereovla` can be told."""
 
     checkpoint: str = field(metadata={"help": "The release's model.safetensors."})
     internlm2_config: str = field(
         metadata={"help": "config.json of internlm/internlm2-1_8b: heads, rotary embedding and norms are read from it."}
     )
-    out: str = field(metadata={"help": "Folder to write; it must not exist."})
     config: str | None = field(
         default=None, metadata={"help": "The release's config.json; in the folder above the checkpoint's if not given."}
     )
@@ -258,10 +248,6 @@ class Options:
             "help": 'Fields of the config to replace, as JSON: {"stereo_config": {"attention_layout": "heads"}}.'
         },
     )
-    dtype: str | None = field(
-        default=None, metadata={"help": "float32, bfloat16 or float16; as the weights are if not given."}
-    )
-    max_shard_gb: float = field(default=2.0, metadata={"help": "Largest weight file, 10^9 bytes."})
 
 
 def convert(options: Options) -> Path:
@@ -292,12 +278,10 @@ def convert(options: Options) -> Path:
     text = config.text_config
     rules = released_rules(source, text.num_attention_heads, text.num_key_value_heads)
     return write_model(
-        options.out,
+        options,
         outline_model(StereoVLAForActionPrediction, config),
         [Part(source, rules), *parts],
         "released StereoVLA checkpoint of this config",
-        options.dtype,
-        options.max_shard_gb,
         {"processor_arguments.json": processor_arguments(config, release, statistics, ratio)},
     )
 

@@ -24,7 +24,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from .convert_files import Part, WeightSource, open_weights, options_parser, outline_model, write_model
+from .convert_files import Output, Part, WeightSource, open_weights, options_parser, outline_model, write_model
 
 SIGLIP_BLOCK = {
     "norm1": "layer_norm1",
@@ -206,17 +206,12 @@ def tower_part(source: WeightSource, features_only: bool = True, grid: int | Non
     return Part(source, lambda key, tensor: convert_siglip_key(key, tensor, depth, features_only))
 
 
-@dataclass
-class Options:
+@dataclass(kw_only=True)
+class Options(Output):
     """What `python -m modeling_stereovla.convert_vision_towers` can be told."""
 
     checkpoint: str = field(metadata={"help": "timm's weights: a file, or a folder of the Hub."})
-    out: str = field(metadata={"help": "Folder to write; it must not exist."})
     num_heads: int = field(default=16, metadata={"help": "Attention heads; 16 in SigLIP-so400m and in DINOv2-L."})
-    dtype: str | None = field(
-        default=None, metadata={"help": "float32, bfloat16 or float16; as the weights are if not given."}
-    )
-    max_shard_gb: float = field(default=2.0, metadata={"help": "Largest weight file, 10^9 bytes."})
 
 
 def convert(options: Options) -> Path:
@@ -227,14 +222,7 @@ def convert(options: Options) -> Path:
         model = outline_model(Dinov2WithRegistersModel, Dinov2WithRegistersConfig(**fields))
     else:
         model = outline_model(SiglipVisionModel, SiglipVisionConfig(**fields))
-    return write_model(
-        options.out,
-        model,
-        [tower_part(source, features_only=False)],
-        "timm tower of this size",
-        options.dtype,
-        options.max_shard_gb,
-    )
+    return write_model(options, model, [tower_part(source, features_only=False)], "timm tower of this size")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from published_folders import (
+    INTERNLM2,
+    RELEASE,
+    assembly,
+    release,
+    released_shapes,
+    write_internlm2,
+    write_parts,
+)
 from published_weights import internlm2, random_weights, stereovla, timm_tower
-from released_miniature import GOLDENS, STEREO, release_config, write_preprocessor
+from released_miniature import GOLDENS, release_config, write_preprocessor
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
@@ -25,7 +34,6 @@ from transformers import (
 )
 
 from modeling_stereovla import (
-    StereoEncoderConfig,
     StereoEncoderModel,
     StereoVLAForActionPrediction,
     convert_files,
@@ -40,61 +48,6 @@ from modeling_stereovla.convert_files import Part, WeightSource, open_weights, o
 from modeling_stereovla.convert_preprocessor import read_pickle, read_statistics
 
 needs_goldens = pytest.mark.skipif(not GOLDENS.is_dir(), reason=f"no recorded tensors at {GOLDENS}")
-INTERNLM2 = {
-    "model_type": "internlm2",
-    "vocab_size": 300,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 1000000,
-    "rope_scaling": {"type": "dynamic", "factor": 2.0},
-    "bias": False,
-}
-LANGUAGE = internlm2(300, 32, 2, 48, heads=4, kv_heads=2, head_dim=8)
-SIGLIP = timm_tower(16, 3, 20, side=16)
-DINO = timm_tower(8, 3, 32, side=16, registers=4)
-RELEASE = {
-    "image_size": 224,
-    "expert": {"hidden_size_scale": 2, "intermediate_size_scale": 2},
-    "flow": {"beta_alpha": 1.5, "beta_beta": 1.0, "time_min": 0.001, "time_max": 1.0},
-    "action_token_num": 64,
-    "proprio_dim": 7,
-    "action_dim": 7,
-    "goal_dim": 7,
-    "proprio_steps": 4,
-    "action_steps": 5,
-}
-
-
-def released_shapes() -> dict[str, tuple[int, ...]]:
-    language = internlm2(320, 32, 2, 48, heads=4, kv_heads=2, head_dim=8)
-    expert = internlm2(320, 16, 2, 24, heads=4, kv_heads=2, head_dim=8)
-    return stereovla(SIGLIP, DINO, language, expert, {}, stereo_channels=24)
-
-
-def release(folder: Path, weights: dict[str, torch.Tensor]) -> convert_stereovla.Options:
-    """A small release without stereo weights, laid out as the published one."""
-    (folder / "checkpoint").mkdir(parents=True)
-    save_file(weights, folder / "checkpoint" / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(release_config(RELEASE)))
-    (folder / "internlm2.json").write_text(json.dumps(INTERNLM2))
-    write_preprocessor(folder / "preprocessor.npz")
-    torch.manual_seed(0)
-    StereoEncoderModel(StereoEncoderConfig(**STEREO)).save_pretrained(folder / "stereo")
-    return convert_stereovla.Options(
-        checkpoint=str(folder / "checkpoint" / "model.safetensors"),
-        internlm2_config=str(folder / "internlm2.json"),
-        out=str(folder / "converted"),
-        stereo=str(folder / "stereo"),
-        semantic_heads=2,
-        spatial_heads=2,
-    )
-
-
 # ---- the released checkpoint
 
 
@@ -295,14 +248,6 @@ def test_damaged_or_other_files_are_refused(tmp_path):
 # ---- the parts, each through its own command
 
 
-def write_internlm2(folder: Path) -> dict[str, torch.Tensor]:
-    folder.mkdir()
-    weights = random_weights(LANGUAGE, seed=1)
-    save_file(weights, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(INTERNLM2))
-    return weights
-
-
 def test_fused_attention_weight_is_split_by_key_value_head():
     heads, groups, size, hidden = 2, 3, 4, 5
     named = {f"{kv}{part}": torch.randn(size, hidden) for kv in range(heads) for part in ["q0", "q1", "q2", "k", "v"]}
@@ -350,42 +295,19 @@ def test_internlm2_configs_that_no_llama_equals_are_refused(change, message):
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """Parts in their formats: InternLM2, timm's SigLIP, transformers' DINOv2 of another size, a folder of ours."""
-    folder = tmp_path_factory.mktemp("parts")
-    write_internlm2(folder / "language_model")
-    save_file(random_weights(SIGLIP, seed=2), folder / "siglip.safetensors")
-    dino = timm_tower(8, 3, 32, side=5, registers=4)
-    torch.save({"model": random_weights(dino, seed=3)}, folder / "dino.pth")
-    convert_vision_towers.convert(
-        convert_vision_towers.Options(checkpoint=str(folder / "dino.pth"), out=str(folder / "dino"), num_heads=2)
-    )
-    torch.manual_seed(4)
-    StereoEncoderModel(StereoEncoderConfig(**STEREO)).save_pretrained(folder / "stereo")
-    return folder
-
-
-def options_of(parts: Path, out: Path, **changes) -> convert_parts.Options:
-    options = convert_parts.Options(
-        language_model=str(parts / "language_model"),
-        semantic=str(parts / "siglip.safetensors"),
-        spatial=str(parts / "dino"),
-        stereo=str(parts / "stereo"),
-        out=str(out),
-        semantic_heads=2,
-        overrides='{"num_bins": 64, "chunk_size": 5}',
-        dtype="float32",
-    )
-    return replace(options, **changes)
+    return write_parts(tmp_path_factory.mktemp("parts"))
 
 
 @torch.no_grad()
 def test_assembled_parts_compute_what_they_compute_alone(parts, tmp_path):
-    folder = convert_parts.convert(options_of(parts, tmp_path / "assembled"))
+    folder = convert_parts.convert(assembly(parts, tmp_path / "assembled"))
     model, report = StereoVLAForActionPrediction.from_pretrained(folder, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     model.eval()
     # towers: the second-to-last block of the whole towers in transformers
-    siglip = convert_vision_towers.Options(str(parts / "siglip.safetensors"), str(tmp_path / "siglip"), num_heads=2)
+    siglip = convert_vision_towers.Options(
+        checkpoint=str(parts / "siglip.safetensors"), out=str(tmp_path / "siglip"), num_heads=2
+    )
     whole = {
         "semantic": SiglipVisionModel.from_pretrained(convert_vision_towers.convert(siglip)),
         "spatial": Dinov2WithRegistersModel.from_pretrained(parts / "dino"),
@@ -398,7 +320,8 @@ def test_assembled_parts_compute_what_they_compute_alone(parts, tmp_path):
         assert len(hidden) == 4  # the embeddings and 3 blocks
         torch.testing.assert_close(encoder(pixels), hidden[-2][:, -256:], atol=1e-5, rtol=1e-5)
     # language model: the converted Llama, of which the vocabulary has grown
-    llama = convert_internlm2.convert(convert_internlm2.Options(str(parts / "language_model"), str(tmp_path / "llama")))
+    internlm2 = convert_internlm2.Options(checkpoint=str(parts / "language_model"), out=str(tmp_path / "llama"))
+    llama = convert_internlm2.convert(internlm2)
     ids = torch.tensor([[1, 5, 9, 200]])
     expected = LlamaForCausalLM.from_pretrained(llama).eval()(ids).logits
     logits = model(input_ids=ids).logits
@@ -409,7 +332,7 @@ def test_assembled_parts_compute_what_they_compute_alone(parts, tmp_path):
     ours = model.model.visual_tokens.stereo.state_dict()
     assert all(torch.equal(ours[key], value) for key, value in stereo.items())
     # a llama folder as the language model gives the same
-    again = convert_parts.convert(options_of(parts, tmp_path / "again", language_model=str(llama)))
+    again = convert_parts.convert(assembly(parts, tmp_path / "again", language_model=str(llama)))
     first, second = (load_file(path / "model.safetensors") for path in (folder, again))
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
     assert (model.config.expert_hidden_size, model.config.expert_intermediate_size) == (16, 12)
@@ -417,7 +340,7 @@ def test_assembled_parts_compute_what_they_compute_alone(parts, tmp_path):
 
 @torch.no_grad()
 def test_assembled_model_acts_and_its_new_parts_depend_on_the_seed(parts, tmp_path):
-    folders = [convert_parts.convert(options_of(parts, tmp_path / str(seed), seed=seed)) for seed in (0, 1)]
+    folders = [convert_parts.convert(assembly(parts, tmp_path / str(seed), seed=seed)) for seed in (0, 1)]
     first, other = (load_file(folder / "model.safetensors") for folder in folders)
     changed = {key for key in first if not torch.equal(first[key], other[key])}
     assert changed and all(key.startswith(("action_expert.", "model.visual_tokens.projector.")) for key in changed)
@@ -438,11 +361,11 @@ def test_assembled_model_acts_and_its_new_parts_depend_on_the_seed(parts, tmp_pa
 
 def test_parts_that_do_not_fit_are_refused(parts, tmp_path):
     with pytest.raises(ValueError, match="is a None; valid language models: internlm2, llama"):
-        convert_parts.convert(options_of(parts, tmp_path / "a", language_model=str(parts)))
+        convert_parts.convert(assembly(parts, tmp_path / "a", language_model=str(parts)))
     with pytest.raises(ValueError, match="is a 'internlm2'; valid towers: siglip"):
-        convert_parts.convert(options_of(parts, tmp_path / "a", spatial=str(parts / "language_model")))
+        convert_parts.convert(assembly(parts, tmp_path / "a", spatial=str(parts / "language_model")))
     with pytest.raises(ValueError, match="neither timm's SigLIP nor its DINOv2"):
-        convert_parts.convert(options_of(parts, tmp_path / "a", semantic=str(parts / "stereo" / "model.safetensors")))
+        convert_parts.convert(assembly(parts, tmp_path / "a", semantic=str(parts / "stereo" / "model.safetensors")))
     incomplete = tmp_path / "incomplete"
     incomplete.mkdir()
     weights = load_file(parts / "dino" / "model.safetensors")
@@ -450,7 +373,7 @@ def test_parts_that_do_not_fit_are_refused(parts, tmp_path):
     save_file(weights, incomplete / "model.safetensors")
     (incomplete / "config.json").write_bytes((parts / "dino" / "config.json").read_bytes())
     with pytest.raises(ValueError, match="lacks 1 keys of a dinov2_with_registers: encoder.layer.0.attention.k_proj"):
-        convert_parts.convert(options_of(parts, tmp_path / "a", spatial=str(incomplete)))
+        convert_parts.convert(assembly(parts, tmp_path / "a", spatial=str(incomplete)))
 
 
 def test_position_table_is_resized_as_transformers_does():
@@ -472,14 +395,18 @@ def test_towers_with_wrong_keys_are_refused(tmp_path, registers):
     save_file(weights, tmp_path / "tower.safetensors")
     with pytest.raises(ValueError, match="2 unknown published keys: blocks.0.attn.q_norm.weight, head.weight; 1 param"):
         convert_vision_towers.convert(
-            convert_vision_towers.Options(str(tmp_path / "tower.safetensors"), str(tmp_path / "out"), num_heads=2)
+            convert_vision_towers.Options(
+                checkpoint=str(tmp_path / "tower.safetensors"), out=str(tmp_path / "out"), num_heads=2
+            )
         )
     assert not (tmp_path / "out").exists()
 
 
 def test_stereo_command_keeps_a_converted_folder_as_it_is(parts, tmp_path):
-    options = convert_foundationstereo.Options(str(parts / "stereo"), str(tmp_path / "out"), dtype="bfloat16")
-    model = StereoEncoderModel.from_pretrained(convert_foundationstereo.convert_folder(options))
+    options = convert_foundationstereo.Options(
+        checkpoint=str(parts / "stereo"), out=str(tmp_path / "out"), dtype="bfloat16"
+    )
+    model = StereoEncoderModel.from_pretrained(convert_foundationstereo.convert(options))
     assert model.dtype == torch.bfloat16 and model.config.volume_channels == 3
 
 

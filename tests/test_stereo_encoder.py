@@ -12,7 +12,8 @@ from safetensors import safe_open
 from torch.nn import functional as F
 
 from modeling_stereovla.configuration_stereo_encoder import StereoEncoderConfig
-from modeling_stereovla.convert_foundationstereo import convert, convert_state_dict, release_of
+from modeling_stereovla.convert_files import Part, WeightSource, plan_conversion
+from modeling_stereovla.convert_foundationstereo import Options, convert, convert_key, release_of
 from modeling_stereovla.cost_volume import all_pairs_correlation
 from modeling_stereovla.stereo_encoder import StereoEncoderModel
 
@@ -117,7 +118,7 @@ def deviations(found: dict[str, torch.Tensor], recording) -> dict[str, float]:
 def test_every_recorded_tensor_of_the_published_network(published, layout):
     config = StereoEncoderConfig.foundationstereo("small", attention_layout=layout, features="lookup")
     model = StereoEncoderModel(config).eval()
-    model.load_state_dict(convert_state_dict(published, model))
+    model.load_state_dict({k: v for key, value in published.items() for k, v in convert_key(key, value).items()})
     with safe_open(GOLDENS / f"foundationstereo_s_64x128_{layout}.safetensors", "pt") as recording:
         pair = torch.stack([recording.get_tensor("left"), recording.get_tensor("right")], dim=1) / 255
         found = deviations(intermediate_tensors(model, pair), recording)
@@ -140,13 +141,13 @@ def test_every_published_key_is_known(letter, release):
     assert release_of(state) == release
     with torch.device("meta"):
         model = StereoEncoderModel(StereoEncoderConfig.foundationstereo(release))
-    convert_state_dict(state, model)
+    plan_conversion([Part(WeightSource.of("keys", state), convert_key)], model.state_dict(), "release")
 
     del state["cost_agg.conv1.0.bn.weight"]
     state["cost_agg.conv9.weight"] = torch.empty(1)
     state["proj_cmb.bias"] = torch.empty(13)
     with pytest.raises(ValueError, match="1 unknown published keys: cost_agg.conv9.weight") as error:
-        convert_state_dict(state, model)
+        plan_conversion([Part(WeightSource.of("keys", state), convert_key)], model.state_dict(), "release")
     assert "filter.hourglass.down.0.reduce.norm.weight" in str(error.value)
     assert "match_projection.bias (13,), expected (12,)" in str(error.value)
 
@@ -155,7 +156,8 @@ def test_every_published_key_is_known(letter, release):
 def test_conversion_of_a_file_at_another_disparity_range(published, tmp_path):
     path = tmp_path / "model.pth"
     torch.save({"model": published, "epoch": 3}, path)
-    model = convert(path, max_disparity=64)
+    options = Options(checkpoint=str(path), out=str(tmp_path / "encoder"), overrides='{"max_disparity": 64}')
+    model = StereoEncoderModel.from_pretrained(convert(options)).eval()
     output = model(random_pair(1, 64, 64))
     assert output.features.shape == (1, 28 * 16, 16, 16)
 
