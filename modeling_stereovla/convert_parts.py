@@ -9,7 +9,7 @@ are those of the parts, the rest is the paper's (arXiv 2512.21970): a projector 
 features, an expert of half the language model's width and a quarter of its intermediate one.
 
 Two tokens are appended to the vocabulary, padding and then the image token; rows of the embedding and of the output
-layer that have no token yet are the mean of the others.
+layer that have no token yet are the mean of the others. processing.convert_processor writes the processor.
 """
 
 import json

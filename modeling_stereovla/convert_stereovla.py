@@ -9,8 +9,8 @@ and a pickled preprocessor with the statistics. Its weights are for non-commerci
 research; whoever converts them keeps to that. Every key must be known and every parameter of ours be filled, or nothing
 is written and all of them are listed. Sizes are read from the shapes of the weights and from the two config files.
 
-The folder also holds processor_arguments.json, the arguments that StereoProcessor needs beside its image processor and
-its tokenizer: statistics, sizes, token ids. The tokenizer is InternLM2's with <PAD> and then <image> appended.
+The folder also holds processor_arguments.json: what StereoProcessor must be told and config.json does not say, such as
+the statistics. processing.convert_processor makes the processor of it.
 """
 
 import json
@@ -183,7 +183,7 @@ def released_config(
 
 
 def processor_arguments(config: StereoVLAConfig, release: dict, statistics: dict, ratio: float) -> dict:
-    """Arguments of StereoProcessor, beside its two parts, that match the converted model.
+    """Arguments of StereoProcessor that the release knows and the converted model's config does not hold.
 
     Args:
         statistics, ratio: of `read_statistics`.

@@ -96,13 +96,14 @@ def convert_tokenizer(folder: str | Path, config: dict) -> PreTrainedTokenizerFa
             raise ValueError(
                 f"the model's config has {name}_token_id {index}, which is no special token of {folder}: {special}"
             )
-    size = backend.get_vocab_size()
+    unknown, size = backend.model.unk_token, backend.get_vocab_size()
+    others = [token for index, token in special.items() if index not in ends.values() and token != unknown]
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         **{f"{name}_token": special[index] for name, index in ends.items()},
-        unk_token=backend.model.unk_token,
+        unk_token=unknown,
         pad_token=PAD_TOKEN,
-        extra_special_tokens=[IMAGE_TOKEN],
+        extra_special_tokens=[*others, IMAGE_TOKEN],
         add_bos_token=True,
         add_eos_token=False,
         model_max_length=text["max_position_embeddings"],

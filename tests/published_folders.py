@@ -73,7 +73,7 @@ def release(folder: Path, weights: dict[str, torch.Tensor], vocabulary: int = 30
 
 
 def write_internlm2(folder: Path, vocabulary: int = 300) -> dict[str, torch.Tensor]:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     weights = random_weights(internlm2(vocabulary, 32, 2, 48, **HEADS), seed=1)
     save_file(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(INTERNLM2 | {"vocab_size": vocabulary}))

@@ -116,37 +116,6 @@ def test_release_becomes_a_folder_with_config_weights_and_statistics(tmp_path):
         convert_stereovla.convert(options)
 
 
-FRESH = """
-import sys
-import torch
-from transformers import AutoModel
-model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
-assert type(model).__module__.startswith("transformers_modules"), type(model)
-torch.save(model(input_ids=torch.tensor([[1, 5, 9]])).logits.detach(), sys.argv[2])
-"""
-
-
-@torch.no_grad()
-def test_converted_folder_loads_where_this_package_is_not_installed(tmp_path):
-    folder = convert_stereovla.convert(release(tmp_path / "stereovla", random_weights(released_shapes())))
-    command = [sys.executable, "-I", "-c", FRESH, str(folder), str(tmp_path / "logits.pt")]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-2000:]
-    logits = StereoVLAForActionPrediction.from_pretrained(folder).eval()(input_ids=torch.tensor([[1, 5, 9]])).logits
-    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), logits)
-
-
-def test_statistics_are_what_the_processor_takes(tmp_path):
-    from processing import StereoImageProcessorPil, StereoProcessor, build_tokenizer
-
-    folder = convert_stereovla.convert(release(tmp_path / "stereovla", random_weights(released_shapes())))
-    arguments = json.loads((folder / "processor_arguments.json").read_text()) | {"action_vocab_size": None}
-    tokenizer = build_tokenizer(["pick up cup"], num_bins=64)
-    processor = StereoProcessor(StereoImageProcessorPil(), tokenizer, **arguments)
-    actions = processor.decode_actions(torch.ones(1, 5, 7), embodiment="epiclab_franka")
-    np.testing.assert_allclose(actions[0, 0], np.linspace(0.5, 1, 7) * 2, atol=1e-6)
-
-
 def test_all_wrong_keys_are_listed_and_nothing_is_written(tmp_path):
     weights = random_weights(released_shapes())
     del weights["llm.llm.model.layers.1.attention.wqkv.weight"], weights["flow_module.action_out_proj.bias"]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from modeling_stereovla.configuration_stereo_encoder import StereoEncoderConfig
 from modeling_stereovla.convert_files import Part, WeightSource, plan_conversion
-from modeling_stereovla.convert_foundationstereo import Options, convert, convert_key, release_of
+from modeling_stereovla.convert_foundationstereo import Options, convert, convert_key, open_stereo, release_of
 from modeling_stereovla.cost_volume import all_pairs_correlation
 from modeling_stereovla.stereo_encoder import StereoEncoderModel
 
@@ -165,10 +165,10 @@ def test_conversion_of_a_file_at_another_disparity_range(published, tmp_path):
 def test_conversion_refuses_other_files(tmp_path):
     torch.save({"weights": torch.zeros(3), "note": "text"}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="holds no state dict"):
-        convert(tmp_path / "other.pth")
+        open_stereo(tmp_path / "other.pth")
     torch.save({"layer.weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="proj_cmb.weight is missing"):
-        convert(tmp_path / "other.pth")
+        open_stereo(tmp_path / "other.pth")
 
 
 # ---- as a transformers model
