@@ -64,8 +64,8 @@ def write_processor(processor: StereoProcessor, folder: str | Path) -> Path:
         FileExistsError: the folder has some of these files, and not all of them with the same content.
     """
     folder = Path(folder)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".processor-") as name:
-        unfinished = Path(name)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".processor-") as scratch:
+        unfinished = Path(scratch)
         processor.save_pretrained(unfinished)
         names = sorted((path.name for path in unfinished.iterdir()), key=lambda name: (name == MARK, name))
         if present := [name for name in names if (folder / name).exists()]:

@@ -3,7 +3,8 @@
 InternLM2 (https://huggingface.co/internlm/internlm2-1_8b) publishes sentencepiece's tokenizer.model, a BPE of bytes and
 pieces, and a tokenizer class as remote code. What that class does is in the file: whether a text gets a leading space,
 the pieces and their scores, and which of them stand for bytes. A tokenizer_config.json beside it may give pieces other
-names. Reading it needs sentencepiece and protobuf (`pip install stereovla[convert]`); the result needs neither.
+names. Ids are the same; decoding is sentencepiece's, which keeps the space that a text began with, where that class
+always drops one. Reading the file needs sentencepiece and protobuf (the extra `convert`); the result needs neither.
 """
 
 import json
@@ -59,7 +60,7 @@ def read_sentencepiece(path: Path) -> Tokenizer:
         tokenizer.normalizer = normalizers.Sequence([tokenizer.normalizer, normalizers.Prepend("▁")])
         tokenizer.decoder = decoders.Sequence([tokenizer.decoder, decoders.Strip(" ", left=1)])
     tokenizer.add_tokens([added[index] for index in sorted(added)])
-    if wrong := {index: token.content for index, token in added.items() if tokenizer.id_to_token(index) != str(token)}:
+    if wrong := {index: token.content for index, token in added.items() if tokenizer.id_to_token(index) != token.content}:
         raise ValueError(f"{path.parent / 'tokenizer_config.json'} lists tokens at ids that they cannot have: {wrong}")
     return tokenizer
 

@@ -50,7 +50,7 @@ def assembled(tmp_path_factory):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 FRESH = """
@@ -166,6 +166,7 @@ def test_files_appear_together_and_are_never_replaced(released, tokenizer, monke
 
     def fail_at_last(path, target, rename=Path.rename):
         if path.name == "processor_config.json":
+            assert [*path.parent.iterdir()] == [path], "without this file a folder has no processor: it must come last"
             raise OSError("no space left")
         return rename(path, target)
 

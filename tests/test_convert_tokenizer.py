@@ -72,6 +72,19 @@ def test_merges_follow_the_scores_not_the_ids(tmp_path):
         assert ours.encode(text).ids == reference.encode(text)
 
 
+def test_texts_are_never_merged_into_a_byte(tmp_path):
+    """Not even where pieces lead to its name."""
+    proto = train()
+    known = {piece.piece for piece in proto.pieces}
+    for piece in ("<", ">", "A", "x", "0", "<0", "x0", "<0x0", "A>"):
+        if piece not in known:
+            proto.pieces.add(piece=piece, score=1.0)
+    reference = write_tokenizer(tmp_path, proto)
+    assert (
+        read_tokenizer(tmp_path).encode("<0x0A>").tokens == reference.encode("<0x0A>", out_type=str) == ["<0x0", "A>"]
+    )
+
+
 def test_special_tokens(pair):
     reference, ours = pair
     assert ours("the red cube")["input_ids"] == [1, *reference.encode("the red cube")]  # BOS, and no EOS
