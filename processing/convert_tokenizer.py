@@ -60,7 +60,7 @@ def read_sentencepiece(path: Path) -> Tokenizer:
         tokenizer.normalizer = normalizers.Sequence([tokenizer.normalizer, normalizers.Prepend("▁")])
         tokenizer.decoder = decoders.Sequence([tokenizer.decoder, decoders.Strip(" ", left=1)])
     tokenizer.add_tokens([added[index] for index in sorted(added)])
-    if wrong := {index: token.content for index, token in added.items() if tokenizer.id_to_token(index) != token.content}:
+    if wrong := {i: token.content for i, token in added.items() if tokenizer.id_to_token(i) != token.content}:
         raise ValueError(f"{path.parent / 'tokenizer_config.json'} lists tokens at ids that they cannot have: {wrong}")
     return tokenizer
 
