@@ -15,7 +15,7 @@ from .action_expert import ActionExpert
 from .configuration_stereovla import StereoVLAConfig
 from .flow_matching import euler_integrate, euler_times, interpolate, sample_time
 from .layer_caches import RecordingCache
-from .pointing import Pointers
+from .pointing import Pointers, in_picture
 from .visual_tokens import StereoVisualTokens
 
 IGNORED = -100  # label of a token without a loss, as in transformers
@@ -266,7 +266,9 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
         displacement: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
         time: torch.Tensor | None = None,
+        hide_pose: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
+        counts: dict[str, torch.Tensor] | None = None,
         position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
@@ -289,8 +291,13 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
             points: (B, 2, 2), pixels of target and gripper in the left view, NaN = unknown.
             displacement: (B, pose_dim), keyframe minus present state, both normalised as states, NaN = unknown.
             output_disparity: return the predicted disparity also where there is no true one.
-            noise: (B', K, chunk_size, action_dim) and time: (B', K), for the B' action samples; drawn (with
-                `generator`) when absent.
+            noise: (B, K, chunk_size, action_dim) and time: (B, K), one row for each sample, of which those with an
+                action loss are read; drawn (with `generator`) when absent.
+            hide_pose: (B,) bool, the samples whose action expert does not see the keyframe pose; drawn with
+                `config.direct_probability` when absent.
+            counts: what each sum of losses is divided by, those of `loss_counts` when absent. Where a batch is split
+                over processes or accumulation steps, the counts of the whole batch make the losses, and their
+                gradients, add up to the whole batch's.
         """
         training_actions = actions is not None
         disparity_rows = None
@@ -301,6 +308,8 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
                 disparity = disparity[disparity_rows]
         if training_actions and attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        if counts is None:
+            counts = self.loss_counts(labels, actions, is_action, disparity, points, displacement)
         recorder = RecordingCache() if training_actions else None
         outputs = self.model(
             input_ids=input_ids,
@@ -320,7 +329,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
             result.past_key_values = None if training_actions else outputs.past_key_values
             result.logits = self.lm_head(outputs.last_hidden_state[:, keep])
         else:
-            self._language_loss(result, outputs.last_hidden_state, labels)
+            self._language_loss(result, outputs.last_hidden_state, labels, counts)
         if training_actions:
             self._action_loss(
                 result,
@@ -335,10 +344,12 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
                 displacement,
                 noise,
                 time,
+                hide_pose,
                 generator,
+                counts,
             )
         if disparity is not None and outputs.disparity is not None:
-            result.disparity_loss = self._disparity_loss(outputs.disparity, disparity)
+            result.disparity_loss = self._disparity_losses(outputs.disparity, disparity) / counts["disparity"]
         weighted = [
             getattr(self.config, f"{name}_weight") * value
             for name in ("action_loss", "language_loss", "disparity_loss", "pointing_loss", "keyframe_loss")
@@ -347,14 +358,38 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
         result.loss = sum(weighted) if weighted else None
         return result
 
-    def _language_loss(self, result: StereoVLAOutput, hidden: torch.Tensor, labels: torch.Tensor) -> None:
+    def loss_counts(
+        self,
+        labels: torch.Tensor | None = None,
+        actions: torch.Tensor | None = None,
+        is_action: torch.Tensor | None = None,
+        disparity: torch.Tensor | None = None,
+        points: torch.Tensor | None = None,
+        displacement: torch.Tensor | None = None,
+        **_unused,
+    ) -> dict[str, torch.Tensor]:
+        """How many samples, tokens, points and pixels of a batch (inputs of `forward`) have each loss; at least 1."""
+        found = {}
+        if labels is not None:
+            found["language"] = (labels[:, 1:] != IGNORED).sum()
+        if actions is not None:
+            found["action"] = torch.tensor(len(actions)) if is_action is None else is_action.sum()
+        if disparity is not None:
+            found["disparity"] = self._known_disparity(disparity)[1].sum()
+        if self.pointers is not None and points is not None:
+            found["pointing"] = in_picture(points, self.config.image_size).sum()
+        if self.pointers is not None and displacement is not None:
+            found["keyframe"] = displacement.isfinite().all(-1).sum()
+        return {name: count.to(self.device).clamp(min=1) for name, count in found.items()}
+
+    def _language_loss(self, result: StereoVLAOutput, hidden: torch.Tensor, labels: torch.Tensor, counts: dict) -> None:
         """Next-token loss, one mean over all labelled tokens; logits are computed for these alone."""
         targets = labels[:, 1:]
         labelled = targets != IGNORED
         result.logits = self.lm_head(hidden[:, :-1][labelled])  # (T, vocabulary)
         losses = F.cross_entropy(result.logits.float(), targets[labelled], reduction="none")
         # 0 * sum keeps every rank's graph alike where a batch has no labelled token
-        result.language_loss = losses.sum() / labelled.sum().clamp(min=1) + 0.0 * result.logits.sum()
+        result.language_loss = losses.sum() / counts["language"] + 0.0 * result.logits.sum()
         with torch.no_grad():
             rows = labelled.nonzero()[:, 0]
             count = labelled.sum(-1).float()
@@ -378,65 +413,63 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
         displacement,
         noise,
         time,
+        hide_pose,
         generator,
+        counts,
     ) -> None:
         config = self.config
         state_tokens, pointing, predicted = self._state_tokens(state, input_ids, attention_mask, outputs.visual_tokens)
         if pointing is not None and points is not None:
-            result.pointing_loss = self.pointers.loss(pointing, points)
+            result.pointing_loss = self.pointers.losses(pointing, points).sum() / counts["pointing"]
         if predicted is not None and displacement is not None:
-            result.keyframe_loss = self.pointers.displacement_loss(predicted, displacement)
+            losses = self.pointers.displacement_losses(predicted, displacement)
+            result.keyframe_loss = losses.sum() / counts["keyframe"]
+        if hide_pose is None and config.direct_probability:
+            draw = torch.rand(state.shape[0], generator=generator, device=state.device)
+            hide_pose = draw < config.direct_probability
         batch, device = state.shape[0], state.device
         rows = torch.arange(batch, device=device) if is_action is None else is_action.nonzero()[:, 0]
         if len(rows) == 0:
             return
-        actions = actions[rows][:, None].expand(-1, config.flow_draws, -1, -1)
+        draws = (batch, config.flow_draws)
         if noise is None:
-            noise = torch.randn(actions.shape, generator=generator, device=device, dtype=actions.dtype)
+            noise = torch.randn(*draws, *actions.shape[1:], generator=generator, device=device, dtype=actions.dtype)
         if time is None:
-            time = sample_time(
-                actions.shape[:2],
-                config.time_alpha,
-                config.time_beta,
-                config.time_min,
-                config.time_max,
-                device,
-                generator,
-            )
+            beta = (config.time_alpha, config.time_beta, config.time_min, config.time_max)
+            time = sample_time(draws, *beta, device, generator)
+        noise, time = noise[rows], time[rows]
+        actions = actions[rows][:, None].expand_as(noise)
         noisy, target = interpolate(noise, actions, time)
         result.velocity = self.action_expert(
             [(keys[rows], values[rows]) for keys, values in (recorder.states[i] for i in sorted(recorder.states))],
-            self._visible_prefix(attention_mask[rows], generator),
+            attention_mask[rows] if hide_pose is None else self._without_pose(attention_mask[rows], hide_pose[rows]),
             state_tokens[rows],
             noisy.to(state_tokens.dtype),
             time,
         )
         losses = (result.velocity.float() - target.float()).square().mean((1, 2, 3))
-        result.action_loss = losses.mean()
+        result.action_loss = losses.sum() / counts["action"]
         result.sample_action_loss = torch.full((batch,), float("nan"), device=device).index_put(
             (rows,), losses.detach()
         )
 
-    def _visible_prefix(self, attention_mask: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        """The prefix that the expert sees: for `direct_probability` of the samples without the keyframe pose and
-        its EOS.
-        """
-        probability = self.config.direct_probability
-        if probability == 0:
-            return attention_mask
+    def _without_pose(self, attention_mask: torch.Tensor, hide_pose: torch.Tensor) -> torch.Tensor:
+        """The prefix (B, L) that the expert sees: without the keyframe pose and its EOS where `hide_pose` (B,)."""
         from_end = attention_mask.flip(-1).cumsum(-1).flip(-1)  # 1 at the last valid token
         is_pose = from_end <= self.config.pose_dim + 1
-        direct = torch.rand(attention_mask.shape[0], 1, generator=generator, device=attention_mask.device) < probability
-        return attention_mask * ~(is_pose & direct)
+        return attention_mask * ~(is_pose & hide_pose[:, None])
 
-    def _disparity_loss(self, predicted: torch.Tensor, disparity: torch.Tensor) -> torch.Tensor:
-        """Smooth L1 in quarter-resolution px on the known pixels; the truth is taken at the centre of each 4x4
-        block.
+    def _known_disparity(self, disparity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """True disparity (B, 1, H/4, W/4) in quarter-resolution px, taken at the centre of each 4x4 block of
+        (B, H, W) px, and where it is known and within the volume.
         """
-        truth = disparity[:, None, 2::4, 2::4] / 4
-        known = (truth > 0) & (truth < self.config.stereo_config.max_disparity / 4)
-        losses = F.smooth_l1_loss(predicted.float(), truth.float(), reduction="none")
-        return (losses * known).sum() / known.sum().clamp(min=1)
+        truth = disparity[:, None, 2::4, 2::4].float() / 4
+        return truth, (truth > 0) & (truth < self.config.stereo_config.max_disparity / 4)
+
+    def _disparity_losses(self, predicted: torch.Tensor, disparity: torch.Tensor) -> torch.Tensor:
+        """Sum of the smooth L1 losses of the known pixels, in quarter-resolution px."""
+        truth, known = self._known_disparity(disparity)
+        return (F.smooth_l1_loss(predicted.float(), truth, reduction="none") * known).sum()
 
     # ---- inference
     # ----------------------------------------------------------------------------------------------------------

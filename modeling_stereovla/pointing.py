@@ -15,6 +15,11 @@ from torch.nn import functional as F
 DISPLACEMENT_GAIN = 4.0
 
 
+def in_picture(points: torch.Tensor, size: int) -> torch.Tensor:
+    """Which pixel positions (..., 2) lie in a square picture of side `size` px, (...) bool; NaN does not."""
+    return (points >= 0).all(-1) & (points <= size).all(-1)
+
+
 def soft_token_targets(points: torch.Tensor, grid: int, patch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Bilinear weights of pixel positions over the token grid.
 
@@ -25,8 +30,7 @@ def soft_token_targets(points: torch.Tensor, grid: int, patch_size: int) -> tupl
         weights (..., grid * grid) that sum to 1 (0 where unknown), and known (...), bool. Points outside the image are
         unknown.
     """
-    size = grid * patch_size
-    known = (points >= 0).all(-1) & (points <= size).all(-1)  # NaN compares false
+    known = in_picture(points, grid * patch_size)
     # in token units, centres at whole numbers; the outer half tokens belong to the border tokens
     position = torch.where(known[..., None], points, points.new_zeros(())) / patch_size - 0.5
     position = position.clamp(0, grid - 1)
@@ -97,15 +101,13 @@ class Pointers(nn.Module):
         displacement = self.displacement(torch.cat([read_out.flatten(1), state_token], dim=-1))
         return displacement, self.displacement_token(DISPLACEMENT_GAIN * displacement)[:, None]
 
-    def loss(self, logits: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of `logits` (B, 2, N) with the tokens at `points` (B, 2, 2) px, mean over the known points."""
-        targets, known = soft_token_targets(points.to(logits.dtype), self.grid, self.patch_size)
-        losses = -(targets * logits.log_softmax(-1)).sum(-1)
-        return losses.sum() / known.sum().clamp(min=1)
+    def losses(self, logits: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        """Cross-entropies (B, 2) of `logits` (B, 2, N) with the tokens at `points` (B, 2, 2) px, 0 where unknown."""
+        targets, _ = soft_token_targets(points.to(logits.dtype), self.grid, self.patch_size)
+        return -(targets * logits.log_softmax(-1)).sum(-1)
 
-    def displacement_loss(self, predicted: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
-        """Smooth L1 of (B, pose_dim) against the truth, mean over the samples without NaN."""
+    def displacement_losses(self, predicted: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
+        """Smooth L1 (B,) of (B, pose_dim) against the truth, 0 for the samples with NaN."""
         known = displacement.isfinite().all(-1)
         truth = torch.where(known[:, None], displacement.float(), 0.0)
-        losses = F.smooth_l1_loss(predicted.float(), truth, reduction="none", beta=0.1).mean(-1)
-        return (losses * known).sum() / known.sum().clamp(min=1)
+        return F.smooth_l1_loss(predicted.float(), truth, reduction="none", beta=0.1).mean(-1) * known

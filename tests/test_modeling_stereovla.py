@@ -49,6 +49,9 @@ def make_training_inputs(config, batch=4, seed=0):
     }
 
 
+LOSSES = [f"{name}_loss" for name in ("action", "language", "disparity", "pointing", "keyframe")]
+
+
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
@@ -59,8 +62,8 @@ def model():
 def test_losses_equal_their_definitions(model):
     config = model.config
     inputs = make_training_inputs(config)
-    noise = torch.randn(2, 1, config.chunk_size, config.action_dim)
-    time = torch.tensor([[0.2], [0.9]])
+    noise = torch.randn(4, 1, config.chunk_size, config.action_dim)
+    time = torch.tensor([[0.2], [0.5], [0.9], [0.5]])
     output = model(**inputs, noise=noise, time=time)
     # language: one mean over all labelled tokens of the batch, from the logits of a plain forward
     plain = {key: inputs[key] for key in ("input_ids", "attention_mask", "pixel_values")}
@@ -68,7 +71,7 @@ def test_losses_equal_their_definitions(model):
     expected = F.cross_entropy(logits[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten(), ignore_index=-100)
     torch.testing.assert_close(output.language_loss, expected, atol=1e-5, rtol=1e-5)
     # flow: the action samples' mean squared error to noise - action
-    target = noise[:, 0] - inputs["actions"][inputs["is_action"]]
+    target = (noise[:, 0] - inputs["actions"])[inputs["is_action"]]
     torch.testing.assert_close(output.action_loss, (output.velocity[:, 0] - target).square().mean())
     torch.testing.assert_close(output.loss, output.language_loss + output.action_loss)
     assert torch.isnan(output.sample_action_loss).tolist() == [False, True, False, True]
@@ -160,7 +163,7 @@ def test_hidden_pose_tokens_do_not_reach_the_expert():
     inputs = make_training_inputs(model.config)
     changed = inputs["input_ids"].clone()
     changed[:, -POSE:-1] = model.config.action_vocab_size - 5
-    fixed = {"noise": torch.randn(2, 1, model.config.chunk_size, 7), "time": torch.rand(2, 1)}
+    fixed = {"noise": torch.randn(4, 1, model.config.chunk_size, 7), "time": torch.rand(4, 1)}
     with torch.no_grad():
         first = model(**inputs, **fixed).action_loss
         second = model(**(inputs | {"input_ids": changed}), **fixed).action_loss
@@ -195,14 +198,48 @@ def test_every_parameter_gets_a_gradient_from_the_mixture():
     assert without == []
 
 
+def test_parts_of_a_batch_add_up_to_the_batch():
+    """With the whole batch's counts, as split over processes or accumulation steps; samples are unevenly spread."""
+    torch.manual_seed(0)
+    weights = {f"{name}_loss_weight": 1.0 for name in ("pointing", "disparity", "keyframe")}
+    config = StereoVLAConfig.from_preset("tiny", use_pointers=True, flow_draws=2, direct_probability=0.5, **weights)
+    model = StereoVLAForActionPrediction(config).eval()  # batch norm would see another batch
+    size, chunk = config.image_size, (config.chunk_size, config.action_dim)
+    batch = make_training_inputs(config) | {
+        "disparity": torch.rand(4, size, size) * 20 + 1,
+        "points": torch.rand(4, 2, 2) * size,
+        "displacement": torch.rand(4, config.pose_dim),
+        "is_action": torch.tensor([True, True, False, True]),
+        "noise": torch.randn(4, 2, *chunk),
+        "time": torch.rand(4, 2),
+        "hide_pose": torch.tensor([True, False, False, True]),
+    }
+    batch["labels"][0] = -100
+    batch["disparity"][1], batch["points"][2], batch["displacement"][3] = 0, float("nan"), float("nan")
+    found = []
+    for parts in ([slice(0, 4)], [slice(0, 3), slice(3, 4)]):
+        model.zero_grad()
+        counts = None if len(parts) == 1 else model.loss_counts(**batch)
+        outputs = [model(**{name: value[part] for name, value in batch.items()}, counts=counts) for part in parts]
+        losses = torch.stack([torch.stack([output[name] for name in LOSSES]) for output in outputs]).sum(0)
+        sum(output.loss for output in outputs).backward()
+        found.append((losses.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+    (together, gradients), (apart, summed) = found
+    assert (together > 0).all()
+    torch.testing.assert_close(apart, together, atol=1e-6, rtol=1e-5)
+    assert gradients.keys() == summed.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(summed[name], gradient, atol=1e-5, rtol=1e-3)
+
+
 def test_disparity_loss_is_zero_at_the_truth_and_ignores_unknown_pixels(model):
     truth = torch.rand(2, 64, 64) * 20 + 1
     predicted = (truth[:, None, 2::4, 2::4] / 4).clone()
-    assert model._disparity_loss(predicted, truth) == 0
+    assert model._disparity_losses(predicted, truth) == 0
     predicted[0, 0, 0, 0] += 5
-    assert model._disparity_loss(predicted, truth) > 0
+    assert model._disparity_losses(predicted, truth) > 0
     truth[0, 2, 2] = 0
-    assert model._disparity_loss(predicted, truth) == 0
+    assert model._disparity_losses(predicted, truth) == 0
 
 
 @torch.no_grad()

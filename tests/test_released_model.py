@@ -112,15 +112,9 @@ def training_batch(model, recorded, case) -> dict[str, torch.Tensor]:
     }
 
 
-def of_actions(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The batch with noise and time for the samples with an action loss alone."""
-    rows = batch["is_action"]
-    return batch | {"noise": batch["noise"][rows], "time": batch["time"][rows]}
-
-
 def training_tensors(model, recorded, case) -> dict[str, torch.Tensor]:
     batch = training_batch(model, recorded, case)
-    output = model(**of_actions(batch))
+    output = model(**batch)
     with Watch(llm=model.model.language_model, **watch_expert(model)) as calls:
         every = model(**batch | {"is_action": None})
     labelled = recorded["train_labels"][:, 1:] != -100
@@ -259,7 +253,7 @@ def test_gradients_have_the_recorded_norms(model, case):
     for tower in (towers.semantic, towers.spatial):
         tower.requires_grad_(False)
     model.zero_grad()
-    model(**of_actions(training_batch(model, RECORDED, case))).loss.backward()
+    model(**training_batch(model, RECORDED, case)).loss.backward()
     parameters, text = dict(model.named_parameters()), model.config.text_config
     source = WeightSource.of("miniature", released_weights())
     rules = released_rules(source, text.num_attention_heads, text.num_key_value_heads)
