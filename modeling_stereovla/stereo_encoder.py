@@ -32,7 +32,8 @@ class StereoEncoderOutput(ModelOutput):
         if not asked for.
     depth: (B, H, W) float32, planar depth of the left view in m, infinite where the disparity is 0; None without
         calibration.
-    logits: (B, 1, D, h, w), the score of each disparity before the softmax, at the filtered volume's resolution.
+    logits: (B, 1, D, h, w), the score of each disparity before the softmax, at the filtered volume's resolution; with
+        config.reachable_bins_only, of the filtered bins.
     """
 
     features: torch.FloatTensor | None = None
@@ -45,6 +46,13 @@ class StereoEncoderOutput(ModelOutput):
 def split_views(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(2B, ...), the views of each pair in turn -> left (B, ...), right (B, ...)."""
     return features[0::2], features[1::2]
+
+
+def fill_bins(volume: torch.Tensor, num_bins: int) -> torch.Tensor:
+    """(B, C, D, H, W) with bins that hold the mean of the others added at the end, up to num_bins."""
+    missing = num_bins - volume.shape[2]
+    mean = volume.mean(2, keepdim=True).expand(-1, -1, missing, -1, -1)
+    return torch.cat([volume, mean], dim=2) if missing else volume
 
 
 class StereoEncoderPreTrainedModel(PreTrainedModel):
@@ -161,7 +169,8 @@ class StereoEncoderModel(StereoEncoderPreTrainedModel):
         if chosen != "correlation" or output_disparity:
             volume = self.raw_volume(maps)
         if chosen in ("filtered_cost_volume", "lookup") or output_disparity:
-            filtered = self.filter(volume, left_maps[self.config.volume_stride - 1 :])
+            bins = volume.shape[4] if self.config.reachable_bins_only else volume.shape[2]
+            filtered = self.filter(volume[:, :, :bins], left_maps[self.config.volume_stride - 1 :])
         if chosen == "lookup" or output_disparity:
             logits = self.classifier(filtered)
             regressed = regress_disparity(logits)
@@ -179,7 +188,8 @@ class StereoEncoderModel(StereoEncoderPreTrainedModel):
                 filtered, correlation, initial, self.config.lookup_levels, self.config.lookup_radius
             )
         else:
-            features = (volume if chosen == "cost_volume" else filtered).flatten(1, 2)
+            volume = volume if chosen == "cost_volume" else fill_bins(filtered, self.config.num_disparities)
+            features = volume.flatten(1, 2)
         output = StereoEncoderOutput(features.to(self.dtype), initial, disparity, depth, logits)
         return output if return_dict is not False else output.to_tuple()
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from modeling_stereovla.configuration_stereo_encoder import StereoEncoderConfig
 from modeling_stereovla.convert_foundationstereo import convert, convert_state_dict, release_of
+from modeling_stereovla.cost_filtering import repeat_bin
 from modeling_stereovla.cost_volume import all_pairs_correlation
 from modeling_stereovla.stereo_encoder import StereoEncoderModel
 from processing import StereoImageProcessorPil
@@ -77,7 +78,6 @@ def intermediate_tensors(model: StereoEncoderModel, pixel_values: torch.Tensor) 
     outputs = {
         "vit_feat": model.prior,
         "after_stem": model.filter.blocks,
-        "after_att": model.filter.gate,
         "agg_feature_att_8": hourglass.down[0].gate,
         "agg_feature_att_16": hourglass.down[1].gate,
         "agg_feature_att_32": hourglass.down[2].gate,
@@ -94,7 +94,8 @@ def intermediate_tensors(model: StereoEncoderModel, pixel_values: torch.Tensor) 
         module.register_forward_hook(lambda _module, _inputs, output, name=name: found.update({name: output}))
         for name, module in outputs.items()
     ]
-    hooks.append(model.filter.register_forward_pre_hook(lambda _module, inputs: found.update(vc=inputs[0])))
+    for name, module in {"vc": model.filter, "after_att": hourglass}.items():
+        hooks.append(module.register_forward_pre_hook(lambda _, inputs, name=name: found.update({name: inputs[0]})))
     with torch.no_grad():
         output = model(pixel_values)
     for hook in hooks:
@@ -102,6 +103,10 @@ def intermediate_tensors(model: StereoEncoderModel, pixel_values: torch.Tensor) 
     found.update(zip(("f4", "f8", "f16", "f32"), found.pop("maps"), strict=True))
     batch, channels, depth, height, width = found["dt_in"].shape
     found["dt_out"] = found["dt_out"].view(batch, height, width, depth, channels).permute(0, 4, 3, 1, 2)
+    bins, width = found["vc"].shape[2::2]
+    alike = model.filter.alike_bins(bins, width)
+    assert alike > 1  # and computed once
+    found["after_stem"] = repeat_bin(found["after_stem"], width + model.filter.reach, alike)
     found["corr"] = all_pairs_correlation(found["f4"][0::2], found["f4"][1::2])
     return {**found, "lookup": output.features, "init_disp": output.initial_disparity}
 

@@ -125,6 +125,36 @@ def test_a_crop_of_the_volume_gives_the_crop_of_the_filtered_one():
     assert not torch.allclose(cropped, whole[..., top : top + height, start : start + width], atol=1e-3)
 
 
+@pytest.mark.parametrize("features", ["cost_volume", "filtered_cost_volume", "lookup"])
+@torch.no_grad()
+def test_reachable_bins_only_is_the_filter_of_the_shorter_volume(features):
+    """At 96 px 24 bins can match; a model of 32 bins that filters those is the one of 24 bins, and fills the rest."""
+    pair = random_pair(64, 96)
+    full, short = (thin_model(max_disparity=d, features=features) for d in (128, 96))
+    reachable = thin_model(max_disparity=128, reachable_bins_only=True, features=features)
+    output, expected = reachable(pair), short(pair)
+    torch.testing.assert_close(output.disparity, expected.disparity)
+    torch.testing.assert_close(output.logits, expected.logits)
+    assert not torch.allclose(output.disparity, full(pair).disparity)  # and only nearly the full one
+    assert output.features.shape[1] == full.config.num_feature_channels(96)
+    if features == "cost_volume":  # which nothing filters
+        torch.testing.assert_close(output.features, full(pair).features, rtol=0, atol=0)
+    elif features == "lookup":
+        torch.testing.assert_close(output.features, expected.features)
+    else:
+        bins, kept = output.features.unflatten(1, (4, 32)), expected.features.unflatten(1, (4, 24))
+        torch.testing.assert_close(bins[:, :, :24], kept)
+        for d in range(24, 32):
+            torch.testing.assert_close(bins[:, :, d], kept.mean(2))
+
+
+@torch.no_grad()
+def test_reachable_bins_only_changes_nothing_where_all_can_be_reached():
+    model, reachable, pair = thin_model(), thin_model(reachable_bins_only=True), random_pair(64, 96)
+    for name in ("features", "disparity", "logits"):
+        torch.testing.assert_close(reachable(pair)[name], model(pair)[name], rtol=0, atol=0)
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_the_released_widths_at_224_px():
@@ -136,6 +166,9 @@ def test_the_released_widths_at_224_px():
     assert output.logits.shape == (1, 1, 104, 56, 56) and output.disparity.shape == (1, 224, 224)
     assert output.features.isfinite().all() and output.features.std() > 0
     check_volume_at_samples(model, pair)
+    model.filter.alike_bins = lambda _bins, _width: 1  # also those that are alike
+    difference = model(pair, output_disparity=False).features - output.features
+    assert difference.abs().max() <= 1e-5 * output.features.std()
 
 
 # ---- StereoVLA
