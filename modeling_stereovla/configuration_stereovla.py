@@ -19,9 +19,9 @@ class StereoVLAConfig(PreTrainedConfig):
         semantic_config, spatial_config:
             The encoders of the left view, any vision model of transformers; SigLIP and DINOv2 with registers in the
             paper. Of a vision transformer the second-to-last block is taken, so the last one is not built.
-            spatial_config may be None.
         stereo_config (`StereoEncoderConfig`):
-            The stereo encoder of both views.
+            The stereo encoder of both views. None makes a mono model, which takes the pair and does not look at the
+            right view. Of these three, one at least must remain; all four parts None means the paper's.
         image_size, patch_size (`int`):
             Side of both views and stride of the visual tokens, px.
         projector_hidden_size (`int`):
@@ -63,9 +63,9 @@ class StereoVLAConfig(PreTrainedConfig):
     model_type = "stereovla"
     sub_configs_defaults = {
         "text_config": LlamaConfig,
-        "semantic_config": SubConfigSpec(config_class=AutoConfig, model_type="siglip_vision_model"),
+        "semantic_config": SubConfigSpec(config_class=AutoConfig, model_type="siglip_vision_model", optional=True),
         "spatial_config": SubConfigSpec(config_class=AutoConfig, model_type="dinov2_with_registers", optional=True),
-        "stereo_config": StereoEncoderConfig,
+        "stereo_config": SubConfigSpec(config_class=StereoEncoderConfig, optional=True),
     }
 
     text_config: dict | PreTrainedConfig | None = None
@@ -133,14 +133,21 @@ class StereoVLAConfig(PreTrainedConfig):
         towers = [tower for tower in (self.semantic_config, self.spatial_config) if tower is not None]
         # a convolutional network states the widths of its stages
         widths = [tower.hidden_sizes[-1] if hasattr(tower, "hidden_sizes") else tower.hidden_size for tower in towers]
-        return sum(widths) + self.stereo_config.num_feature_channels(self.image_size)
+        if self.stereo_config is not None:
+            widths.append(self.stereo_config.num_feature_channels(self.image_size))
+        return sum(widths)
 
     def validate_architecture(self):
         """Part of `@strict`-powered validation."""
-        if self.image_size % self.patch_size or self.image_size % 32:
+        if self.semantic_config is None and self.spatial_config is None and self.stereo_config is None:
             raise ValueError(
-                f"image_size is {self.image_size}; it must be divisible by patch_size ({self.patch_size}) and by 32, "
-                "the stereo encoder's coarsest stride"
+                "semantic_config, spatial_config and stereo_config are all None; one at least must give visual tokens"
+            )
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size is {self.image_size}; it must be divisible by patch_size ({self.patch_size})")
+        if self.stereo_config is not None and self.image_size % 32:
+            raise ValueError(
+                f"image_size is {self.image_size}; it must be divisible by 32, the stereo encoder's coarsest stride"
             )
         for name in ("semantic_config", "spatial_config"):
             tower = getattr(self, name)
@@ -169,6 +176,12 @@ class StereoVLAConfig(PreTrainedConfig):
             raise ValueError(f"time_embedding_dtype is {self.time_embedding_dtype!r}; it must be 'float32' or 'model'")
         if self.stereo_learns_from not in ("all", "disparity"):
             raise ValueError(f"stereo_learns_from is {self.stereo_learns_from!r}; it must be 'all' or 'disparity'")
+        if self.stereo_config is None and (self.disparity_loss_weight or self.stereo_learns_from != "all"):
+            raise ValueError(
+                f"disparity_loss_weight is {self.disparity_loss_weight} and stereo_learns_from "
+                f"{self.stereo_learns_from!r}, but stereo_config is None: without a stereo encoder they must be 0 and "
+                "'all'"
+            )
         if not 0 <= self.noise_scale <= 1:
             raise ValueError(f"noise_scale is {self.noise_scale}; it must be in [0, 1]")
         if not 0 <= self.direct_probability <= 1:
@@ -191,9 +204,10 @@ class StereoVLAConfig(PreTrainedConfig):
 
 
 def with_overrides(values: dict, overrides: dict) -> dict:
-    """`values` with `overrides`; a dict replaces single fields of a part."""
+    """`values` with `overrides`; a dict replaces single fields of a part, or brings in a part that is absent."""
     merged = {
-        name: {**values[name], **value} if isinstance(value, dict) else value for name, value in overrides.items()
+        name: {**(values.get(name) or {}), **value} if isinstance(value, dict) else value
+        for name, value in overrides.items()
     }
     return {**values, **merged}
 

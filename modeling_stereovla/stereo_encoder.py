@@ -1,4 +1,5 @@
-"""The stereo encoder: a rectified image pair -> geometric features and disparity. Useful alone and inside StereoVLA.
+"""The stereo encoder: a rectified image pair -> geometric features, disparity and, with calibration, metric depth.
+Useful alone and inside StereoVLA.
 
 The published FoundationStereo network (Wen et al. 2025, arXiv 2501.09898) up to its filtered cost volume and initial
 disparity, without the iterative refinement, which StereoVLA does not use.
@@ -15,7 +16,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_stereo_encoder import StereoEncoderConfig
 from .cost_filtering import CostFilter, DisparityClassifier
-from .cost_volume import all_pairs_correlation, lookup_features, matching_volume, regress_disparity
+from .cost_volume import all_pairs_correlation, disparity_to_depth, lookup_features, matching_volume, regress_disparity
 from .edgenext import CrossCovarianceAttention, LayerScale, StereoFeatures
 from .monocular_prior import MonocularPrior
 
@@ -25,20 +26,33 @@ class StereoEncoderOutput(ModelOutput):
     """
     features: (B, F, H/4, W/4), the chosen features; volumes are flattened channel-major (channel * D + disparity).
         The filtered volume is (B, F, H/8, W/8) with volume_stride 2.
-    initial_disparity: (B, 1, H/4, W/4) float32, in px at a quarter of the resolution; None if not asked for.
-    disparity: (B, H, W) float32, in px of the given left view: the initial disparity times 4, resized bilinearly.
-    logits: (B, 1, D, h, w), the score of each disparity before the softmax, at the filtered volume's resolution.
+    initial_disparity: (B, 1, H/4, W/4) float32, in px at a quarter of the resolution; None where neither the disparity
+        is asked for nor the features need it.
+    disparity: (B, H, W) float32, in px of the given left view: the initial disparity times 4, resized bilinearly; None
+        if not asked for.
+    depth: (B, H, W) float32, planar depth of the left view in m, infinite where the disparity is 0; None without
+        calibration.
+    logits: (B, 1, D, h, w), the score of each disparity before the softmax, at the filtered volume's resolution; with
+        config.reachable_bins_only, of the filtered bins.
     """
 
     features: torch.FloatTensor | None = None
     initial_disparity: torch.FloatTensor | None = None
     disparity: torch.FloatTensor | None = None
+    depth: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
 
 
 def split_views(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(2B, ...), the views of each pair in turn -> left (B, ...), right (B, ...)."""
     return features[0::2], features[1::2]
+
+
+def fill_bins(volume: torch.Tensor, num_bins: int) -> torch.Tensor:
+    """(B, C, D, H, W) with bins that hold the mean of the others added at the end, up to num_bins."""
+    missing = num_bins - volume.shape[2]
+    mean = volume.mean(2, keepdim=True).expand(-1, -1, missing, -1, -1)
+    return torch.cat([volume, mean], dim=2) if missing else volume
 
 
 class StereoEncoderPreTrainedModel(PreTrainedModel):
@@ -95,6 +109,26 @@ class StereoEncoderModel(StereoEncoderPreTrainedModel):
         if height % 32 or width % 32:
             raise ValueError(f"images are {height} x {width} px; both sides must be multiples of 32")
 
+    def check_calibration(
+        self,
+        batch: int,
+        focal_length_px: torch.Tensor | None,
+        baseline_m: torch.Tensor | None,
+        output_disparity: bool,
+    ) -> None:
+        """Raise unless focal length and baseline are both absent, or both (batch,) and the disparity is asked for."""
+        given = {"focal_length_px": focal_length_px, "baseline_m": baseline_m}
+        absent = [name for name, value in given.items() if value is None]
+        if len(absent) == 1:
+            raise ValueError(f"{absent[0]} is missing; depth needs focal_length_px and baseline_m")
+        if absent:
+            return
+        if not output_disparity:
+            raise ValueError("output_disparity is False; depth (focal_length_px and baseline_m) needs the disparity")
+        for name, value in given.items():
+            if tuple(value.shape) != (batch,):
+                raise ValueError(f"{name} has shape {tuple(value.shape)}; expected ({batch},), one for each pair")
+
     def extract_features(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
         """Maps at 1/4, 1/8, ... of the image, each (2B, C, h, w): left and right view of each pair in turn."""
         views = pixel_values.flatten(0, 1)
@@ -112,6 +146,8 @@ class StereoEncoderModel(StereoEncoderPreTrainedModel):
     def forward(
         self,
         pixel_values: torch.Tensor,
+        focal_length_px: torch.Tensor | None = None,
+        baseline_m: torch.Tensor | None = None,
         output_disparity: bool = True,
         return_dict: bool | None = None,
     ) -> StereoEncoderOutput | tuple:
@@ -119,25 +155,32 @@ class StereoEncoderModel(StereoEncoderPreTrainedModel):
         Args:
             pixel_values: (B, 2, 3, H, W) floating point in [0, 1], RGB, rectified, left view first; H and W multiples
                 of 32.
+            focal_length_px, baseline_m: (B,) horizontal focal length of the pixels as given here, after any resizing,
+                and distance of the cameras; both together give the depth.
             output_disparity: False leaves out what only the disparity needs.
         """
         self.check_inputs(pixel_values)
+        self.check_calibration(len(pixel_values), focal_length_px, baseline_m, output_disparity)
         chosen = self.config.features
         maps = self.extract_features(pixel_values)
         left_maps = [split_views(features)[0] for features in maps]
         correlation = all_pairs_correlation(*split_views(maps[0])) if chosen in ("correlation", "lookup") else None
-        volume = filtered = logits = initial = disparity = None
+        volume = filtered = logits = initial = disparity = depth = None
         if chosen != "correlation" or output_disparity:
             volume = self.raw_volume(maps)
         if chosen in ("filtered_cost_volume", "lookup") or output_disparity:
-            filtered = self.filter(volume, left_maps[self.config.volume_stride - 1 :])
+            bins = volume.shape[4] if self.config.reachable_bins_only else volume.shape[2]
+            filtered = self.filter(volume[:, :, :bins], left_maps[self.config.volume_stride - 1 :])
         if chosen == "lookup" or output_disparity:
             logits = self.classifier(filtered)
-            initial = regress_disparity(logits)
-            disparity = F.interpolate(4 * initial, size=pixel_values.shape[-2:], mode="bilinear").squeeze(1)
-            initial = F.interpolate(
-                initial, size=maps[0].shape[-2:], mode="bilinear"
-            )  # the same where volume_stride is 1
+            regressed = regress_disparity(logits)
+            # the same where volume_stride is 1
+            initial = F.interpolate(regressed, size=maps[0].shape[-2:], mode="bilinear")
+        if output_disparity:
+            disparity = F.interpolate(4 * regressed, size=pixel_values.shape[-2:], mode="bilinear").squeeze(1)
+        if focal_length_px is not None:
+            focal, baseline = (value.float().view(-1, 1, 1) for value in (focal_length_px, baseline_m))
+            depth = disparity_to_depth(disparity, focal, baseline)
         if chosen == "correlation":
             features = correlation.permute(0, 3, 1, 2)  # the right view's column becomes the channel
         elif chosen == "lookup":
@@ -145,8 +188,9 @@ class StereoEncoderModel(StereoEncoderPreTrainedModel):
                 filtered, correlation, initial, self.config.lookup_levels, self.config.lookup_radius
             )
         else:
-            features = (volume if chosen == "cost_volume" else filtered).flatten(1, 2)
-        output = StereoEncoderOutput(features.to(self.dtype), initial, disparity, logits)
+            volume = volume if chosen == "cost_volume" else fill_bins(filtered, self.config.num_disparities)
+            features = volume.flatten(1, 2)
+        output = StereoEncoderOutput(features.to(self.dtype), initial, disparity, depth, logits)
         return output if return_dict is not False else output.to_tuple()
 
 

@@ -2,8 +2,8 @@
 projected.
 
 StereoVLA (arXiv 2512.21970, section III-B): SigLIP and DINOv2 patch features of the left view, FoundationStereo's
-filtered cost volume of the pair
-average-pooled to the same grid, concatenated along channels and mapped by an MLP to the language model's width.
+filtered cost volume of the pair average-pooled to the same grid, concatenated along channels and mapped by an MLP to
+the language model's width. Each of the three may be absent, as in the paper's ablations (Table I).
 """
 
 import copy
@@ -45,9 +45,8 @@ class SemanticEncoder(nn.Module):
     """Features of one image on the token grid, from any vision model of transformers.
 
     Of a vision transformer: patch tokens of the second-to-last block without the final norm, as StereoVLA takes them;
-        the last block
-    and the final norm influence nothing, so they are not built. Of a convolutional network: its last feature map,
-    pooled to the grid.
+    the last block and the final norm influence nothing, so they are not built. Of a convolutional network: its last
+    feature map, pooled to the grid.
     """
 
     def __init__(self, config, grid: int):
@@ -95,15 +94,17 @@ class StereoVisualTokens(nn.Module):
     """Image pair -> visual tokens (B, grid * grid, hidden) and disparity.
 
     Channel order of the fused features: [semantic | spatial | stereo], as [SigLIP | DINOv2 | stereo] in the paper;
-        stereo flattened channel-major (c * D + d).
+    stereo flattened channel-major (c * D + d). What the config leaves out is None. Without a stereo encoder the right
+    view is not looked at.
     """
 
     def __init__(self, config):
         super().__init__()
         self.grid = config.image_size // config.patch_size
-        self.semantic = SemanticEncoder(config.semantic_config, self.grid)
-        self.spatial = None if config.spatial_config is None else SemanticEncoder(config.spatial_config, self.grid)
-        self.stereo = StereoEncoderModel(config.stereo_config)
+        semantic, spatial, stereo = config.semantic_config, config.spatial_config, config.stereo_config
+        self.semantic = None if semantic is None else SemanticEncoder(semantic, self.grid)
+        self.spatial = None if spatial is None else SemanticEncoder(spatial, self.grid)
+        self.stereo = None if stereo is None else StereoEncoderModel(stereo)
         self.projector = Projector(config.fused_size, config.projector_hidden_size, config.text_config.hidden_size)
 
     def forward(
@@ -120,20 +121,28 @@ class StereoVisualTokens(nn.Module):
                 alone, and disparity is returned for them alone. On the others it runs without gradients, at a third of
                 the cost.
         """
-        left = pixel_values[:, 0]
-        semantic = [encoder(left) for encoder in (self.semantic, self.spatial) if encoder is not None]
+        left, disparity = pixel_values[:, 0], None
+        fused = [encoder(left) for encoder in (self.semantic, self.spatial) if encoder is not None]
+        if self.stereo is not None:
+            features, disparity = self.stereo_features(pixel_values, output_disparity, disparity_rows)
+            fused.append(pool_to_grid(features, self.grid))
+        elif output_disparity or disparity_rows is not None:
+            raise ValueError("disparity is asked for, but this model has no stereo encoder (stereo_config is None)")
+        return self.projector(torch.cat([part.to(fused[0].dtype) for part in fused], dim=-1)), disparity
+
+    def stereo_features(
+        self, pixel_values: torch.Tensor, output_disparity: bool, disparity_rows: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Features (B, C, h, w) and disparity of the stereo encoder; see `forward`."""
         if disparity_rows is None:
             stereo = self.stereo(pixel_values, output_disparity=output_disparity)
-            features, disparity = stereo.features, stereo.initial_disparity
-        else:
-            parts, disparity = [], None
-            for rows, learns in ((disparity_rows, True), (~disparity_rows, False)):
-                if rows.any():
-                    with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-                        stereo = self.stereo(pixel_values[rows], output_disparity=learns)
-                    disparity = stereo.initial_disparity if learns else disparity
-                    parts.append((rows.nonzero()[:, 0], stereo.features.detach()))
-            order = torch.cat([index for index, _ in parts]).argsort()
-            features = torch.cat([part for _, part in parts])[order]
-        geometry = pool_to_grid(features, self.grid).to(semantic[0].dtype)
-        return self.projector(torch.cat([*semantic, geometry], dim=-1)), disparity
+            return stereo.features, stereo.initial_disparity
+        parts, disparity = [], None
+        for rows, learns in ((disparity_rows, True), (~disparity_rows, False)):
+            if rows.any():
+                with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+                    stereo = self.stereo(pixel_values[rows], output_disparity=learns)
+                disparity = stereo.initial_disparity if learns else disparity
+                parts.append((rows.nonzero()[:, 0], stereo.features.detach()))
+        order = torch.cat([index for index, _ in parts]).argsort()
+        return torch.cat([part for _, part in parts])[order], disparity

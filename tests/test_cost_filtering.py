@@ -13,8 +13,11 @@ from modeling_stereovla.cost_filtering import (
     DisparityLayer,
     DisparityTransformer,
     FeatureGate,
+    OneTapConvolution,
+    repeat_bin,
     sinusoidal_positions,
 )
+from modeling_stereovla.cost_volume import matching_volume
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +85,23 @@ def test_axial_planar_convolution_reaches_as_far_as_its_kernels():
     assert (touched[:, 0] != 7).any(), "the convolution along the disparity does nothing"
 
 
+@pytest.mark.parametrize(("channels", "size", "taps"), [(6, 12, 5), (6, 12, 1), (28, 40, 17)])  # small and large path
+def test_convolution_with_one_tap_across_the_image_equals_torchs(channels, size, taps):
+    ours = OneTapConvolution(channels, 4, taps)
+    plain = torch.nn.Conv3d(channels, 4, (taps, 1, 1), padding=(taps // 2, 0, 0))
+    plain.load_state_dict(ours.state_dict())
+    volume = torch.randn(1, channels, 24, size, size, requires_grad=True)
+    torch.testing.assert_close(ours(volume), plain(volume), rtol=1e-4, atol=1e-5)
+    parameters = [(volume, *module.parameters()) for module in (ours, plain)]
+    weights = torch.randn(1, 4, 24, size, size)
+    gradients = [
+        torch.autograd.grad((module(volume) * weights).sum(), wanted)
+        for module, wanted in zip((ours, plain), parameters, strict=True)
+    ]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
 @torch.no_grad()
 def test_gate_is_one_factor_per_pixel_and_channel():
     gate = FeatureGate(6, 4).eval()
@@ -113,6 +133,74 @@ def test_filter_keeps_the_disparity_axis(stride):
     filtered = CostFilter(config).eval()(torch.randn(2, 8, 8, 32, 48), maps[stride - 1 :])
     assert filtered.shape == (2, 8, 8, 32 // stride, 48 // stride)
     assert filtered.min() >= 0 and filtered.max() > 0
+
+
+def randomise_statistics(network):
+    for module in network.modules():
+        if isinstance(module, (torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)):
+            module.running_mean.normal_(0, 0.3)
+            module.running_var.uniform_(0.5, 2)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, 0, 0.3)
+
+
+def filter_inputs(config, height, width):
+    """A raw volume as the encoder makes it, the left view's maps, and what the volume is made from."""
+    channels = 2 * [config.map_channels[0]] + 2 * [config.num_concat_channels]
+    views = [torch.randn(2, c, height, width, requires_grad=True) for c in channels]
+    volume = matching_volume(*views, config.num_disparities, config.num_correlation_groups)
+    maps = [torch.randn(2, c, height >> i, width >> i) for i, c in enumerate(config.map_channels)]
+    return volume, maps[config.volume_stride - 1 :], views
+
+
+@pytest.mark.parametrize(
+    ("width", "max_disparity", "options", "computed"),
+    [
+        (56, 416, {}, 63),  # 224 px with the released range: 56 + 2 * 3 + 1 of 104 bins
+        (56, 256, {}, 63),  # of 64: the least that can be left out
+        (24, 416, {"num_stem_blocks": 2}, 35),
+        (24, 128, {"num_stem_blocks": 0, "stem_kernel_size": 5}, 29),
+        (24, 128, {"volume_stride": 2, "hourglass_channels": [8]}, 31),
+        (24, 96, {}, 24),  # every bin reaches a pixel
+    ],
+)
+def test_bins_that_are_alike_are_computed_once(width, max_disparity, options, computed):
+    """The same volume and the same gradients as when all bins are computed."""
+    config = small_config(max_disparity=max_disparity, **options)
+    network = CostFilter(config).eval()
+    randomise_statistics(network)
+    volume, maps, views = filter_inputs(config, 8, width)
+    lengths, results = [], []
+    network.stem.register_forward_hook(lambda _module, _inputs, output: lengths.append(output.shape[2]))
+    for everything in (False, True):
+        if everything:
+            network.alike_bins = lambda _bins, _width: 1
+        filtered = network(volume, maps)
+        wanted = [*views, *network.parameters()]
+        gradients = torch.autograd.grad((filtered * filtered.detach().cos()).sum(), wanted, retain_graph=True)
+        results.append((filtered.detach(), gradients))
+    assert lengths == [computed, config.num_disparities]
+    (skipped, gradients), (full, expected) = results
+    assert (skipped - full).abs().max() <= 1e-5 * full.std()
+    for one, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
+
+
+def test_training_computes_every_bin():
+    config = small_config(max_disparity=128)
+    network = CostFilter(config).train()
+    volume, maps, _ = filter_inputs(config, 8, 8)
+    lengths = []
+    network.stem.register_forward_hook(lambda _module, _inputs, output: lengths.append(output.shape[2]))
+    network(volume, maps)
+    assert lengths == [32]
+
+
+def test_a_repeated_bin_stays_in_order_and_channels_last_in_memory():
+    volume = torch.randn(2, 3, 4, 2, 2).contiguous(memory_format=torch.channels_last_3d)
+    longer = repeat_bin(volume, 2, 3)
+    assert torch.equal(longer, volume[:, :, [0, 1, 2, 2, 2, 3]])
+    assert longer.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 @torch.no_grad()

@@ -14,7 +14,6 @@ from modeling_stereovla.cost_volume import (
     matching_volume,
     regress_disparity,
     sample_rows,
-    shifted_views,
 )
 
 
@@ -49,10 +48,12 @@ def test_volume_equals_a_loop(num_disparities):
     torch.testing.assert_close(volume, expected)
 
 
-def test_gradients_equal_finite_differences():
-    left, right = (view.requires_grad_() for view in random_views(batch=1, channels=4, height=2, width=5))
-    assert torch.autograd.gradcheck(lambda one, other: groupwise_correlation(one, other, 7, 2), (left, right))
-    assert torch.autograd.gradcheck(lambda other: shifted_views(other, 3), (right,))
+@pytest.mark.parametrize("num_disparities", [3, 7])  # fewer and more disparities than columns
+def test_gradients_equal_finite_differences(num_disparities):
+    """The whole raw volume with respect to the features of both views, correlated and concatenated ones."""
+    views = [*random_views(batch=1, channels=4, height=2, width=5), *random_views(1, 2, 2, 5, seed=1)]
+    views = [view.requires_grad_() for view in views]
+    assert torch.autograd.gradcheck(lambda *maps: matching_volume(*maps, num_disparities, num_groups=2), views)
 
 
 def test_correlation_stays_float32_under_autocast():

@@ -3,19 +3,25 @@
 import ast
 import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
+from safetensors.numpy import save_file
 from torch.nn import functional as F
 
 from modeling_stereovla.configuration_stereo_encoder import StereoEncoderConfig
 from modeling_stereovla.convert_files import Part, WeightSource, plan_conversion
 from modeling_stereovla.convert_foundationstereo import Options, convert, convert_key, open_stereo, release_of
+from modeling_stereovla.cost_filtering import repeat_bin
 from modeling_stereovla.cost_volume import all_pairs_correlation
 from modeling_stereovla.stereo_encoder import StereoEncoderModel
+from processing import StereoImageProcessorPil
 
 GOLDENS = Path(__file__).parents[2] / "shared" / "goldens" / "foundationstereo"
 needs_goldens = pytest.mark.skipif(not GOLDENS.is_dir(), reason=f"no recorded tensors at {GOLDENS}")
@@ -73,7 +79,6 @@ def intermediate_tensors(model: StereoEncoderModel, pixel_values: torch.Tensor) 
     outputs = {
         "vit_feat": model.prior,
         "after_stem": model.filter.blocks,
-        "after_att": model.filter.gate,
         "agg_feature_att_8": hourglass.down[0].gate,
         "agg_feature_att_16": hourglass.down[1].gate,
         "agg_feature_att_32": hourglass.down[2].gate,
@@ -90,7 +95,8 @@ def intermediate_tensors(model: StereoEncoderModel, pixel_values: torch.Tensor) 
         module.register_forward_hook(lambda _module, _inputs, output, name=name: found.update({name: output}))
         for name, module in outputs.items()
     ]
-    hooks.append(model.filter.register_forward_pre_hook(lambda _module, inputs: found.update(vc=inputs[0])))
+    for name, module in {"vc": model.filter, "after_att": hourglass}.items():
+        hooks.append(module.register_forward_pre_hook(lambda _, inputs, name=name: found.update({name: inputs[0]})))
     with torch.no_grad():
         output = model(pixel_values)
     for hook in hooks:
@@ -98,6 +104,10 @@ def intermediate_tensors(model: StereoEncoderModel, pixel_values: torch.Tensor) 
     found.update(zip(("f4", "f8", "f16", "f32"), found.pop("maps"), strict=True))
     batch, channels, depth, height, width = found["dt_in"].shape
     found["dt_out"] = found["dt_out"].view(batch, height, width, depth, channels).permute(0, 4, 3, 1, 2)
+    bins, width = found["vc"].shape[2::2]
+    alike = model.filter.alike_bins(bins, width)
+    assert alike > 1  # and computed once
+    found["after_stem"] = repeat_bin(found["after_stem"], width + model.filter.reach, alike)
     found["corr"] = all_pairs_correlation(found["f4"][0::2], found["f4"][1::2])
     return {**found, "lookup": output.features, "init_disp": output.initial_disparity}
 
@@ -185,7 +195,7 @@ def test_feature_choices(features):
     assert 0 <= output.initial_disparity.min() and output.initial_disparity.max() <= 7
     short = model(random_pair(), output_disparity=False)
     torch.testing.assert_close(short.features, output.features)
-    assert (short.disparity is None) == (features != "lookup")
+    assert short.disparity is None and (short.initial_disparity is None) == (features != "lookup")
 
 
 @torch.no_grad()
@@ -202,6 +212,19 @@ def test_coarser_volume_reports_the_same_units():
     assert output.features.shape == (2, 64, 8, 12) and output.logits.shape == (2, 1, 8, 8, 12)
     assert output.initial_disparity.shape == (2, 1, 16, 24)
     torch.testing.assert_close(output.disparity.mean(), 4 * output.initial_disparity.mean(), rtol=0.05, atol=0)
+
+
+@torch.no_grad()
+def test_depth_is_focal_length_times_baseline_over_disparity():
+    model, pair = small_model(), random_pair()
+    focal, baseline = torch.tensor([70.0, 90.0]), torch.tensor([0.063, 0.12], dtype=torch.float64)
+    output = model(pair, focal_length_px=focal, baseline_m=baseline)
+    assert output.depth.shape == (2, 64, 96) and output.depth.dtype == torch.float32
+    for sample, product in enumerate((70 * 0.063, 90 * 0.12)):
+        for y, x in ((0, 0), (31, 50), (63, 95)):
+            expected = product / output.disparity[sample, y, x].item()
+            assert output.depth[sample, y, x].item() == pytest.approx(expected, rel=1e-5)
+    assert model(pair).depth is None
 
 
 @torch.no_grad()
@@ -224,6 +247,46 @@ def test_save_and_load(tmp_path):
         output = half(random_pair())
     assert output.features.dtype == torch.bfloat16 and output.disparity.dtype == torch.float32
     assert output.features.isfinite().all()
+
+
+FRESH = """
+import sys
+import numpy as np
+from safetensors.numpy import load_file
+import torch
+from transformers import AutoImageProcessor, AutoModel
+folder = sys.argv[1]
+model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+assert all(type(part).__module__.startswith("transformers_modules") for part in (model, processor))
+expected = load_file(folder + "/expected.safetensors")
+pair = expected["pair"]
+inputs = processor([pair[0], pair[1]])
+scale = processor.geometry(pair.shape[1:3]).scale[0]
+with torch.no_grad():
+    output = model(**inputs, focal_length_px=torch.tensor([70.0 * scale]), baseline_m=torch.tensor([0.063]))
+for name in ("disparity", "depth"):
+    print(float(np.abs(output[name].numpy() - expected[name]).max()))
+"""
+
+
+def test_saved_encoder_gives_the_same_disparity_and_depth_in_a_fresh_process(tmp_path):
+    """Loaded by remote code, in another folder, without this repository on the path (-I); its image processor too."""
+    model = small_model()
+    processor = StereoImageProcessorPil(size={"height": 64, "width": 96})
+    pair = np.random.default_rng(0).integers(0, 255, (2, 128, 192, 3), np.uint8)
+    calibration = {"focal_length_px": torch.tensor([35.0]), "baseline_m": torch.tensor([0.063])}  # half of 70
+    with torch.no_grad():
+        output = model(**processor([pair[0], pair[1]]), **calibration)
+    model.save_pretrained(tmp_path / "encoder")
+    processor.save_pretrained(tmp_path / "encoder")
+    expected = {"pair": pair, "disparity": output.disparity.numpy(), "depth": output.depth.numpy()}
+    save_file(expected, tmp_path / "encoder" / "expected.safetensors")
+    run = subprocess.run(
+        [sys.executable, "-I", "-c", FRESH, str(tmp_path / "encoder")], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert all(float(line) < 1e-5 for line in run.stdout.splitlines()[-2:])
 
 
 def test_monocular_prior_is_frozen_and_takes_any_attention(tmp_path):
@@ -318,3 +381,21 @@ def test_unknown_release():
 def test_input_errors(pair, error, message):
     with pytest.raises(error, match=message):
         small_model()(pair)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"focal_length_px": torch.ones(2)}, "baseline_m is missing; depth needs focal_length_px and baseline_m"),
+        ({"baseline_m": torch.ones(2)}, "focal_length_px is missing"),
+        ({"focal_length_px": torch.ones(2, 2), "baseline_m": torch.ones(2)}, r"shape \(2, 2\); expected \(2,\)"),
+        ({"focal_length_px": torch.ones(2), "baseline_m": torch.ones(1)}, r"baseline_m has shape \(1,\)"),
+        (
+            {"focal_length_px": torch.ones(2), "baseline_m": torch.ones(2), "output_disparity": False},
+            "depth .* needs the disparity",
+        ),
+    ],
+)
+def test_calibration_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        small_model()(random_pair(), **options)
