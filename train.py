@@ -23,8 +23,9 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
+from dataset_builder.mixture import load_meta
 from dataset_builder.questions import processor_arguments
-from dataset_builder.streaming import WindowStream, load_meta
+from dataset_builder.streaming import WindowStream
 from modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
 from processing import StereoImageProcessorPil, StereoProcessor, build_tokenizer
 
