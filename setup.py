@@ -24,7 +24,15 @@ setup(
     packages=find_packages(
         include=[
             f"{name}*"
-            for name in ("modeling_stereovla", "processing", "simulation", "dataset_builder", "evaluation", "serving")
+            for name in (
+                "modeling_stereovla",
+                "processing",
+                "simulation",
+                "dataset_builder",
+                "training",
+                "evaluation",
+                "serving",
+            )
         ]
     ),
     py_modules=["train", "push_to_hub"],

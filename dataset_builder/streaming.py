@@ -128,6 +128,7 @@ class WindowStream(IterableDataset):
         self._loaded: dict[str, Any] | None = None
         self._positions: dict[int, dict[str, Any]] = {}
         self._next_lane = 0
+        self.rotation = 0  # worker w reads what belongs to worker w + rotation: where DataLoader would have gone on
 
     def _needed_columns(self) -> list[str]:
         config, needed = self.question_config, []
@@ -160,7 +161,7 @@ class WindowStream(IterableDataset):
         """(number of this consumer, number of consumers) over all ranks and DataLoader workers."""
         worker = get_worker_info()
         workers, worker_id = (1, 0) if worker is None else (worker.num_workers, worker.id)
-        return self.rank * workers + worker_id, self.world_size * workers
+        return self.rank * workers + (worker_id + self.rotation) % workers, self.world_size * workers
 
     def _identity(self) -> dict[str, Any]:
         """What must not change between saving and loading a state."""
@@ -195,7 +196,11 @@ class WindowStream(IterableDataset):
             skipped = self._skips[lane]
             counts = {str(shard): int(skipped[shard]) for shard in skipped.nonzero().flatten().tolist()}
             lanes[str(lane)] = {**_copied(position), "skipped": counts}
-        return {"stream": self._identity(), "lanes": lanes, "next_lane": self._next_lane}
+        return {
+            "stream": self._identity(),
+            "lanes": lanes,
+            "next_lane": self._next_lane if self._loaded is None else self._turn(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state` at the next `iter()`. It must cover this consumer's lanes; `merge_states` joins those of
@@ -228,7 +233,7 @@ class WindowStream(IterableDataset):
                     f"the saved state lacks lanes {missing} of consumer {consumer} of {consumers}: merge_states first"
                 )
             self._positions = {lane: _copied(self._loaded["lanes"][str(lane)]) for lane in mine}
-            self._next_lane = self._loaded["next_lane"] if self._loaded["next_lane"] in mine else consumer
+            self._next_lane = self._turn()
             self._loaded = None
         streams = {lane: self._lane(lane, self._positions[lane]) for lane in mine}
         while streams:
@@ -240,6 +245,13 @@ class WindowStream(IterableDataset):
                 streams.pop(lane, None)
             else:
                 yield window
+
+    def _turn(self) -> int:
+        """The lane that comes next in the loaded state; this consumer's first one if it was of other consumers."""
+        consumer, consumers = self._consumer()
+        turns = self._loaded.get("turns", [self._loaded["next_lane"]])
+        mine = [lane for lane in turns if lane % consumers == consumer] if len(turns) == consumers else []
+        return mine[0] if mine else consumer
 
     def _lane(self, lane: int, state: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Windows of one lane from `state` on, which is kept up to date."""
@@ -335,6 +347,7 @@ class WindowStream(IterableDataset):
     def _window(self, pool: WindowPool, index: int, epoch: int) -> dict[str, Any]:
         window = pool.window(index)
         place = (self.seed, epoch, window["episode_index"], window["frame_index"])
+        window["seed"] = int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)
         if self.augmentation is not None:
             window["left"], window["right"] = self.augmentation(window["left"], window["right"], place)
         config = self.question_config
@@ -369,7 +382,8 @@ def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if repeated:
             raise ValueError(f"two states hold the lanes {repeated}: they are not of one moment of one stream")
         lanes |= state["lanes"]
-    return {"stream": states[0]["stream"], "lanes": lanes, "next_lane": states[0]["next_lane"]}
+    turns = [state["next_lane"] for state in states]
+    return {"stream": states[0]["stream"], "lanes": lanes, "next_lane": turns[0], "turns": turns}
 
 
 def _copied(lane: Mapping[str, Any]) -> dict[str, Any]:
