@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 EXTRAS = {
     "sim": ["mujoco>=3.3,<5", "gymnasium>=1.0,<2"],
-    "data": ["pyarrow>=17"],
+    "data": ["pyarrow>=17", "simplejpeg>=1.8", "torchdata>=0.11", "datatrove>=0.9"],
     "report": ["matplotlib>=3.9", "jinja2>=3.1"],
     "serve": ["websockets>=14", "msgpack>=1.1"],
     "convert": ["sentencepiece>=0.2.3", "protobuf>=7.36.1"],  # the oldest that the newest sentencepiece runs with
@@ -24,7 +24,15 @@ setup(
     packages=find_packages(
         include=[
             f"{name}*"
-            for name in ("modeling_stereovla", "processing", "simulation", "dataset_builder", "evaluation", "serving")
+            for name in (
+                "modeling_stereovla",
+                "processing",
+                "simulation",
+                "dataset_builder",
+                "training",
+                "evaluation",
+                "serving",
+            )
         ]
     ),
     py_modules=["train", "push_to_hub"],

@@ -1,32 +1,41 @@
-"""Trains StereoVLA on a streamed dataset with Accelerate: options, model, data, checkpoints, loop.
+"""Trains StereoVLA on streamed datasets with Accelerate: options, model, data, checkpoints, loop.
 
     python train.py --preset demo --dataset DATASET --output_dir OUTPUT
+    accelerate launch train.py --preset full --model StereoVLA --dataset DATASET --output_dir OUTPUT
+    python train.py --preset demo --model MODEL --lora_rank 8 --dataset OTHER_ROBOT --output_dir OUTPUT
 
-DATASET is a folder or a dataset id on the Hub. The same command goes on from the last checkpoint in OUTPUT. The result
-is OUTPUT/model, a
-folder that loads by `AutoModel.from_pretrained(..., trust_remote_code=True)`.
+DATASET is a folder or a dataset id on the Hub. The same command goes on from the last checkpoint in OUTPUT, with as
+many processes as before or with others. The result is OUTPUT/model, a folder that loads by
+`AutoModel.from_pretrained(..., trust_remote_code=True)`: the model, or with --lora_rank its adapter.
 """
 
 import json
 import math
 import os
 import shutil
+import signal
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from safetensors.torch import load_file, save_file
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import save_file
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
-from dataset_builder.questions import processor_arguments
-from dataset_builder.streaming import WindowStream, load_meta
+from dataset_builder.mixture import load_meta
+from dataset_builder.streaming import WindowStream
 from modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
+from modeling_stereovla.modeling_stereovla import PARTS
 from processing import StereoImageProcessorPil, StereoProcessor, build_tokenizer
+from training.checkpoints import WHOLE, Average, checkpoints, load_checkpoint, save_checkpoint, write_tensors
+from training.feed import Batches, Feed
+from training.losses import LossMeans, agree, to_device, validate
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Options
@@ -41,8 +50,23 @@ PRESETS = {
         "learning_rate": 1e-4,
         "warmup_steps": 1000,
         "checkpoint_every": 1000,
+        "freeze": "semantic,spatial,stereo",
+        "mixed_precision": "bf16",
+        "gradient_checkpointing": True,
+        "workers": 4,
     },
 }
+OBJECTIVES = ("action", "depth", "box", "pose")
+# what adapters are put on, and what is trained whole beside them: what knows the robot's numbers
+LORA_TARGETS = (
+    r"(model\.language_model|action_expert\.transformer)\.layers\.\d+"
+    r"\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+)
+LORA_HEADS = [f"action_expert.{name}" for name in ("state_proj", "action_in_proj", "action_out_proj")]
+
+
+def option(default, text: str, **metadata):
+    return field(default=default, metadata={"help": text, **metadata})
 
 
 @dataclass
@@ -51,33 +75,37 @@ class TrainingOptions:
 
     dataset: str = field(metadata={"help": "Dataset folder, or dataset id on the Hub."})
     output_dir: str = field(metadata={"help": "Where checkpoints, losses and the trained model go."})
-    preset: str = field(default="demo", metadata={"help": "Size of model and run.", "choices": list(PRESETS)})
-    steps: int = field(default=1000, metadata={"help": "Optimizer steps (preset)."})
-    batch_size: int = field(default=48, metadata={"help": "Samples of one step, over all processes (preset)."})
-    learning_rate: float = field(default=3e-4, metadata={"help": "Peak learning rate (preset)."})
-    warmup_steps: int = field(default=100, metadata={"help": "Steps of linear warm-up (preset)."})
-    flat_share: float = field(
-        default=0.3, metadata={"help": "Share of the steps at the peak, before the cosine to zero."}
+    preset: str = option("demo", "Size of model and run.", choices=list(PRESETS))
+    model: str | None = option(None, "Folder or Hub id of a model to start from; an untrained one if not given.")
+    steps: int = option(1000, "Optimizer steps (preset).")
+    batch_size: int = option(48, "Samples of one step, over all processes (preset).")
+    accumulation: int = option(1, "Parts that each process computes its share of a step in, one after the other.")
+    learning_rate: float = option(3e-4, "Peak learning rate (preset).")
+    part_rates: str = option("{}", f'Factors on it by part, as JSON: {{"lm_head": 0.1}}. Parts: {", ".join(PARTS)}.')
+    freeze: str = option("", "Parts that are not trained, separated by commas (preset).")
+    warmup_steps: int = option(100, "Steps of linear warm-up (preset).")
+    flat_share: float = option(0.3, "Share of the steps at the peak, before the cosine to zero.")
+    weight_decay: float = option(0.01, "Weight decay of AdamW.")
+    max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.")
+    stop_grad_norm: float = option(1e5, "Training stops, with the batch saved, where the norm exceeds this or is NaN.")
+    ema_decay: float = option(0.0, "Decay of the weights' running mean, which is then the result; 0 = off.")
+    lora_rank: int = option(0, "Rank of adapters on language model and action expert; 0 trains the weights themselves.")
+    mixed_precision: str = option("no", "Arithmetic of the activations (preset).", choices=["no", "bf16", "fp16"])
+    gradient_checkpointing: bool = option(False, "Compute activations again instead of keeping them (preset).")
+    compile: bool = option(False, "Compile the transformers' blocks.")
+    mixture: str = option("5:2:2:1", "Shares of action : depth : box : pose samples.")
+    depth_points: str = option(
+        "interaction", "Where depth is asked: near gripper and target, or all over.", choices=["interaction", "uniform"]
     )
-    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of AdamW."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
-    mixture: str = field(default="5:2:2:1", metadata={"help": "Shares of action : depth : box : pose samples."})
-    depth_points: str = field(
-        default="interaction",
-        metadata={
-            "help": "Where depth is asked: near gripper and target, or all over.",
-            "choices": ["interaction", "uniform"],
-        },
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of the weights, the order of the data and the noise."})
-    disparity_share: float = field(
-        default=0.25, metadata={"help": "Share of the samples that teach the disparity (preset)."}
-    )
-    pool_episodes: int = field(default=30, metadata={"help": "Episodes of each of 8 lanes that are shuffled together."})
-    log_every: int = field(default=10, metadata={"help": "Steps between two lines of losses.jsonl (preset)."})
-    checkpoint_every: int = field(default=100, metadata={"help": "Steps between two checkpoints (preset)."})
-    keep_checkpoints: int = field(default=2, metadata={"help": "Checkpoints that are kept."})
-    validation_batches: int = field(default=2, metadata={"help": "Held-out batches that are scored at a checkpoint."})
+    seed: int = option(0, "Seed of the weights, the order of the data and the noise.")
+    disparity_share: float = option(0.25, "Share of the samples that teach the disparity (preset).")
+    pool_episodes: int = option(30, "Episodes of each of 8 lanes that are shuffled together.")
+    workers: int = option(0, "Processes that prepare batches for each training process; 0 = itself (preset).")
+    log_every: int = option(10, "Steps between two lines of losses.jsonl (preset).")
+    checkpoint_every: int = option(100, "Steps between two checkpoints (preset).")
+    keep_checkpoints: int = option(2, "Checkpoints that are kept.")
+    validation_batches: int = option(2, "Held-out batches that are scored at a checkpoint.")
+    tracker: str = option("none", "Where losses go beside losses.jsonl: none, tensorboard, wandb, trackio, ...")
 
 
 def parse_options(arguments: list[str] | None = None) -> TrainingOptions:
@@ -86,22 +114,26 @@ def parse_options(arguments: list[str] | None = None) -> TrainingOptions:
     (chosen,) = parser.parse_args_into_dataclasses(arguments)
     parser.set_defaults(**PRESETS[chosen.preset])
     (options,) = parser.parse_args_into_dataclasses(arguments)
-    for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "pool_episodes"):
+    counts = ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep_checkpoints")
+    for name in (*counts, "pool_episodes"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} is {getattr(options, name)}; it must be at least 1")
+    if not 0 <= options.ema_decay < 1:
+        raise ValueError(f"--ema_decay is {options.ema_decay}; it must be in [0, 1)")
+    if options.lora_rank and options.model is None:
+        raise ValueError("--lora_rank needs --model: adapters change a trained model")
     return options
 
 
 def mixture_weights(text: str) -> dict[str, float]:
     """ "5:2:2:1" -> {"action": 5, "depth": 2, "box": 2, "pose": 1}."""
-    names = ("action", "depth", "box", "pose")
     try:
         shares = [float(share) for share in text.split(":")]
     except ValueError:
         shares = []
-    if len(shares) != len(names) or min(shares) < 0 or sum(shares) == 0:
+    if len(shares) != len(OBJECTIVES) or min(shares) < 0 or sum(shares) == 0:
         raise ValueError(f"--mixture is {text!r}; it needs four shares, action:depth:box:pose, such as 5:2:2:1")
-    return dict(zip(names, shares, strict=True))
+    return dict(zip(OBJECTIVES, shares, strict=True))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -109,7 +141,7 @@ def mixture_weights(text: str) -> dict[str, float]:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def build(options: TrainingOptions, meta: dict) -> tuple[StereoVLAForActionPrediction, StereoProcessor]:
+def untrained(options: TrainingOptions, meta: dict) -> tuple[StereoVLAForActionPrediction, StereoProcessor]:
     """An untrained model of the preset's size and its processor, with the words and statistics of the dataset."""
     config = StereoVLAConfig.from_preset(options.preset)
     tokenizer = build_tokenizer(meta["tasks"], num_bins=config.num_bins)
@@ -136,180 +168,92 @@ def build(options: TrainingOptions, meta: dict) -> tuple[StereoVLAForActionPredi
             "pad_token_id": tokenizer.pad_token_id,
         },
     )
-    torch.manual_seed(options.seed)
     return StereoVLAForActionPrediction(config), processor
 
 
-def collate(processor: StereoProcessor, windows: list[dict]) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Model inputs of training windows (`dataset_builder.schema.WINDOW`), and the objective of each."""
-    inputs = dict(processor(**processor_arguments(windows)))
-    # the loss covers the whole chunk, the held-still steps after its end included
-    inputs.pop("action_mask", None)
-    return inputs, [window["objective"] for window in windows]
+def trained(options: TrainingOptions, meta: dict) -> tuple[StereoVLAForActionPrediction, StereoProcessor]:
+    """The model to start from and its processor, with the statistics of the dataset beside its own."""
+    model = StereoVLAForActionPrediction.from_pretrained(options.model, dtype=torch.float32)
+    processor = StereoProcessor.from_pretrained(options.model)
+    rates = {name: meta["fps"] for name in meta["stats"]}
+    processor = StereoProcessor.from_pretrained(
+        options.model,
+        norm_stats={**(processor.norm_stats or {}), **meta["stats"]},
+        control_rates_hz={**(processor.control_rates_hz or {}), **rates},
+    )
+    return model, processor
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Checkpoints
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-def save_checkpoint(folder: Path, accelerator: Accelerator, model, optimizer, step: int, stream: WindowStream) -> None:
-    """Weights, optimizer and stream position under `folder`, all of it or nothing."""
-    unwrapped = accelerator.unwrap_model(model)
-    partial = folder.with_suffix(".partial")
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    (partial / f"stream-{accelerator.process_index}.json").write_text(json.dumps(stream.state_dict()))
-    if accelerator.is_main_process:
-        save_file({k: v.contiguous() for k, v in unwrapped.state_dict().items()}, partial / "model.safetensors")
-        names = [name for name, parameter in unwrapped.named_parameters() if parameter.requires_grad]
-        state = optimizer.state_dict()["state"]
-        tensors = {f"{names[i]}/{key}": value for i, entry in state.items() for key, value in entry.items()}
-        save_file({k: v.contiguous() for k, v in tensors.items()}, partial / "optimizer.safetensors")
-        (partial / "trainer.json").write_text(json.dumps({"step": step, "processes": accelerator.num_processes}))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
-
-
-def load_checkpoint(folder: Path, accelerator: Accelerator, model, optimizer, stream: WindowStream) -> int:
-    """Undoes `save_checkpoint`; returns the step."""
-    trainer = json.loads((folder / "trainer.json").read_text())
-    if trainer["processes"] != accelerator.num_processes:
-        raise ValueError(
-            f"{folder} was written by {trainer['processes']} processes; resume with as many, "
-            f"not {accelerator.num_processes}"
+def build(options: TrainingOptions, meta: dict) -> tuple[StereoVLAForActionPrediction | PeftModel, StereoProcessor]:
+    """The model as it is trained, with frozen parts and adapters, and its processor."""
+    torch.manual_seed(options.seed)
+    model, processor = (untrained if options.model is None else trained)(options, meta)
+    model.freeze(*filter(None, options.freeze.split(",")))
+    if options.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    if options.compile:
+        for module in model.modules():
+            if type(module).__name__ in model._no_split_modules:
+                module.compile()
+    if options.lora_rank:
+        adapters = LoraConfig(
+            r=options.lora_rank,
+            lora_alpha=2 * options.lora_rank,
+            target_modules=LORA_TARGETS,
+            modules_to_save=LORA_HEADS,
         )
-    unwrapped = accelerator.unwrap_model(model)
-    unwrapped.load_state_dict(load_file(folder / "model.safetensors"))
-    names = [name for name, parameter in unwrapped.named_parameters() if parameter.requires_grad]
-    tensors = load_file(folder / "optimizer.safetensors")
-    state: dict[int, dict] = defaultdict(dict)
-    for key, value in tensors.items():
-        name, entry = key.rsplit("/", 1)
-        state[names.index(name)][entry] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": dict(state)})
-    stream.load_state_dict(json.loads((folder / f"stream-{accelerator.process_index}.json").read_text()))
-    return trainer["step"]
+        model = get_peft_model(model, adapters)
+    return model, processor
 
 
-def checkpoints(output: Path) -> list[Path]:
-    """Complete checkpoints of `output`, oldest first."""
-    return sorted(path for path in output.glob("checkpoint-*") if path.suffix != ".partial")
+def parameter_groups(model, options: TrainingOptions) -> list[dict]:
+    """Trained parameters by the factor on their learning rate."""
+    factors = json.loads(options.part_rates)
+    if unknown := sorted(factors.keys() - PARTS.keys()):
+        raise ValueError(f"--part_rates names {', '.join(unknown)}; parts are {', '.join(PARTS)}")
+    groups: dict[float, list] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            name = name.removeprefix("base_model.model.")
+            part = next((part for part, path in PARTS.items() if name.startswith(f"{path}.")), None)
+            groups[factors.get(part, 1.0)].append(parameter)
+    return [{"params": parameters, "factor": factor} for factor, parameters in groups.items()]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Loop
+# Result
 # ----------------------------------------------------------------------------------------------------------------------
-
-
-def learning_rate(step: int, options: TrainingOptions) -> float:
-    """Linear warm-up, flat, cosine to zero; `step` counts from 0."""
-    if step < options.warmup_steps:
-        return options.learning_rate * (step + 1) / options.warmup_steps
-    start = options.warmup_steps + options.flat_share * (options.steps - options.warmup_steps)
-    if step < start:
-        return options.learning_rate
-    return options.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - start) / max(1, options.steps - start)))
-
-
-class LossMeans:
-    """Means of each loss since the last `pop`; language losses are kept apart by objective."""
-
-    def __init__(self):
-        self.sums: dict[str, float] = defaultdict(float)
-        self.counts: dict[str, int] = defaultdict(int)
-
-    def add(self, output, objectives: list[str]) -> None:
-        for name in ("action", "disparity", "pointing", "keyframe"):
-            if (value := output.get(f"{name}_loss")) is not None:
-                self._add(f"loss/{name}", value.item())
-        self._add("loss/total", output.loss.item())
-        losses, accuracies = output.sample_language_loss.tolist(), output.sample_token_accuracy.tolist()
-        for objective, loss, accuracy in zip(objectives, losses, accuracies, strict=True):
-            # action samples are taught the keyframe pose as well (the released rule)
-            objective = "pose" if objective == "action" else objective
-            self._add(f"loss/{objective}", loss)
-            self._add(f"accuracy/{objective}", accuracy)
-
-    def _add(self, name: str, value: float) -> None:
-        if not math.isnan(value):
-            self.sums[name] += value
-            self.counts[name] += 1
-
-    def pop(self) -> dict[str, float]:
-        means = {name: self.sums[name] / self.counts[name] for name in sorted(self.sums)}
-        self.sums.clear()
-        self.counts.clear()
-        return means
-
-
-def batches(stream: WindowStream, size: int, processor: StereoProcessor) -> Iterator[tuple[dict, list[str]]]:
-    windows = []
-    for window in stream:
-        windows.append(window)
-        if len(windows) == size:
-            yield collate(processor, windows)
-            windows = []
-
-
-def validate(model, processor: StereoProcessor, stream: WindowStream, options: TrainingOptions) -> dict[str, float]:
-    """Mean losses on the first batches of the held-out episodes, with fixed noise."""
-    means = LossMeans()
-    model.eval()
-    with torch.no_grad():
-        for number, (inputs, objectives) in zip(
-            range(options.validation_batches), batches(stream, options.batch_size, processor), strict=False
-        ):
-            generator = torch.Generator().manual_seed(number)
-            means.add(model(**inputs, generator=generator), objectives)
-    model.train()
-    return {f"validation/{name}": value for name, value in means.pop().items()}
-
-
-def append_line(path: Path, record: dict) -> None:
-    with path.open("a") as lines:
-        lines.write(json.dumps(record) + "\n")
-
-
-def forget_after(path: Path, step: int) -> None:
-    """Removes the lines of `path` that a resumed run will write again."""
-    if path.exists():
-        kept = []
-        for line in path.read_text().splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except json.JSONDecodeError:
-                break  # cut off by a kill
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(f"{line}\n" for line in kept))
-        os.replace(partial, path)
 
 
 def save_result(
-    folder: Path, model, processor: StereoProcessor, options: TrainingOptions, meta: dict, window: dict
+    folder: Path, accelerator, model, average: Average, processor, options, meta: dict, window: dict
 ) -> None:
     """The folder that the Hub accepts: weights, config, processor, their code, how it was trained, and one recorded
     prediction.
     """
-    partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.eval()
-    model.save_pretrained(partial)
+    partial, unwrapped = folder.with_suffix(".partial"), accelerator.unwrap_model(model)
+    with average.in_place():
+        state = get_model_state_dict(model, options=WHOLE)
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+            unwrapped.save_pretrained(partial, state_dict=state)
+    if not accelerator.is_main_process:
+        return
     processor.save_pretrained(partial)
     # whoever loads the folder can compare: a load that succeeds is not yet a load of these weights
+    if options.lora_rank:
+        loaded = PeftModel.from_pretrained(StereoVLAForActionPrediction.from_pretrained(options.model), partial).eval()
+    else:
+        loaded = StereoVLAForActionPrediction.from_pretrained(partial).eval()
+    config = loaded.config
     inputs = processor(
         images=[window["left"], window["right"]],
         text=window["task"],
         state=window["state_history"],
         embodiment=window["embodiment"],
     )
-    noise = torch.randn(1, model.config.chunk_size, model.config.action_dim, generator=torch.Generator().manual_seed(0))
-    actions = processor.decode_actions(model.predict_action(**inputs, noise=noise), embodiment=window["embodiment"])
+    noise = torch.randn(1, config.chunk_size, config.action_dim, generator=torch.Generator().manual_seed(0))
+    actions = processor.decode_actions(loaded.predict_action(**inputs, noise=noise), embodiment=window["embodiment"])
     tensors = {
         "left": torch.from_numpy(window["left"]),
         "right": torch.from_numpy(window["right"]),
@@ -332,30 +276,81 @@ def save_result(
     os.replace(partial, folder)
 
 
-def train(options: TrainingOptions) -> Path:
-    """Trains, or goes on training, and returns the folder of the model."""
-    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
-    output = Path(options.output_dir)
-    result = output / "model"
-    record = asdict(options)
-    if (result / "config.json").exists():
-        accelerator.print(f"{result} is complete; delete {output} to train again")
-        return result
-    saved = output / "options.json"
-    if saved.exists() and json.loads(saved.read_text()) != record:
-        changed = sorted(k for k, v in json.loads(saved.read_text()).items() if record.get(k) != v)
+def append_line(path: Path, record: dict) -> None:
+    with path.open("a") as lines:
+        lines.write(json.dumps(record) + "\n")
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Removes the lines of `path` that a resumed run will write again."""
+    if path.exists():
+        kept = []
+        for line in path.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except json.JSONDecodeError:
+                break  # cut off by a kill
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(f"{line}\n" for line in kept))
+        os.replace(partial, path)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Loop
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def learning_rate(step: int, options: TrainingOptions) -> float:
+    """Linear warm-up, flat, cosine to zero; `step` counts from 0."""
+    if step < options.warmup_steps:
+        return options.learning_rate * (step + 1) / options.warmup_steps
+    start = options.warmup_steps + options.flat_share * (options.steps - options.warmup_steps)
+    if step < start:
+        return options.learning_rate
+    return options.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - start) / max(1, options.steps - start)))
+
+
+def prepare_output(options: TrainingOptions, accelerator: Accelerator, output: Path) -> None:
+    """Writes the options; refuses a folder with a run of other options."""
+    record, saved = asdict(options), output / "options.json"
+    if saved.exists() and (before := json.loads(saved.read_text())) != record:
+        changed = sorted(key for key in before.keys() | record.keys() if before.get(key) != record.get(key))
         raise ValueError(
             f"{output} holds a run with other options ({', '.join(changed)}); choose another --output_dir or delete it"
+        )
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != accelerator.num_processes:
+        raise RuntimeError(
+            f"{started} processes were started, but Accelerate sees {accelerator.num_processes}: without GPUs use "
+            "`accelerate launch --cpu`, or set ACCELERATE_USE_CPU=true"
+        )
+    parts = accelerator.num_processes * options.accumulation
+    if options.batch_size % parts:
+        raise ValueError(
+            f"--batch_size {options.batch_size} does not divide among {accelerator.num_processes} processes with "
+            f"--accumulation {options.accumulation}"
         )
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         saved.write_text(json.dumps(record, indent=2))
 
-    if options.batch_size % accelerator.num_processes:
-        raise ValueError(
-            f"--batch_size {options.batch_size} does not divide among {accelerator.num_processes} processes"
-        )
+
+def train(options: TrainingOptions) -> Path:
+    """Trains, or goes on training, and returns the folder of the model."""
+    output = Path(options.output_dir)
+    accelerator = Accelerator(
+        mixed_precision=options.mixed_precision,
+        log_with=None if options.tracker == "none" else options.tracker,
+        project_dir=output,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    result, losses_file = output / "model", output / "losses.jsonl"
+    if (result / "training.json").exists():
+        accelerator.print(f"{result} is complete; delete {output} to train again")
+        return result
+    prepare_output(options, accelerator, output)
     meta = load_meta(options.dataset)
     model, processor = build(options, meta)
     config = model.config
@@ -366,6 +361,7 @@ def train(options: TrainingOptions) -> Path:
         "history": config.state_history,
         "depth_map_share": options.disparity_share if config.disparity_loss_weight else 0.0,
     }
+    part_size = options.batch_size // (accelerator.num_processes * options.accumulation)
     stream = WindowStream(
         options.dataset,
         split="train",
@@ -375,74 +371,98 @@ def train(options: TrainingOptions) -> Path:
         world_size=accelerator.num_processes,
         **shared,
     )
+
+    def held_out() -> WindowStream:
+        return WindowStream(options.dataset, split="validation", seed=0, **shared)
+
     optimizer = torch.optim.AdamW(
-        (parameter for parameter in model.parameters() if parameter.requires_grad),
+        parameter_groups(model, options),
         lr=options.learning_rate,
         weight_decay=options.weight_decay,
         betas=(0.9, 0.95),
         fused=True,  # one pass over the hundreds of small tensors: 5 % of the step of a small model
     )
     model, optimizer = accelerator.prepare(model, optimizer)
+    unwrapped, average = accelerator.unwrap_model(model), Average(model, options.ema_decay)
     model.train()
 
     step = 0
-    losses_file = output / "losses.jsonl"
     if found := checkpoints(output):
-        step = load_checkpoint(found[-1], accelerator, model, optimizer, stream)
+        step = load_checkpoint(found[-1], accelerator, model, optimizer, average, stream)
         accelerator.print(f"going on from {found[-1].name}")
     if accelerator.is_main_process:
         forget_after(losses_file, step)
+    if options.tracker != "none":
+        accelerator.init_trackers("stereovla", asdict(options))
+    feed = Feed(Batches(stream, part_size, processor, config), options.workers, step * options.accumulation)
+    told = []
+    signal.signal(signal.SIGTERM, lambda *_: told.append("SIGTERM"))
 
-    means, since = LossMeans(), time.perf_counter()
+    means, since, waited = LossMeans(), time.perf_counter(), 0.0
     progress = tqdm(
         total=options.steps, initial=step, desc="training", disable=not accelerator.is_main_process, unit="step"
     )
-    for inputs, objectives in batches(stream, options.batch_size // accelerator.num_processes, processor):
-        if step == options.steps:
-            break
-        # all randomness of a step follows from (seed, step, rank): nothing to save for an exact resume
-        number = (options.seed * 1_000_003 + step) * 1009 + accelerator.process_index
-        generator = torch.Generator(device=accelerator.device).manual_seed(number)
-        torch.manual_seed(number)
+    while step < options.steps:
+        begin = time.perf_counter()
+        parts = [feed.take() for _ in range(options.accumulation)]
+        waited += time.perf_counter() - begin
+        inputs = [to_device(part, accelerator) for part, _ in parts]
+        counts, present, stop = agree(accelerator, [unwrapped.loss_counts(**part) for part in inputs], bool(told))
+        # dropout: all randomness of a step follows from (seed, step, process), so there is nothing to save
+        torch.manual_seed((options.seed * 1_000_003 + step) * 1009 + accelerator.process_index)
+        rate = learning_rate(step, options)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, options)
-        outputs = model(**{k: v.to(accelerator.device) for k, v in inputs.items()}, generator=generator)
-        accelerator.backward(outputs.loss)
-        norm = accelerator.clip_grad_norm_(model.parameters(), options.max_grad_norm)
-        if not math.isfinite(norm):
+            group["lr"] = rate * group["factor"]
+        outputs = []
+        for number, part in enumerate(inputs):
+            with nullcontext() if number == len(inputs) - 1 else accelerator.no_sync(model):
+                outputs.append(model(**part, counts=counts))
+                accelerator.backward(outputs[-1].loss)
+        norm = float(accelerator.clip_grad_norm_(model.parameters(), options.max_grad_norm))
+        # the scaler of float16 skips steps whose gradients overflow, and lowers itself
+        if not norm <= options.stop_grad_norm and accelerator.scaler is None:
+            path = output / f"bad-batch-{step:07d}-{accelerator.process_index}.safetensors"
+            write_tensors(path, {f"{n}.{name}": value for n, part in enumerate(inputs) for name, value in part.items()})
             raise FloatingPointError(
-                f"the gradient norm is {float(norm)} at step {step}; the last good weights: {checkpoints(output)[-1:]}"
+                f"the gradient norm is {norm} at step {step} (limit: --stop_grad_norm {options.stop_grad_norm:g}); its "
+                f"batch is saved as {path}; the last good weights: {checkpoints(output)[-1:]}"
             )
         optimizer.step()
         optimizer.zero_grad()
+        average.update()
         step += 1
         progress.update()
-        means.add(outputs, objectives)
-        if step % options.log_every == 0 and accelerator.is_main_process:
+        means.add(outputs, [names for _, names in parts], present)
+        if step % options.log_every == 0:
             seconds, since = time.perf_counter() - since, time.perf_counter()
-            line = {"step": step, "lr": learning_rate(step - 1, options), "grad_norm": float(norm)}
+            line = {"step": step, "lr": rate, "grad_norm": norm, "waiting": waited / seconds}
             line |= {"samples_per_s": options.batch_size * options.log_every / seconds} | means.pop()
-            append_line(losses_file, line)
+            waited = 0.0
+            if options.tracker != "none":
+                accelerator.log(line, step=step)
+            if accelerator.is_main_process:
+                append_line(losses_file, line)
             progress.set_postfix(
                 {k.split("/")[1]: f"{line[k]:.3f}" for k in ("loss/action", "loss/box", "loss/depth") if k in line}
             )
-        if step % options.checkpoint_every == 0 or step == options.steps:
-            if accelerator.is_main_process and options.validation_batches:
-                held_out = WindowStream(options.dataset, split="validation", seed=0, **shared)
-                append_line(
-                    losses_file,
-                    {"step": step} | validate(accelerator.unwrap_model(model), processor, held_out, options),
-                )
-            save_checkpoint(output / f"checkpoint-{step:07d}", accelerator, model, optimizer, step, stream)
+        if step % options.checkpoint_every == 0 or step == options.steps or stop:
+            if options.validation_batches and not stop:
+                batches = Batches(held_out(), part_size, processor, config)
+                line = {"step": step} | validate(accelerator, model, batches, options.validation_batches)
+                if accelerator.is_main_process:
+                    append_line(losses_file, line)
+            folder = output / f"checkpoint-{step:07d}"
+            save_checkpoint(folder, accelerator, model, optimizer, average, step, feed)
             if accelerator.is_main_process:
                 for old in checkpoints(output)[: -options.keep_checkpoints]:
                     shutil.rmtree(old)
+            if stop:
+                accelerator.print(f"told to end: {folder.name} is saved, the same command goes on from it")
+                raise SystemExit(128 + signal.SIGTERM)
     progress.close()
 
-    if accelerator.is_main_process:
-        held_out = WindowStream(options.dataset, split="validation", seed=0, **shared)
-        save_result(result, accelerator.unwrap_model(model), processor, options, meta, next(iter(held_out)))
-        print(f"trained model: {result}")
+    save_result(result, accelerator, model, average, processor, options, meta, next(iter(held_out())))
+    accelerator.print(f"trained model: {result}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return result

@@ -2,11 +2,14 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
-from datasets import IterableDataset, load_dataset_builder
+import pyarrow.parquet as pq
+from datasets import load_dataset_builder
 
 from dataset_builder import schema
 from dataset_builder.shards import ShardError, numbers
@@ -14,18 +17,26 @@ from dataset_builder.shards import ShardError, numbers
 ROWS_PER_READ = 256
 
 
+def split_revision(path: str | Path) -> tuple[str, str | None]:
+    """ "owner/name@revision" -> ("owner/name", "revision"); the revision of a folder, or of a plain id, is None."""
+    if Path(path).is_dir():
+        return str(path), None
+    name, _, revision = str(path).partition("@")
+    return name, revision or None
+
+
 class EpisodeSource:
-    """The shards of one split, read one after the other through `datasets` streaming, images as bytes.
+    """The shards of one split, read one after the other, images as bytes.
 
     A shard that fails is tried again `retries` times, after `backoff_s`, twice that, and so on, from the last whole
-    episode on; then ShardError names it.
+    episode on; then ShardError names it. Where the shard has checksums (ours have), they are verified.
 
     Args:
-        path: folder or Hub id of a dataset with the columns of `schema.ROW`.
+        path: folder or Hub id (`id@revision` for one revision) of a dataset with the columns of `schema.ROW`.
         split: "train", "validation", ...
         columns: optional columns that must be there; of the other optional ones only those in `wanted` are read, where
             present.
-        revision: of a dataset on the Hub.
+        skip: whether a first shard that cannot be read may be passed over when looking for the columns.
     """
 
     def __init__(
@@ -35,45 +46,51 @@ class EpisodeSource:
         *,
         columns: Sequence[str] = (),
         wanted: Sequence[str] = (),
-        revision: str | None = None,
         retries: int = 3,
         backoff_s: float = 0.5,
+        skip: bool = False,
     ):
-        self.path, self.split, self.revision = str(path), split, revision
-        self.retries, self.backoff_s = retries, backoff_s
+        self.path, self.split, self.retries, self.backoff_s = str(path), split, retries, backoff_s
         if Path(path).is_dir() and not any(Path(path).glob("**/*.parquet")):
             raise ValueError(f"{path} has no parquet files: is this folder a dataset?")
-        present = list(self._open(None).features)
-        schema.check_columns(present, source=f"dataset {path}, split {split!r},", needed=columns)
-        required = [column.key for column in schema.ROW if not column.optional]
-        self.columns = [key for key in present if key in {*required, *columns, *wanted}]
-        self._dataset = self._open(self.columns)
-        if len(self.shards) != self._dataset.num_shards:
-            raise ShardError(f"{path}: {len(self.shards)} files are listed, {self._dataset.num_shards} can be streamed")
+        name, revision = split_revision(path)
+        files = load_dataset_builder(name, revision=revision).config.data_files or {}
+        if split not in files:
+            raise ValueError(f"dataset {path} has no split {split!r}; it has: {', '.join(files) or 'none'}")
+        self.shards = [str(shard) for shard in files[split]]
+        self._fields = self._first_schema(skip)
+        schema.check_columns(self._fields.names, source=f"dataset {path}, split {split!r},", needed=columns)
+        chosen = {column.key for column in schema.ROW if not column.optional} | {*columns, *wanted}
+        self._fields = pa.schema([field for field in self._fields if field.name in chosen])
 
-    def _open(self, columns: list[str] | None) -> IterableDataset:
-        """The split as an iterable dataset; fills `self.shards`, the names of its files."""
-        builder = load_dataset_builder(self.path, revision=self.revision, **({"columns": columns} if columns else {}))
-        files = builder.config.data_files or {}
-        if self.split not in files:
-            raise ValueError(f"dataset {self.path} has no split {self.split!r}; it has: {', '.join(files) or 'none'}")
-        self.shards = [str(name) for name in files[self.split]]
-        try:
-            return builder.as_streaming_dataset(split=self.split)
-        except (pa.ArrowException, OSError) as error:  # the columns are read from the first file of each split
-            firsts = ", ".join(str(names[0]) for names in files.values())
-            raise ShardError(f"shard {self._first_broken(files)} (one of {firsts}) cannot be read: {error}") from error
+    def _first_schema(self, skip: bool) -> pa.Schema:
+        """Columns of the first shard; with `skip`, of the first one that can be read."""
+        for number in range(len(self.shards)):
+            for failures in range(1, self.retries + 2):
+                try:
+                    with self._open(number) as file:
+                        return file.schema_arrow
+                except Exception as error:  # see read
+                    try:
+                        self._wait_or_raise(number, 0, failures, error)
+                    except ShardError:
+                        if not skip or number == len(self.shards) - 1:
+                            raise
+        raise ValueError(f"split {self.split!r} of {self.path} has no shards")
 
-    @staticmethod
-    def _first_broken(files: dict[str, list[str]]) -> str:
-        """Name of the first local shard without a parquet footer, to name the culprit among the first files of all
-        splits.
-        """
-        for names in files.values():
-            path = Path(str(names[0]))
-            if path.is_file() and path.read_bytes()[-4:] != b"PAR1":
-                return str(path)
-        return "unknown"
+    @contextmanager
+    def _open(self, shard: int) -> Iterator[pq.ParquetFile]:
+        with fsspec.open(self.shards[shard], "rb") as file:
+            yield pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=True)
+
+    def _wait_or_raise(self, shard: int, row: int, failures: int, error: Exception) -> None:
+        """Wait longer with every failure; ShardError after the last try."""
+        if failures > self.retries:
+            raise ShardError(
+                f"shard {self.shards[shard]} of {self.path} is unreachable, truncated or corrupt (row {row}, "
+                f"{failures} tries): {type(error).__name__}: {error}"
+            ) from error
+        time.sleep(self.backoff_s * 2 ** (failures - 1))
 
     def read(self, shard: int, row: int = 0) -> Iterator[tuple[int, pa.Table]]:
         """Episodes of shard number `shard` from row `row` on, which must be the first row of an episode.
@@ -92,32 +109,40 @@ class EpisodeSource:
                 raise
             except Exception as error:  # what a file system, pyarrow or an HTTP client raise has no common base
                 failures += 1
-                if failures > self.retries:
-                    raise ShardError(
-                        f"shard {self.shards[shard]} of {self.path} is unreachable, truncated or corrupt (row {row}, "
-                        f"{failures} tries): {type(error).__name__}: {error}"
-                    ) from error
-                time.sleep(self.backoff_s * 2 ** (failures - 1))
+                self._wait_or_raise(shard, row, failures, error)
 
     def _read_once(self, shard: int, row: int) -> Iterator[tuple[int, pa.Table]]:
-        stream = self._dataset.shard(num_shards=len(self.shards), index=shard).with_format("arrow")
-        position, pending = 0, None
-        for batch in stream.iter(batch_size=ROWS_PER_READ):
-            before, position = position, position + batch.num_rows
-            if position <= row:
-                continue
-            batch = batch.slice(max(0, row - before))
-            pending = batch if pending is None else pa.concat_tables([pending, batch])
-            begin = position - pending.num_rows
-            starts = np.flatnonzero(np.diff(numbers(pending, "episode_index"))) + 1
-            for start, stop in zip(
-                [0, *starts[:-1]], starts, strict=False
-            ):  # the last episode may go on in the next batch
-                yield begin + int(stop), self._checked(pending.slice(start, stop - start), shard)
-            if len(starts):
-                pending = pending.slice(starts[-1])
+        pending = None
+        with self._open(shard) as file:
+            self._check_schema(file.schema_arrow, shard)
+            ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
+            groups = np.flatnonzero(ends > row).tolist()  # a resumed stream need not read what lies before
+            position = int(ends[groups[0] - 1]) if groups and groups[0] else 0
+            batches = file.iter_batches(ROWS_PER_READ, row_groups=groups, columns=self._fields.names, use_threads=False)
+            for batch in batches:
+                before, position = position, position + batch.num_rows
+                if position <= row:
+                    continue
+                table = pa.Table.from_batches([batch.slice(max(0, row - before))])
+                pending = table if pending is None else pa.concat_tables([pending, table])
+                begin = position - pending.num_rows
+                starts = np.flatnonzero(np.diff(numbers(pending, "episode_index"))) + 1
+                # the last episode may go on in the next batch
+                for start, stop in zip([0, *starts[:-1]], starts, strict=False):
+                    yield begin + int(stop), self._checked(pending.slice(start, stop - start), shard)
+                if len(starts):
+                    pending = pending.slice(starts[-1])
         if pending is not None and pending.num_rows:
             yield position, self._checked(pending, shard)
+
+    def _check_schema(self, found: pa.Schema, shard: int) -> None:
+        for field in self._fields:
+            kind = found.field(field.name).type if field.name in found.names else None
+            if kind != field.type:
+                raise ShardError(
+                    f"shard {self.shards[shard]}: column {field.name} is {kind or 'missing'}, in the other shards of "
+                    f"{self.path} it is {field.type}"
+                )
 
     def _checked(self, table: pa.Table, shard: int) -> pa.Table:
         frames = numbers(table, "frame_index")

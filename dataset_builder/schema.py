@@ -136,6 +136,7 @@ WINDOW: tuple[Column, ...] = (
     Column("task", "string"),
     Column("target", "string", note="name of the object that box questions are about"),
     Column("embodiment", "string"),
+    Column("seed", "int64", low=0, note="of what is drawn for this window, in this epoch"),
     Column("objective", "string", note="action | depth | box | pose"),
     Column("episode_index", "int64", low=0),
     Column("frame_index", "int64", low=0),

@@ -15,9 +15,10 @@ _COLUMNS = {"state": "observation.state", "keyframe_pose": "keyframe_pose", "act
 class RunningStatistics:
     """Minimum, maximum, mean, standard deviation, 1 % and 99 % quantiles of vectors that arrive in parts.
 
-    Mean and deviation are merged in float64 without cancellation. Quantiles are exact up to `sample` vectors; from
-    there on a
-    reservoir of that many, drawn with a fixed seed, stands for all: its error at 1e6 is below 0.0005 in rank.
+    Mean and deviation are merged in float64 without cancellation. Quantiles are exact up to `sample` vectors. From
+    there on a uniform sample of that many, drawn with a fixed seed, stands for all, however many: memory is bounded
+    (28 MB for 1e6 vectors of 7), and the share of all values below a stated q01 differs from 0.01 by a standard error
+    of sqrt(0.01 * 0.99 / sample) = 0.0001, by more than 0.0005 (five of them) in fewer than one case in a million.
     """
 
     def __init__(self, size: int, sample: int = SAMPLE, seed: int = 0):
@@ -84,6 +85,41 @@ def compute_statistics(shards: Sequence[Path]) -> dict[str, dict[str, dict[str, 
         embodiment: {name: statistics.result() for name, statistics in sorted(entry.items())}
         for embodiment, entry in sorted(running.items())
     }
+
+
+def mix_statistics(
+    parts: Sequence[tuple[dict[str, dict[str, dict[str, list[float]]]], float]],
+) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Statistics of a mixture of datasets from [(statistics, weight)].
+
+    An embodiment of one dataset keeps its statistics. One of several gets the extremes of all, mean and deviation of
+    the mixture in proportion to the weights, and the outermost quantiles: q01 ... q99 holds at least 98 % of each part.
+    """
+    found: dict[str, list[tuple[dict[str, dict[str, list[float]]], float]]] = {}
+    for statistics, weight in parts:
+        for embodiment, entry in statistics.items():
+            found.setdefault(embodiment, []).append((entry, weight))
+    return {embodiment: _mix(embodiment, entries) for embodiment, entries in sorted(found.items())}
+
+
+def _mix(embodiment: str, entries: Sequence[tuple[dict[str, dict[str, list[float]]], float]]) -> dict[str, Any]:
+    if len(entries) == 1:
+        return entries[0][0]
+    names = {tuple(sorted((name, len(values["mean"])) for name, values in entry.items())) for entry, _ in entries}
+    if len(names) > 1:
+        raise ValueError(f"datasets with embodiment {embodiment!r} have different quantities (and sizes): {names}")
+    weights = np.array([weight for _, weight in entries])
+    weights = weights / weights.sum()
+    mixed = {}
+    for name in entries[0][0]:
+        values = {key: np.array([entry[name][key] for entry, _ in entries]) for key in entries[0][0][name]}
+        mean = weights @ values["mean"]
+        square = weights @ (values["std"] ** 2 + (values["mean"] - mean) ** 2)
+        result = {key: values[key].min(0) for key in ("min", "q01")} | {
+            key: values[key].max(0) for key in ("max", "q99")
+        }
+        mixed[name] = {key: value.tolist() for key, value in (result | {"mean": mean, "std": np.sqrt(square)}).items()}
+    return mixed
 
 
 def _values(path: Path) -> list[tuple[str, dict[str, np.ndarray]]]:

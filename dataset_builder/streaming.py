@@ -5,20 +5,27 @@ epoch permutes the units and deals them to `lanes` lanes. A lane reads `pool_epi
 emits their windows in a random order, then goes on. The lanes take turns; a consumer (one DataLoader worker of one
 rank) owns every N-th lane. All permutations are functions of (seed, epoch, place), so the state of a lane is four
 numbers, and lanes can be dealt to another number of consumers after a restart: no window is lost, none comes twice.
+
+Several datasets: each is dealt to the lanes as if it were alone, and each lane draws for every window which dataset it
+comes from, as a function of (seed, lane, windows drawn so far). So all of the above holds for each dataset; each has
+epochs of its own.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from huggingface_hub import hf_hub_download
+import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from dataset_builder import questions, schema
+from dataset_builder.augmentation import PhotometricAugmentation
 from dataset_builder.episodes import EpisodeSource
-from dataset_builder.shards import read_json
+from dataset_builder.mixture import Mixture, check_mixture
+from dataset_builder.shards import ShardError
 from dataset_builder.windows import DEPTH, SEGMENTATION, WindowPool
 
 _EMPTY_EPOCHS = 200  # an endless lane that found no window in so many epochs never will
@@ -28,7 +35,8 @@ class WindowStream(IterableDataset):
     """Endless (or `epochs` long) stream of windows as in `schema.WINDOW`.
 
     Args:
-        path: folder or Hub id.
+        path: folder, Hub id or `id@revision`; or several of them with weights, [(path, weight), ...]: the shares of the
+            windows that come from each.
         split: "train", "validation", ...
         chunk_size: actions per window, at most the data's plan length where it has `action_plan`.
         history: states per window, the present one included.
@@ -37,15 +45,20 @@ class WindowStream(IterableDataset):
         depth_map_share: share of the windows that carry the depth map (for a disparity loss), drawn per window; 0 costs
             least, and needs no depth in the data where the mixture asks for none.
         shuffle: False reads units and frames in their stored order.
-        epochs: passes over the data; None = endless.
+        epochs: passes over the data; None = endless. Of several datasets each is passed over so many times, the weights
+            deciding the order; what is left when one has ended is shared by the others.
         lanes, pool_episodes: see the module's docstring. Together they decide how well the order is mixed, and the
             memory: about lanes * pool_episodes * (frames per episode) * 30 kB at 128x128.
         rank, world_size: of this process among those that train together.
+        retries, backoff_s: see `EpisodeSource`.
+        on_bad_shard: after the retries, "raise" = ShardError that names the shard; "skip" = warn, count it in
+            `skipped_shards` and go on behind what is left of it.
+        augmentation: changes the colours of every pair; None = as recorded.
     """
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | Mixture,
         split: str = "train",
         *,
         chunk_size: int = 8,
@@ -61,9 +74,10 @@ class WindowStream(IterableDataset):
         pool_episodes: int = 16,
         rank: int = 0,
         world_size: int = 1,
-        revision: str | None = None,
         retries: int = 3,
         backoff_s: float = 0.5,
+        on_bad_shard: Literal["raise", "skip"] = "raise",
+        augmentation: PhotometricAugmentation | None = None,
     ):
         super().__init__()
         for name, value in {
@@ -76,6 +90,8 @@ class WindowStream(IterableDataset):
                 raise ValueError(f"{name}={value} must be at least 1")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank={rank} must be in [0, world_size={world_size})")
+        if on_bad_shard not in ("raise", "skip"):
+            raise ValueError(f"on_bad_shard={on_bad_shard!r}; valid: 'raise', 'skip'")
         if not 0 <= depth_map_share <= 1:
             raise ValueError(f"depth_map_share={depth_map_share} must be in [0, 1]")
         self.question_config = questions.QuestionConfig(
@@ -87,12 +103,13 @@ class WindowStream(IterableDataset):
         self.seed, self.shuffle, self.epochs = seed, shuffle, epochs
         self.lanes, self.pool_episodes = lanes, pool_episodes
         self.rank, self.world_size = rank, world_size
+        self.on_bad_shard, self.augmentation = on_bad_shard, augmentation
+        self._paths, self._weights = zip(*check_mixture(path), strict=True)
         self._source_arguments = {
-            "path": path,
             "split": split,
-            "revision": revision,
             "retries": retries,
             "backoff_s": backoff_s,
+            "skip": on_bad_shard == "skip",
             "columns": self._needed_columns(),
             "wanted": (
                 "action_plan",
@@ -102,12 +119,16 @@ class WindowStream(IterableDataset):
                 "target.box_right_px",
             ),
         }
-        self._source: EpisodeSource | None = None
-        self.num_shards = len(self._open().shards)
-        self._stripes = -(-lanes // self.num_shards)  # units per shard, so that no lane goes without
+        self._sources: dict[int, EpisodeSource] = {}
+        self._shards = [self._source(number).shards for number in range(len(self._paths))]
+        # units per shard, so that no lane goes without
+        self._stripes = [-(-lanes // len(names)) for names in self._shards]
+        # how often each shard was given up by each lane; in memory that DataLoader workers share with this process
+        self._skips = torch.zeros(lanes, sum(map(len, self._shards)), dtype=torch.int32).share_memory_()
         self._loaded: dict[str, Any] | None = None
-        self._positions: dict[int, dict[str, int]] = {}
+        self._positions: dict[int, dict[str, Any]] = {}
         self._next_lane = 0
+        self.rotation = 0  # worker w reads what belongs to worker w + rotation: where DataLoader would have gone on
 
     def _needed_columns(self) -> list[str]:
         config, needed = self.question_config, []
@@ -122,24 +143,32 @@ class WindowStream(IterableDataset):
         return needed
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_source": None}  # a worker process opens the dataset itself
+        return {**self.__dict__, "_sources": {}}  # a worker process opens the datasets itself
 
-    def _open(self) -> EpisodeSource:
-        if self._source is None:
-            self._source = EpisodeSource(**self._source_arguments)
-        return self._source
+    def _source(self, number: int) -> EpisodeSource:
+        if number not in self._sources:
+            self._sources[number] = EpisodeSource(self._paths[number], **self._source_arguments)
+        return self._sources[number]
+
+    @property
+    def skipped_shards(self) -> dict[str, int]:
+        """{shard: how often it was given up}, over all DataLoader workers of this process and what was resumed from."""
+        names = [name for shards in self._shards for name in shards]
+        counts = self._skips.sum(0).tolist()
+        return {name: count for name, count in zip(names, counts, strict=True) if count}
 
     def _consumer(self) -> tuple[int, int]:
         """(number of this consumer, number of consumers) over all ranks and DataLoader workers."""
         worker = get_worker_info()
         workers, worker_id = (1, 0) if worker is None else (worker.num_workers, worker.id)
-        return self.rank * workers + worker_id, self.world_size * workers
+        return self.rank * workers + (worker_id + self.rotation) % workers, self.world_size * workers
 
     def _identity(self) -> dict[str, Any]:
         """What must not change between saving and loading a state."""
         return {
             "split": self._source_arguments["split"],
-            "num_shards": self.num_shards,
+            "num_shards": [len(names) for names in self._shards],
+            "weights": list(self._weights),
             "seed": self.seed,
             "shuffle": self.shuffle,
             "lanes": self.lanes,
@@ -149,15 +178,29 @@ class WindowStream(IterableDataset):
     def _rewind(self) -> None:
         consumer, consumers = self._consumer()
         start = {"epoch": 0, "unit": 0, "row": 0, "offset": 0}
-        self._positions = {lane: dict(start) for lane in range(consumer, self.lanes, consumers)}
+        self._positions = {
+            lane: {"drawn": 0, "datasets": [dict(start) for _ in self._paths]}
+            for lane in range(consumer, self.lanes, consumers)
+        }
         self._next_lane = consumer
 
     def state_dict(self) -> dict[str, Any]:
         """Position after the last window yielded by this consumer; JSON-able."""
         if not self._positions:
             self._rewind()
-        lanes = {str(lane): dict(position) for lane, position in self._positions.items()}
-        return {"stream": self._identity(), "lanes": lanes, "next_lane": self._next_lane}
+        lanes = {}
+        consumer, consumers = self._consumer()
+        for lane, position in self._positions.items():
+            if lane % consumers != consumer:  # loaded with those of all consumers, and not yet iterated
+                continue
+            skipped = self._skips[lane]
+            counts = {str(shard): int(skipped[shard]) for shard in skipped.nonzero().flatten().tolist()}
+            lanes[str(lane)] = {**_copied(position), "skipped": counts}
+        return {
+            "stream": self._identity(),
+            "lanes": lanes,
+            "next_lane": self._next_lane if self._loaded is None else self._turn(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state` at the next `iter()`. It must cover this consumer's lanes; `merge_states` joins those of
@@ -167,7 +210,11 @@ class WindowStream(IterableDataset):
             if state["stream"].get(name) != value:
                 raise ValueError(f"the saved stream has {name}={state['stream'].get(name)}, this one {name}={value}")
         self._loaded = dict(state)
-        self._positions = {int(lane): dict(position) for lane, position in state["lanes"].items()}
+        self._positions = {int(lane): _copied(position) for lane, position in state["lanes"].items()}
+        self._skips.zero_()
+        for lane, position in state["lanes"].items():
+            for shard, count in position["skipped"].items():
+                self._skips[int(lane), int(shard)] = count
         self._next_lane = state["next_lane"]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -185,8 +232,8 @@ class WindowStream(IterableDataset):
                 raise ValueError(
                     f"the saved state lacks lanes {missing} of consumer {consumer} of {consumers}: merge_states first"
                 )
-            self._positions = {lane: dict(self._loaded["lanes"][str(lane)]) for lane in mine}
-            self._next_lane = self._loaded["next_lane"] if self._loaded["next_lane"] in mine else consumer
+            self._positions = {lane: _copied(self._loaded["lanes"][str(lane)]) for lane in mine}
+            self._next_lane = self._turn()
             self._loaded = None
         streams = {lane: self._lane(lane, self._positions[lane]) for lane in mine}
         while streams:
@@ -199,45 +246,97 @@ class WindowStream(IterableDataset):
             else:
                 yield window
 
-    def _units(self, epoch: int, lane: int) -> np.ndarray:
-        units = np.arange(self.num_shards * self._stripes)
+    def _turn(self) -> int:
+        """The lane that comes next in the loaded state; this consumer's first one if it was of other consumers."""
+        consumer, consumers = self._consumer()
+        turns = self._loaded.get("turns", [self._loaded["next_lane"]])
+        mine = [lane for lane in turns if lane % consumers == consumer] if len(turns) == consumers else []
+        return mine[0] if mine else consumer
+
+    def _lane(self, lane: int, state: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Windows of one lane from `state` on, which is kept up to date."""
+        # ended before is the same as ended now: the draws below must see the datasets that an uninterrupted stream sees
+        streams = {
+            number: self._windows(lane, number, position)
+            for number, position in enumerate(state["datasets"])
+            if self.epochs is None or position["epoch"] < self.epochs
+        }
+        while streams:
+            number = self._draw(lane, state["drawn"], list(streams))
+            window = next(streams[number], None)
+            if window is None:
+                del streams[number]
+            else:
+                state["drawn"] += 1
+                yield window
+
+    def _draw(self, lane: int, drawn: int, numbers: Sequence[int]) -> int:
+        if len(numbers) == 1:
+            return numbers[0]
+        ends = np.cumsum([self._weights[number] for number in numbers])
+        place = np.random.default_rng((self.seed, lane, drawn)).random() * ends[-1]
+        return numbers[int(np.searchsorted(ends, place, side="right"))]
+
+    def _units(self, number: int, epoch: int, lane: int) -> np.ndarray:
+        units = np.arange(len(self._shards[number]) * self._stripes[number])
         if self.shuffle:
             units = np.random.default_rng((self.seed, epoch)).permutation(units)
         return units[lane :: self.lanes]
 
-    def _lane(self, lane: int, position: dict[str, int]) -> Iterator[dict[str, Any]]:
-        """Windows of one lane from `position` on, which is kept up to date."""
+    def _windows(self, lane: int, number: int, position: dict[str, int]) -> Iterator[dict[str, Any]]:
+        """Windows of dataset `number` in one lane from `position` on, which is kept up to date."""
         found_in = position["epoch"]
         while self.epochs is None or position["epoch"] < self.epochs:
-            units = self._units(position["epoch"], lane)
+            units = self._units(number, position["epoch"], lane)
             while position["unit"] < len(units):
-                for pool, end in self._pools(int(units[position["unit"]]), position["row"]):
-                    found_in = position["epoch"]
-                    order = self._order(pool, position, int(units[position["unit"]]))
-                    while position["offset"] < len(order):
-                        index = int(order[position["offset"]])
-                        position["offset"] += 1
-                        yield self._window(pool, index, position["epoch"])
-                    position |= {"row": end, "offset": 0}
+                unit = int(units[position["unit"]])
+                try:
+                    for window in self._unit(number, unit, position):
+                        found_in = position["epoch"]
+                        yield window
+                except ShardError as error:
+                    if self.on_bad_shard == "raise":
+                        raise
+                    self._skip(lane, number, unit, error)
                 position |= {"unit": position["unit"] + 1, "row": 0, "offset": 0}
             position |= {"epoch": position["epoch"] + 1, "unit": 0}
             if position["epoch"] - found_in > _EMPTY_EPOCHS:
                 raise ValueError(
-                    f"lane {lane} of {self.lanes} finds no episodes: lower lanes to the number of episodes or below"
+                    f"lane {lane} of {self.lanes} finds no episodes in {self._paths[number]}: lower lanes to the "
+                    f"number of episodes or below; shards skipped: {self.skipped_shards or 'none'}"
                 )
+
+    def _skip(self, lane: int, number: int, unit: int, error: ShardError) -> None:
+        shard = unit // self._stripes[number]
+        self._skips[lane, sum(map(len, self._shards[:number])) + shard] += 1
+        warnings.warn(f"skipped what is left of a shard: {error}", RuntimeWarning, stacklevel=2)
+
+    def _unit(self, number: int, unit: int, position: dict[str, int]) -> Iterator[dict[str, Any]]:
+        for pool, end in self._pools(number, unit, position["row"]):
+            order = self._order(pool, position, unit)
+            while position["offset"] < len(order):
+                index = int(order[position["offset"]])
+                position["offset"] += 1
+                try:
+                    window = self._window(pool, index, position["epoch"])
+                except ShardError as error:
+                    name = self._shards[number][unit // self._stripes[number]]
+                    raise ShardError(f"shard {name}: {error}") from error
+                yield window
+            position |= {"row": end, "offset": 0}
 
     def _order(self, pool: WindowPool, position: Mapping[str, int], unit: int) -> np.ndarray:
         if not self.shuffle:
             return np.arange(pool.size)
         return np.random.default_rng((self.seed, position["epoch"], unit, position["row"])).permutation(pool.size)
 
-    def _pools(self, unit: int, row: int) -> Iterator[tuple[WindowPool, int]]:
+    def _pools(self, number: int, unit: int, row: int) -> Iterator[tuple[WindowPool, int]]:
         """(pool, row after it) of one unit from `row` on."""
-        shard, stripe = divmod(unit, self._stripes)
+        shard, stripe = divmod(unit, self._stripes[number])
         tables: list[pa.Table] = []
         end = row
-        for end, table in self._open().read(shard, row):
-            if table["episode_index"][0].as_py() % self._stripes == stripe:
+        for end, table in self._source(number).read(shard, row):
+            if table["episode_index"][0].as_py() % self._stripes[number] == stripe:
                 tables.append(table)
             if len(tables) == self.pool_episodes:
                 yield WindowPool(tables, self.history, self.chunk_size), end
@@ -247,10 +346,14 @@ class WindowStream(IterableDataset):
 
     def _window(self, pool: WindowPool, index: int, epoch: int) -> dict[str, Any]:
         window = pool.window(index)
+        place = (self.seed, epoch, window["episode_index"], window["frame_index"])
+        window["seed"] = int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)
+        if self.augmentation is not None:
+            window["left"], window["right"] = self.augmentation(window["left"], window["right"], place)
         config = self.question_config
         if not self.depth_map_share and config.only is not None:
             return window | {"objective": config.only}  # nothing to draw: saves 5 % of the time
-        rng = questions.window_generator(self.seed, epoch, window["episode_index"], window["frame_index"])
+        rng = questions.window_generator(*place)
         carries_depth = rng.random() < self.depth_map_share
         possible = [*questions.ALWAYS_POSSIBLE] + (["box"] if np.isfinite(window["boxes"]).all() else [])
         objective = questions.draw_objective(config, rng, [*possible, "depth"])
@@ -279,15 +382,9 @@ def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if repeated:
             raise ValueError(f"two states hold the lanes {repeated}: they are not of one moment of one stream")
         lanes |= state["lanes"]
-    return {"stream": states[0]["stream"], "lanes": lanes, "next_lane": states[0]["next_lane"]}
+    turns = [state["next_lane"] for state in states]
+    return {"stream": states[0]["stream"], "lanes": lanes, "next_lane": turns[0], "turns": turns}
 
 
-def load_meta(path: str | Path, revision: str | None = None) -> dict[str, Any]:
-    """What a dataset (folder or Hub id) says of itself: meta/info.json (`tasks`, `fps`, `splits`, ...) and `stats`."""
-
-    def read(name: str) -> Any:
-        if Path(path).is_dir():
-            return read_json(Path(path) / "meta" / name)
-        return read_json(Path(hf_hub_download(str(path), f"meta/{name}", repo_type="dataset", revision=revision)))
-
-    return {**read("info.json"), "stats": read("stats.json")}
+def _copied(lane: Mapping[str, Any]) -> dict[str, Any]:
+    return {"drawn": lane["drawn"], "datasets": [dict(position) for position in lane["datasets"]]}

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from dataset_builder import schema
 from dataset_builder.questions import tool_pixels
-from dataset_builder.shards import decode_image, numbers
+from dataset_builder.shards import ShardError, decode_image, numbers
 
 LEFT, RIGHT = "observation.images.left", "observation.images.right"
 DEPTH, SEGMENTATION = "observation.depth", "observation.segmentation"
@@ -41,16 +41,21 @@ class WindowPool:
         self._tool_position = states[:, :3]
 
     def image(self, key: str, index: int) -> np.ndarray:
-        """Decoded image of frame `index`."""
-        return decode_image(key, self._bytes[key][index].as_buffer())
+        """Decoded image of frame `index`; ShardError names episode and frame of one that cannot be decoded."""
+        try:
+            return decode_image(key, self._bytes[key][index].as_py() or b"")
+        except ShardError as error:
+            raise ShardError(f"{self._place(index)}: {error}") from error
+
+    def _place(self, index: int) -> str:
+        return ", ".join(f"{key} {values[index]}" for key, values in self._index.items())
 
     def window(self, index: int) -> dict[str, Any]:
         """Window of frame `index` without objective and depth."""
         left, right = self.image(LEFT, index), self.image(RIGHT, index)
         if left.shape != right.shape:
-            place = ", ".join(f"{key} {values[index]}" for key, values in self._index.items())
             raise ValueError(
-                f"{place}: left view is {left.shape}, right view {right.shape}; they must have the same size"
+                f"{self._place(index)}: left view is {left.shape}, right view {right.shape}; they must be equally large"
             )
         window = {
             "left": left,

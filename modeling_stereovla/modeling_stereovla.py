@@ -310,6 +310,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
             attention_mask = torch.ones_like(input_ids)
         if counts is None:
             counts = self.loss_counts(labels, actions, is_action, disparity, points, displacement)
+            counts = {name: count.clamp(min=1) for name, count in counts.items()}
         recorder = RecordingCache() if training_actions else None
         outputs = self.model(
             input_ids=input_ids,
@@ -368,7 +369,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
         displacement: torch.Tensor | None = None,
         **_unused,
     ) -> dict[str, torch.Tensor]:
-        """How many samples, tokens, points and pixels of a batch (inputs of `forward`) have each loss; at least 1."""
+        """How many samples, tokens, points and pixels of a batch (inputs of `forward`) have each loss."""
         found = {}
         if labels is not None:
             found["language"] = (labels[:, 1:] != IGNORED).sum()
@@ -380,7 +381,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
             found["pointing"] = in_picture(points, self.config.image_size).sum()
         if self.pointers is not None and displacement is not None:
             found["keyframe"] = displacement.isfinite().all(-1).sum()
-        return {name: count.to(self.device).clamp(min=1) for name, count in found.items()}
+        return {name: count.to(self.device) for name, count in found.items()}
 
     def _language_loss(self, result: StereoVLAOutput, hidden: torch.Tensor, labels: torch.Tensor, counts: dict) -> None:
         """Next-token loss, one mean over all labelled tokens; logits are computed for these alone."""

@@ -11,14 +11,16 @@ from hub_folder import serve
 from synthetic_dataset import write_dataset
 
 from dataset_builder import shards
-from dataset_builder.streaming import WindowStream, load_meta
+from dataset_builder.mixture import load_meta
+from dataset_builder.streaming import WindowStream
 
 # In a process of its own, since the address of the Hub is read when huggingface_hub is imported. One line per step: the
 # server is told to fail in between.
 SCRIPT = """
 import json, sys
 from dataset_builder.shards import ShardError
-from dataset_builder.streaming import WindowStream, load_meta
+from dataset_builder.mixture import load_meta
+from dataset_builder.streaming import WindowStream
 print(json.dumps(load_meta("someone/demonstrations")), flush=True)
 options = dict(epochs=1, lanes=3, pool_episodes=2, retries=3, backoff_s=0.01)
 stream = WindowStream("someone/demonstrations", **options)

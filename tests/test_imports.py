@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("modeling_stereovla", "processing", "simulation", "dataset_builder", "evaluation", "serving", "benchmarks")
+ROOMS = (
+    "modeling_stereovla",
+    "processing",
+    "simulation",
+    "dataset_builder",
+    "training",
+    "evaluation",
+    "serving",
+    "benchmarks",
+)
 SCRIPTS = ("train", "push_to_hub")
 ALLOWED = {
     "modeling_stereovla": set(),
@@ -16,7 +25,8 @@ ALLOWED = {
     "dataset_builder": {"simulation", "processing"},
     "evaluation": {"simulation"},
     "serving": set(),
-    "train": {"modeling_stereovla", "processing", "dataset_builder"},
+    "training": {"modeling_stereovla", "processing", "dataset_builder"},
+    "train": {"modeling_stereovla", "processing", "dataset_builder", "training"},
     "push_to_hub": {"dataset_builder"},
 }
 REMOTE_CODE = ("modeling_stereovla", "processing")

@@ -16,8 +16,9 @@ pytest.importorskip("mujoco")
 from dataset_builder import schema, shards  # noqa: E402
 from dataset_builder.__main__ import main, parse_build  # noqa: E402
 from dataset_builder.build import BuildConfig, _check_folder, _lock, build, plan_shards  # noqa: E402
+from dataset_builder.mixture import load_meta
 from dataset_builder.recording import FIRST_SEED, Recorder, RecordingConfig, episode_seed  # noqa: E402
-from dataset_builder.streaming import WindowStream, load_meta  # noqa: E402
+from dataset_builder.streaming import WindowStream  # noqa: E402
 from simulation import Expert, World, WorldConfig  # noqa: E402
 
 ROOT = Path(__file__).parent.parent

@@ -46,6 +46,19 @@ def test_depth_is_a_16_bit_png_of_tenth_millimetres_and_far_is_none():
     np.testing.assert_allclose(shards.decode_image("observation.depth", data), [[0.1234, 0, 6.5535, 0]], atol=1e-6)
 
 
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (17, 41), (128, 96)])
+def test_simplejpeg_gives_pillows_pixels(height, width):
+    pytest.importorskip("simplejpeg")
+    y, x = np.mgrid[:height, :width]
+    smooth = np.stack([x * 255 // width, y * 255 // height, (x + y) % 256], axis=-1).astype(np.uint8)
+    data = shards.encode_image("observation.images.left", smooth)
+    decoded = shards.decode_image("observation.images.left", data)
+    np.testing.assert_array_equal(decoded, np.array(Image.open(io.BytesIO(data))))
+    for broken in (b"", data[:5], data[: len(data) // 2]):
+        with pytest.raises(shards.ShardError, match=rf"the {len(broken)} bytes of observation.images.left cannot be"):
+            shards.decode_image("observation.images.left", broken)
+
+
 def test_depth_survives_at_any_size():
     rng = np.random.default_rng(0)
     for height, width in ((1, 1), (3, 7), (60, 33)):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dataset_builder.__main__ import main as build_dataset
+from modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
 from push_to_hub import PushOptions, check_folder, check_fresh_load, push
-from train import learning_rate, mixture_weights, parse_options, train
+from train import learning_rate, mixture_weights, parameter_groups, parse_options, train
+from training.checkpoints import Average
 
 ROOT = Path(__file__).parent.parent
 # one thread: with several, sums are taken in an order that is not the same in every run
@@ -42,7 +45,128 @@ def trained(dataset, tmp_path_factory) -> Path:
 
 def losses(output: Path) -> list[dict]:
     lines = [json.loads(line) for line in (output / "losses.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "samples_per_s"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in ("samples_per_s", "waiting")} for line in lines]
+
+
+def run(arguments: list[str], processes: int = 1, **options) -> subprocess.CompletedProcess:
+    launcher = (
+        [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    )
+    command = [sys.executable, *launcher, "train.py", *arguments]
+    environment = ENVIRONMENT | {"ACCELERATE_USE_CPU": "true"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, **options)
+
+
+def assert_same_training(first: Path, second: Path) -> None:
+    """The same losses at every step and the same weights in the end, but for the order of sums."""
+    for mine, other in zip(losses(first), losses(second), strict=True):
+        # validation runs in batches of the size of a part
+        mine, other = ({k: v for k, v in line.items() if not k.startswith("validation")} for line in (mine, other))
+        assert mine == pytest.approx(other, rel=1e-3, abs=1e-4)
+    weights = [load_file(folder / "model" / "model.safetensors") for folder in (first, second)]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, atol=1e-4, rtol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def frozen_run(dataset, tmp_path_factory) -> tuple[list[str], Path]:
+    """Arguments and output of a run in one process; without batch norm, whose statistics are those of a part."""
+    output = tmp_path_factory.mktemp("training") / "frozen"
+    own = [*arguments(dataset, output), "--freeze", "stereo", "--batch_size", "8"]
+    done = run(own)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return own, output
+
+
+def test_parts_of_a_step_train_as_the_whole(frozen_run, tmp_path):
+    own, output = frozen_run
+    done = run([*own, "--accumulation", "2", "--output_dir", str(tmp_path / "run")])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert_same_training(output, tmp_path / "run")
+
+
+def test_two_processes_train_as_one_also_from_its_checkpoint(frozen_run, tmp_path):
+    own, output = frozen_run
+    from_start, half_way = tmp_path / "start", tmp_path / "half"
+    half_way.mkdir()
+    shutil.copytree(output / "checkpoint-0000004", half_way / "checkpoint-0000004")
+    shutil.copy(output / "losses.jsonl", half_way)
+    for folder in (from_start, half_way):
+        done = run([*own, "--output_dir", str(folder)], processes=2)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert_same_training(output, folder)
+    assert "going on from checkpoint-0000004" in done.stdout
+
+
+def test_told_to_end_it_saves_and_goes_on_in_the_same_bits(dataset, tmp_path):
+    """With workers, parts, running means and learning rates by part: everything that a checkpoint must hold."""
+    rates = json.dumps({"language_model": 0.5})
+    own = ["--workers", "2", "--accumulation", "2", "--ema_decay", "0.5", "--part_rates", rates, "--steps", "8"]
+    command = [*arguments(dataset, tmp_path / "whole"), *own, "--checkpoint_every", "100"]
+    assert run(command).returncode == 0
+    told = [*command, "--output_dir", str(tmp_path / "told")]
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *told], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "told" / "losses.jsonl").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    (saved,) = (tmp_path / "told").glob("checkpoint-*")
+    assert int(saved.name[-7:]) < 8
+    assert run(told).returncode == 0
+    weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "told")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert losses(tmp_path / "whole") == losses(tmp_path / "told")
+    last = load_file(tmp_path / "whole" / "checkpoint-0000008" / "model.safetensors")
+    mean = load_file(tmp_path / "whole" / "checkpoint-0000008" / "average.safetensors")
+    name = "action_expert.action_out_proj.weight"
+    assert torch.equal(weights[0][name], mean[name]) and not torch.equal(last[name], mean[name])
+
+
+def test_exploding_gradients_stop_with_the_batch_saved(dataset, tmp_path):
+    with pytest.raises(FloatingPointError, match="bad-batch-0000000-0.safetensors"):
+        train(parse_options([*arguments(dataset, tmp_path / "run"), "--stop_grad_norm", "1e-6"]))
+    saved = load_file(tmp_path / "run" / "bad-batch-0000000-0.safetensors")
+    assert saved["0.pixel_values"].shape == (4, 2, 3, 64, 64) and "0.noise" in saved
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_bfloat16_checkpointing_and_tensorboard(dataset, tmp_path):
+    own = ["--mixed_precision", "bf16", "--gradient_checkpointing", "True", "--tracker", "tensorboard", "--steps", "2"]
+    done = run([*arguments(dataset, tmp_path / "run"), *own])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
+    assert load_file(tmp_path / "run" / "model" / "model.safetensors")["lm_head.weight"].dtype == torch.float32
+
+
+def test_running_means_follow_their_definition():
+    layer = torch.nn.Linear(2, 1)
+    average, expected = Average(layer, 0.75), layer.weight.detach().clone()
+    for step in range(3):
+        with torch.no_grad():
+            layer.weight.fill_(float(step))
+        average.update()
+        expected = 0.75 * expected + 0.25 * step
+    with average.in_place():
+        torch.testing.assert_close(layer.weight.detach(), expected)
+    assert (layer.weight == 2).all()
+
+
+def test_rates_by_part():
+    options = parse_options(["--dataset", "d", "--output_dir", "o", "--part_rates", '{"lm_head": 0.1, "pointers": 2}'])
+    model = StereoVLAForActionPrediction(StereoVLAConfig.from_preset("tiny", use_pointers=True)).freeze("stereo")
+    groups = {group["factor"]: group["params"] for group in parameter_groups(model, options)}
+    assert groups.keys() == {0.1, 1.0, 2}
+    assert [id(p) for p in groups[0.1]] == [id(model.lm_head.weight)]
+    assert {id(p) for p in groups[2]} == {id(p) for p in model.pointers.parameters()}
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
+    assert {id(p) for group in groups.values() for p in group} == trained
+    options.part_rates = '{"head": 1}'
+    with pytest.raises(ValueError, match="--part_rates names head; parts are semantic"):
+        parameter_groups(model, options)
 
 
 def test_killed_run_ends_in_the_same_bits(dataset, trained, tmp_path):
@@ -112,8 +236,6 @@ def test_dry_run_writes_a_card_and_keeps_a_persons_edits(trained):
 
 def test_other_weights_under_the_same_config_are_noticed(trained, tmp_path):
     """A load that succeeds is not yet a load of these weights."""
-    import shutil
-
     folder = tmp_path / "model"
     shutil.copytree(trained / "model", folder)
     weights = load_file(folder / "model.safetensors")

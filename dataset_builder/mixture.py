@@ -1,0 +1,62 @@
+"""Several datasets with weights, and what datasets say of themselves."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from huggingface_hub import hf_hub_download
+
+from dataset_builder.episodes import split_revision
+from dataset_builder.shards import read_json
+from dataset_builder.statistics import mix_statistics
+
+Mixture = Sequence[tuple[str | Path, float]]  # (dataset, weight)
+
+
+def check_mixture(path: str | Path | Mixture) -> Mixture:
+    """[(path, weight)] of one or several datasets; ValueError for weights that are not above 0 and repeated paths."""
+    if isinstance(path, str | Path):
+        return [(path, 1.0)]
+    mixture = [(name, float(weight)) for name, weight in path]
+    names = [str(name) for name, _ in mixture]
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice or not mixture:
+        raise ValueError(f"datasets are named twice: {twice}" if twice else "no datasets are named")
+    for name, weight in mixture:
+        if not (np.isfinite(weight) and weight > 0):
+            raise ValueError(f"the weight of {name} is {weight}; it must be above 0")
+    return mixture
+
+
+def load_meta(path: str | Path | Mixture) -> dict[str, Any]:
+    """What a dataset (folder, Hub id or `id@revision`) says of itself: meta/info.json (`tasks`, `fps`, `splits`, ...)
+    and `stats`.
+
+    Of several datasets with weights: the `tasks` of all, and `stats` of the mixture (see `mix_statistics`); and `fps`,
+    which must be the same everywhere.
+    """
+    if isinstance(path, str | Path):
+        return _load_meta(path)
+    mixture = check_mixture(path)
+    metas = {str(name): _load_meta(name) for name, _ in mixture}
+    rates = {name: meta["fps"] for name, meta in metas.items()}
+    if len(set(rates.values())) > 1:
+        raise ValueError(f"the datasets have different frame rates, Hz: {rates}; actions are per frame")
+    return {
+        "fps": next(iter(rates.values())),
+        "tasks": sorted({task for meta in metas.values() for task in meta["tasks"]}),
+        "stats": mix_statistics([(metas[str(name)]["stats"], weight) for name, weight in mixture]),
+    }
+
+
+def _load_meta(path: str | Path) -> dict[str, Any]:
+    name, revision = split_revision(path)
+
+    def read(file: str) -> Any:
+        if Path(path).is_dir():
+            return read_json(Path(path) / "meta" / file)
+        return read_json(Path(hf_hub_download(name, f"meta/{file}", repo_type="dataset", revision=revision)))
+
+    return {**read("info.json"), "stats": read("stats.json")}

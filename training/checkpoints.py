@@ -1,0 +1,118 @@
+"""Checkpoints of a training run: whole tensors in safetensors, so that any number of processes can go on from them."""
+
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from dataset_builder.streaming import merge_states
+from training.feed import Feed
+
+# whole tensors on the main process, whatever the model is split over
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+# what is frozen comes from where it came at the start: the model that was given, or the seed
+TRAINED = StateDictOptions(full_state_dict=True, ignore_frozen_params=True, strict=False)
+
+
+class Average:
+    """Running mean of the trained weights (EMA)."""
+
+    def __init__(self, model, decay: float):
+        self.weights = [p for p in model.parameters() if p.requires_grad] if decay else []
+        self.means = [weight.detach().clone() for weight in self.weights]
+        self._step = get_ema_multi_avg_fn(decay)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        if self.means:
+            self._step(self.means, [weight.detach() for weight in self.weights], None)
+
+    @contextmanager
+    def in_place(self):
+        """The means, if there are any, take the weights' place for a while; what is written into them then stays."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for weight, mean in zip(self.weights, self.means, strict=True):
+            kept = weight.detach().clone()
+            weight.copy_(mean)
+            mean.copy_(kept)
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+
+
+def save_checkpoint(folder: Path, accelerator: Accelerator, model, optimizer, average: Average, step: int, feed: Feed):
+    """Weights, optimizer, running means and stream position under `folder`, all of it or nothing."""
+    partial = folder.with_suffix(".partial")
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    files = {"model": get_model_state_dict(model, options=TRAINED)}
+    state = get_optimizer_state_dict(model, optimizer.optimizer, options=TRAINED)["state"]
+    files["optimizer"] = {f"{name}/{key}": value for name, entry in state.items() for key, value in entry.items()}
+    if average.means:
+        with average.in_place():
+            # of its own memory: what lies in the model is about to be swapped back
+            files["average"] = {name: t.clone() for name, t in get_model_state_dict(model, options=TRAINED).items()}
+    (partial / f"stream-{accelerator.process_index:05d}.json").write_text(json.dumps(list(feed.states.values())))
+    if accelerator.is_main_process:
+        for name, tensors in files.items():
+            write_tensors(partial / f"{name}.safetensors", tensors)
+        scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
+        (partial / "trainer.json").write_text(json.dumps({"step": step, "scaler": scaler}))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+
+
+def load_weights(path: Path, model) -> None:
+    tensors, expected = load_file(path), get_model_state_dict(model, options=TRAINED)
+    if tensors.keys() != expected.keys():
+        raise ValueError(f"{path} has other weights than this model: {sorted(tensors.keys() ^ expected.keys())[:5]}")
+    set_model_state_dict(model, tensors, options=TRAINED)
+
+
+def load_checkpoint(folder: Path, accelerator: Accelerator, model, optimizer, average: Average, stream) -> int:
+    """Undoes `save_checkpoint`, with any number of processes; returns the step."""
+    trainer = json.loads((folder / "trainer.json").read_text())
+    if average.means:
+        with average.in_place():
+            load_weights(folder / "average.safetensors", model)
+    load_weights(folder / "model.safetensors", model)
+    optimizer_state = get_optimizer_state_dict(model, optimizer.optimizer, options=TRAINED)
+    for key, value in load_file(folder / "optimizer.safetensors").items():
+        name, entry = key.rsplit("/", 1)
+        optimizer_state["state"][name][entry] = value
+    set_optimizer_state_dict(model, optimizer.optimizer, optimizer_state, options=TRAINED)
+    if trainer["scaler"] is not None:
+        accelerator.scaler.load_state_dict(trainer["scaler"])
+    files = sorted(folder.glob("stream-*.json"))
+    stream.load_state_dict(merge_states([state for file in files for state in json.loads(file.read_text())]))
+    return trainer["step"]
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """Complete checkpoints of `output`, oldest first."""
+    return sorted(path for path in output.glob("checkpoint-*") if path.suffix != ".partial")

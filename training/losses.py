@@ -1,0 +1,83 @@
+"""Losses of a step over its parts and all processes: what they are divided by, and their means for the log."""
+
+import math
+from collections import defaultdict
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from training.feed import Batches
+
+LOSSES = ("action", "language", "disparity", "pointing", "keyframe")
+
+
+def agree(accelerator: Accelerator, counts: list[dict[str, torch.Tensor]], stop: bool) -> tuple[dict, set[str], bool]:
+    """What a step's losses are divided by, in one exchange between the processes.
+
+    Returns:
+        counts of the whole step, over its parts and all processes, divided by the number of processes, as gradients
+        are averaged over these; the names of the losses that the step has; whether any process was told to `stop`.
+    """
+    zero = torch.zeros((), device=accelerator.device)
+    mine = [sum((part[name].float() for part in counts if name in part), start=zero) for name in LOSSES]
+    *whole, stops = accelerator.reduce(torch.stack([*mine, zero + stop]), reduction="sum").tolist()
+    share = {name: max(count, 1.0) / accelerator.num_processes for name, count in zip(LOSSES, whole, strict=True)}
+    return share, {name for name, count in zip(LOSSES, whole, strict=True) if count}, stops > 0
+
+
+class LossMeans:
+    """Means of each loss since the last `pop`, over all processes; language losses are kept apart by objective."""
+
+    def __init__(self):
+        self.steps: list[dict] = []
+        self.samples: list[tuple[list[str], torch.Tensor, torch.Tensor]] = []
+
+    def add(self, outputs: list, objectives: list[list[str]], names: set[str]) -> None:
+        """The parts of one step, and the losses that it has on any process. Nothing is read from the device here."""
+        zero = outputs[0].loss.new_zeros(())
+        step = {"total": sum(output.loss.detach() for output in outputs)}
+        for name in names - {"language"}:  # told by objective, below
+            values = [output.get(f"{name}_loss") for output in outputs]
+            step[name] = sum((value.detach() for value in values if value is not None), start=zero)
+        self.steps.append(step)
+        for output, of_samples in zip(outputs, objectives, strict=True):
+            self.samples.append((of_samples, output.sample_language_loss, output.sample_token_accuracy))
+
+    def pop(self) -> dict[str, float]:
+        sums: dict[str, list[float]] = defaultdict(list)
+        for step in self.steps:
+            for name, value in step.items():
+                sums[f"loss/{name}"].append(value.item())
+        for names, losses, accuracies in self.samples:
+            for objective, loss, accuracy in zip(names, losses.tolist(), accuracies.tolist(), strict=True):
+                if not math.isnan(loss):
+                    # action samples are taught the keyframe pose as well (the released rule)
+                    objective = "pose" if objective == "action" else objective
+                    sums[f"loss/{objective}"].append(loss)
+                    sums[f"accuracy/{objective}"].append(accuracy)
+        self.steps, self.samples = [], []
+        totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
+        for part in gather_object([{name: (sum(values), len(values)) for name, values in sums.items()}]):
+            for name, (value, count) in part.items():
+                totals[name][0] += value
+                totals[name][1] += count
+        return {name: value / count for name, (value, count) in sorted(totals.items())}
+
+
+def validate(accelerator: Accelerator, model, batches: Batches, count: int) -> dict[str, float]:
+    """Mean losses on the first batches of the held-out episodes, with fixed noise; the same on every process."""
+    means, unwrapped = LossMeans(), accelerator.unwrap_model(model)
+    model.eval()
+    taken = ((inputs, names) for inputs, names, _ in batches if inputs is not None)
+    with torch.no_grad():
+        for _, (inputs, names) in zip(range(count), taken, strict=False):
+            inputs = to_device(inputs, accelerator)
+            present = {name for name, count in unwrapped.loss_counts(**inputs).items() if count}
+            means.add([unwrapped(**inputs)], [names], present)
+    model.train()
+    return {f"validation/{name}": value for name, value in means.pop().items()}
+
+
+def to_device(inputs: dict[str, torch.Tensor], accelerator: Accelerator) -> dict[str, torch.Tensor]:
+    return {name: value.to(accelerator.device, non_blocking=True) for name, value in inputs.items()}
