@@ -223,10 +223,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON under a temporary name, then rename."""
+def write_json(path: Path, content: Any, *, temporary: Path | None = None) -> None:
+    """Write JSON under a temporary name, then rename. Name one where several processes may write `path` at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")  # one name: what a kill leaves is overwritten by the next run
+    # one name: what a kill leaves is overwritten by the next run
+    temporary = temporary or path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
@@ -260,53 +261,3 @@ def write_manifest(folder: Path, splits: Mapping[str, Sequence[Path]]) -> dict[s
     manifest = {"shards": entries}
     write_json(folder / MANIFEST, manifest)
     return manifest
-
-
-def find_problems(folder: Path) -> list[str]:
-    """Compare a dataset folder with its manifest and the schema; one line per problem, none = the dataset is whole.
-
-    Checked: every shard is there, has its size and SHA-256, opens, has its rows; no shard too many; episodes are
-        contiguous and counted from 0 in each split, frames from 0 in each episode; the first row of each shard is valid
-        with decoded images.
-    """
-    problems: list[str] = []
-    entries = read_json(folder / MANIFEST)["shards"]
-    listed = {entry["path"] for entry in entries}
-    found = {path.relative_to(folder).as_posix() for path in (folder / "data").glob("*.parquet")}
-    problems += [f"{path}: not in {MANIFEST}" for path in sorted(found - listed)]
-    next_episode: dict[str, int] = {}
-    for entry in entries:
-        path = folder / entry["path"]
-        if not path.is_file():
-            problems.append(f"{entry['path']}: missing")
-            continue
-        size = path.stat().st_size
-        if size != entry["bytes"]:
-            what = "truncated" if size < entry["bytes"] else "too long"
-            problems.append(f"{entry['path']}: {what}, {size} of {entry['bytes']} bytes")
-            continue
-        if sha256(path) != entry["sha256"]:
-            problems.append(f"{entry['path']}: its SHA-256 differs from the manifest's: changed after it was built")
-        try:
-            problems += _row_problems(path, entry, next_episode)
-        except (ShardError, ValueError) as error:
-            problems.append(f"{entry['path']}: {error}")
-    return problems
-
-
-def _row_problems(path: Path, entry: Mapping[str, Any], next_episode: dict[str, int]) -> list[str]:
-    table = read_table(path, ["episode_index", "frame_index"])
-    episodes, frames = numbers(table, "episode_index"), numbers(table, "frame_index")
-    if len(episodes) != entry["rows"]:
-        return [f"{entry['path']}: {len(episodes)} rows, the manifest says {entry['rows']}"]
-    starts = np.flatnonzero(np.diff(episodes, prepend=-1))
-    expected = next_episode.get(entry["split"], 0) + np.arange(len(starts))
-    next_episode[entry["split"]] = int(expected[-1]) + 1 if len(starts) else next_episode.get(entry["split"], 0)
-    if not np.array_equal(episodes[starts], expected):
-        return [f"{entry['path']}: episodes {episodes[starts].tolist()}, expected {expected.tolist()}"]
-    lengths = np.diff(starts, append=len(episodes))
-    if not np.array_equal(frames, np.concatenate([np.arange(length) for length in lengths])):
-        return [f"{entry['path']}: frame_index does not count from 0 within each episode"]
-    for row in read_rows(path, 0, 1):
-        schema.validate_row(row, where="first row")
-    return []

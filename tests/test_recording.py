@@ -15,8 +15,9 @@ pytest.importorskip("mujoco")
 
 from dataset_builder import schema, shards  # noqa: E402
 from dataset_builder.__main__ import main, parse_build  # noqa: E402
-from dataset_builder.build import BuildConfig, _check_folder, _lock, build, plan_shards  # noqa: E402
-from dataset_builder.mixture import load_meta
+from dataset_builder.build import BuildConfig, _check_folder, build  # noqa: E402
+from dataset_builder.mixture import load_meta  # noqa: E402
+from dataset_builder.parts import plan_shards, work_folder  # noqa: E402
 from dataset_builder.recording import FIRST_SEED, Recorder, RecordingConfig, episode_seed  # noqa: E402
 from dataset_builder.streaming import WindowStream  # noqa: E402
 from simulation import Expert, World, WorldConfig  # noqa: E402
@@ -156,7 +157,7 @@ def test_failures_are_replaced_and_counted():
 
 def test_shards_are_fixed_ranges():
     config = BuildConfig(out="x", train_episodes=7, validation_episodes=2, episodes_per_shard=3)
-    assert [(task.path.name, list(task.episodes)) for task in plan_shards(config)] == [
+    assert [(task.path.name, list(task.episodes)) for task in plan_shards(config.content())] == [
         ("train-00000-of-00003.parquet", [0, 1, 2]),
         ("train-00001-of-00003.parquet", [3, 4, 5]),
         ("train-00002-of-00003.parquet", [6]),
@@ -257,7 +258,7 @@ def test_build_killed_before_its_plan_was_written_can_begin(tmp_path):
 
 
 def test_two_builds_of_one_folder_are_kept_apart(tmp_path):
-    with _lock(tmp_path), pytest.raises(RuntimeError, match="another process is building"):
+    with work_folder(tmp_path, "0-of-1"), pytest.raises(RuntimeError, match="another process is building"):
         build(parse_build(["--out", str(tmp_path), *TINY]))
 
 
