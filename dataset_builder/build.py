@@ -14,6 +14,7 @@ import difflib
 import importlib.metadata
 import json
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import threading
@@ -177,6 +178,8 @@ def _start(config: BuildConfig, folder: Path, partial: Path, finished: Any, stop
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker.update(config=config, folder=folder, partial=partial, finished=finished, stop=stop)
     _worker.update(recorder=Recorder(config.world_config(), config))
+    # before the interpreter's own end, which may close the display first, depending on what was imported when
+    multiprocessing.util.Finalize(None, _worker["recorder"].close, exitpriority=1)
 
 
 def _end_with_parent() -> None:

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from dataset_builder import shards
 from dataset_builder.card import write_card
-from dataset_builder.statistics import compute_statistics
+from dataset_builder.statistics import camera_ranges, compute_statistics
 
 INFO = Path("meta/info.json")
 PLAN = Path("meta/build.json")  # the options that decide the bytes, written first
@@ -161,6 +161,7 @@ def finish(folder: Path, content: Mapping[str, Any]) -> None:
         "splits": splits,
         "failed_attempts": dict(sorted(failures.items())),
         "columns": columns,
+        "cameras": camera_ranges([folder / task.path for task in tasks]),
         "build": content,
     }
     shards.write_json(folder / INFO, info)

@@ -124,6 +124,24 @@ def test_labels_are_ideal_while_the_rollout_is_disturbed(recorder):
     assert np.max(strays) > 0.01
 
 
+def test_without_labels_the_same_episode_is_recorded_with_views_alone(recorder, tmp_path):
+    full = decoded(recorder.episode(0, "train", 3)[0])
+    bare = Recorder(WorldConfig(image_size=SIZE), RecordingConfig(labels=False))
+    encoded, _ = bare.episode(0, "train", 3)
+    bare.close()
+    labels = {"observation.depth", "observation.segmentation", "target.box_left_px", "target.box_right_px"}
+    for row, wanted in zip(decoded(encoded), full, strict=True):
+        schema.validate_row(row)
+        assert not labels & set(row)
+        for key in set(wanted) - labels:
+            np.testing.assert_array_equal(row[key], wanted[key], err_msg=key)
+    shards.write_shard(tmp_path / shards.shard_path("train", 0, 1), encoded, temporary=tmp_path / "t")
+    options = {"epochs": 1, "lanes": 1, "mixture": {"action": 1}}
+    assert len(list(WindowStream(tmp_path, depth_map_share=0.0, **options))) == len(full)
+    with pytest.raises(shards.ShardError, match=r"observation\.depth is null; was the data recorded without labels"):
+        next(iter(WindowStream(tmp_path, depth_map_share=1.0, **options)))
+
+
 def test_relabelled_frames_have_another_objects_plan():
     recorder = Recorder(WorldConfig(image_size=SIZE), RecordingConfig(relabel=1.0))
     rows = decoded(recorder.episode(0, "train", 0)[0])
