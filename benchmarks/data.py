@@ -231,7 +231,7 @@ def plan(folder: Path, frames_per_second: float, options: DataOptions) -> str:
     factor = options.trajectories / episodes
     hours = {
         "recording": options.trajectories * frames / episodes / frames_per_second / 3600,
-        "finishing (statistics, hashes; one core)": core_seconds(sum_up) * factor / 3600,
+        "finishing (statistics, hashes)": core_seconds(sum_up) * factor / 3600,
         "check --quick (hashes)": core_seconds(lambda: find_problems(folder, quick=True)) * factor / 3600,
         "check (every image decoded)": core_seconds(lambda: find_problems(folder)) * factor / 3600,
     }
