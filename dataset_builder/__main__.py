@@ -1,4 +1,4 @@
-"""Command line: `python -m dataset_builder build | check | card`."""
+"""Command line: `python -m dataset_builder build | merge | pipeline | check | card`."""
 
 import argparse
 import sys
@@ -7,21 +7,25 @@ from pathlib import Path
 USAGE = """usage: python -m dataset_builder COMMAND ...
 
 commands:
-  build --out DIR [options]  record episodes into DIR, or go on where a build was interrupted; see build --help
-  check DIR                  compare DIR with its manifest and the schema and name every problem; exit status 1 if any
-  card DIR                   write the dataset card of DIR anew
+  build --out DIR [options]     record episodes into DIR, or go on where a build was interrupted; see build --help
+  merge DIR [PART ...]          join what machines recorded by build --shard-index I --num-shards N, into DIR or into
+                                folders of their own (PART), and finish the dataset
+  pipeline --out DIR [options]  build and merge as tasks of datatrove, local, Slurm or Ray; see pipeline --help
+  check DIR [--quick]           compare DIR with its manifest and the schema and name every problem; exit status 1 if
+                                there is any
+  card DIR                      write the dataset card of DIR anew
 """
 
 
-def parse_build(arguments: list[str]):
-    """BuildConfig of a command line: given options over the preset's values over the defaults."""
+def parse_build(arguments: list[str], kind: type | None = None, command: str = "build"):
+    """BuildConfig (or one of its kind) of a command line: given options over the preset's over the defaults."""
     from transformers import HfArgumentParser
 
     from dataset_builder.build import PRESETS, BuildConfig
 
     parser = HfArgumentParser(
-        BuildConfig,
-        prog="python -m dataset_builder build",
+        kind or BuildConfig,
+        prog=f"python -m dataset_builder {command}",
         description="Record stereo demonstrations into a dataset folder; the same command goes on after interruptions.",
     )
     first = argparse.ArgumentParser(add_help=False)
@@ -45,12 +49,30 @@ def main(arguments: list[str] | None = None) -> int:
         if command == "build":
             from dataset_builder.build import build
 
-            print(f"dataset: {build(parse_build(rest))}")
+            config = parse_build(rest)
+            part = f" (part {config.shard_index} of {config.num_shards})" if config.num_shards > 1 else ""
+            print(f"dataset: {build(config)}{part}")
+            return 0
+        if command == "pipeline":
+            from dataset_builder.pipeline import PipelineConfig, run_pipeline
+
+            print(f"dataset: {run_pipeline(parse_build(rest, PipelineConfig, command))}")
+            return 0
+        if command == "merge":
+            from dataset_builder.parts import merge
+
+            parser = argparse.ArgumentParser(prog="python -m dataset_builder merge", description=merge.__doc__)
+            parser.add_argument("dir", type=Path, help="folder of the dataset, which may hold a part already")
+            parser.add_argument("parts", type=Path, nargs="*", help="folders that machines recorded into")
+            options = parser.parse_args(rest)
+            print(f"dataset: {merge(options.dir, options.parts)}")
             return 0
         if command in ("check", "card"):
             parser = argparse.ArgumentParser(prog=f"python -m dataset_builder {command}")
             parser.add_argument("dir", type=Path, help="folder of a dataset")
-            return {"check": _check, "card": _card}[command](parser.parse_args(rest).dir)
+            if command == "check":
+                parser.add_argument("--quick", action="store_true", help="look into the first row of each shard only")
+            return {"check": _check, "card": _card}[command](**vars(parser.parse_args(rest)))
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
@@ -61,18 +83,18 @@ def main(arguments: list[str] | None = None) -> int:
     return 2
 
 
-def _check(folder: Path) -> int:
-    from dataset_builder.shards import find_problems
+def _check(dir: Path, quick: bool) -> int:
+    from dataset_builder.checking import find_problems
 
-    problems = find_problems(folder)
-    print("\n".join(problems) if problems else f"{folder} is whole")
+    problems = find_problems(dir, quick=quick)
+    print("\n".join(problems) if problems else f"{dir} is whole")
     return 1 if problems else 0
 
 
-def _card(folder: Path) -> int:
+def _card(dir: Path) -> int:
     from dataset_builder.card import write_card
 
-    print(f"card: {write_card(folder)}")
+    print(f"card: {write_card(dir)}")
     return 0
 
 

@@ -63,5 +63,5 @@ class PhotometricAugmentation:
 
 
 def _apply(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Affine map of the colours, rounded and clipped to 0..255: one pass in C, 90 us for 128x128."""
+    """Affine map of the colours, rounded and clipped to 0..255: one pass in C, 0.2 ms for 128x128."""
     return np.array(Image.fromarray(image).convert("RGB", tuple(matrix.ravel().tolist())))

@@ -3,45 +3,41 @@
 One shard is a fixed range of episodes, written under a temporary name and renamed. So whatever is interrupted, and
 however often, the folder holds whole shards only; the same command records the missing ones, and the finished bytes are
 those of an undisturbed build.
+
+Many machines: machine I of N records every N-th shard (`shard_index`, `num_shards`), into a folder that all share or
+into one of its own; `merge` joins the parts and finishes the dataset, with the bytes that one machine would have
+written.
 """
 
 import dataclasses
 import difflib
-import fcntl
 import importlib.metadata
 import json
 import multiprocessing
+import multiprocessing.util
 import os
-import shutil
 import signal
 import threading
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from dataset_builder import shards
-from dataset_builder.card import write_card
-from dataset_builder.recording import EMBODIMENT, FPS, Recorder, RecordingConfig, option
-from dataset_builder.statistics import compute_statistics
+from dataset_builder.parts import PARTIAL, PLAN, Task, changes, finish, plan_shards, work_folder
+from dataset_builder.recording import FPS, Recorder, RecordingConfig, option
 from simulation import WorldConfig
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"train_episodes": 4, "validation_episodes": 2, "episodes_per_shard": 2, "image_size": 64, "processes": 1},
     "demo": {"train_episodes": 480, "validation_episodes": 48, "episodes_per_shard": 16},
 }
-INFO = Path("meta/info.json")
-PLAN = Path("meta/build.json")  # the options that decide the bytes, written first
-STATS = Path("meta/stats.json")
-PARTIAL = ".partial"
 # how a build runs and where to; all other options decide what it makes
-_NOT_CONTENT = ("out", "preset", "processes")
+_NOT_CONTENT = ("out", "preset", "processes", "shard_index", "num_shards")
 
 
 @dataclass
@@ -55,6 +51,8 @@ class BuildConfig(RecordingConfig):
     seed: int = option(0, "Everything follows from it.")
     processes: int = option(2, "Recording processes; each uses one core.")
     episodes_per_shard: int = option(16, "Episodes per parquet file: what an interruption can cost each process.")
+    shard_index: int = option(0, "Which of num_shards machines this is, counted from 0; it records every N-th shard.")
+    num_shards: int = option(1, "Machines that record parts of one dataset; when all are done, `merge` finishes it.")
     camera_range: str = option("small", "How far the camera pose varies: small, medium or large.")
     image_size: int = option(128, "Side of the square views, px.")
     num_objects: int = option(3, "Objects on the table, the target included.")
@@ -69,6 +67,8 @@ class BuildConfig(RecordingConfig):
             raise ValueError(
                 f"validation_episodes={self.validation_episodes} and seed={self.seed} must not be negative"
             )
+        if not 0 <= self.shard_index < self.num_shards:
+            raise ValueError(f"shard_index={self.shard_index} must be in [0, num_shards={self.num_shards})")
         self.world_config()
 
     def world_config(self) -> WorldConfig:
@@ -95,51 +95,30 @@ class BuildConfig(RecordingConfig):
         versions = {
             name: importlib.metadata.version(name) for name in ("mujoco", "numpy", "pillow", "pyarrow", "datasets")
         }
-        values |= {"world": dataclasses.asdict(self.world_config()), "versions": versions}
+        values |= {"fps": FPS, "world": dataclasses.asdict(self.world_config()), "versions": versions}
         return json.loads(json.dumps(values))  # tuples become lists, as in the file that this is compared with
 
 
-@dataclass(frozen=True)
-class Task:
-    """One shard to record."""
-
-    split: str
-    path: Path  # inside the folder
-    episodes: range
-
-
-def plan_shards(config: BuildConfig) -> list[Task]:
-    """All shards of the dataset with their episodes."""
-    tasks = []
-    for split, total in (("train", config.train_episodes), ("validation", config.validation_episodes)):
-        starts = range(0, total, config.episodes_per_shard)
-        tasks += [
-            Task(
-                split,
-                shards.shard_path(split, number, len(starts)),
-                range(start, min(total, start + config.episodes_per_shard)),
-            )
-            for number, start in enumerate(starts)
-        ]
-    return tasks
-
-
 def build(config: BuildConfig) -> Path:
-    """Build, or go on building, the dataset in `config.out`; returns the folder. A finished one is left as it is."""
+    """Build, or go on building, the dataset in `config.out`; returns the folder. A finished one is left as it is.
+
+    With `num_shards` above 1 it records its part only, and leaves finishing to `merge`.
+    """
     if not config.out:
         raise ValueError("--out is empty: where shall the dataset go?")
     folder = Path(config.out)
     content = config.content()
     _check_folder(folder, content)
-    with _lock(folder):
-        shards.write_json(folder / PLAN, content)
-        tasks = plan_shards(config)
-        missing = [task for task in tasks if not (folder / task.path).exists()]
-        if missing or not (folder / shards.MANIFEST).exists():
+    with work_folder(folder, f"{config.shard_index}-of-{config.num_shards}") as partial:
+        shards.write_json(folder / PLAN, content, temporary=partial / PLAN.name)
+        mine = plan_shards(content)[config.shard_index :: config.num_shards]
+        missing = [task for task in mine if not (folder / task.path).exists()]
+        if missing:
             (folder / shards.MANIFEST).unlink(missing_ok=True)
-            _record(config, folder, tasks, missing)
-            _finish(config, folder, tasks)
-    shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+            _record(config, folder, partial, mine, missing)
+        if config.num_shards == 1 and not (folder / shards.MANIFEST).exists():
+            with work_folder(folder, "finish"):
+                finish(folder, content)
     return folder
 
 
@@ -149,36 +128,16 @@ def _check_folder(folder: Path, content: dict[str, Any]) -> None:
         inside = [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
         if all(PARTIAL in path.parts or path.suffix == ".tmp" for path in inside):  # killed before it wrote the plan
             return
-        raise ValueError(f"{folder} is not empty and holds no dataset of ours; choose another --out")
-    before = shards.read_json(folder / PLAN)
-    changed = [
-        f"{key} was {before.get(key)}, now {content.get(key)}"
-        for key in sorted({*before, *content})
-        if before.get(key) != content.get(key)
-    ]
+        if not (folder / PLAN).exists():  # else another machine has just begun its part
+            raise ValueError(f"{folder} is not empty and holds no dataset of ours; choose another --out")
+    changed = changes(shards.read_json(folder / PLAN), content)
     if changed:
-        raise ValueError(f"{folder} was begun with other options: {'; '.join(changed)}. Use them, or another --out")
+        raise ValueError(f"{folder} was begun with other options: {changed}. Use them, or another --out")
 
 
-@contextmanager
-def _lock(folder: Path):
-    """Keep two builds of one folder apart; the operating system frees the lock however the process ends."""
-    (folder / PARTIAL).mkdir(parents=True, exist_ok=True)
-    with open(folder / PARTIAL / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RuntimeError(f"another process is building {folder}; wait for it or choose another --out") from error
-        for left in (folder / PARTIAL).glob("*.parquet.*"):  # halves of a build that was killed
-            left.unlink()
-        yield
-
-
-def _record(config: BuildConfig, folder: Path, tasks: list[Task], missing: list[Task]) -> None:
+def _record(config: BuildConfig, folder: Path, partial: Path, tasks: list[Task], missing: list[Task]) -> None:
     """Record the missing shards with a progress bar over episodes."""
     total, waiting = (sum(len(task.episodes) for task in group) for group in (tasks, missing))
-    if not missing:
-        return
     # inherited by the workers: one core each; Mesa's own threads and OpenMP's would fight over the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("LP_NUM_THREADS", "0")
@@ -188,7 +147,7 @@ def _record(config: BuildConfig, folder: Path, tasks: list[Task], missing: list[
         min(config.processes, len(missing)),
         mp_context=context,
         initializer=_start,
-        initargs=(config, folder, finished, stop),
+        initargs=(config, folder, partial, finished, stop),
     )
     with executor, tqdm(total=total, initial=total - waiting, desc="recording", unit="episode", smoothing=0.05) as bar:
         pending: set[Future] = {executor.submit(_record_shard, task) for task in missing}
@@ -213,12 +172,14 @@ def _record(config: BuildConfig, folder: Path, tasks: list[Task], missing: list[
 _worker: dict[str, Any] = {}
 
 
-def _start(config: BuildConfig, folder: Path, finished: Any, stop: Any) -> None:
+def _start(config: BuildConfig, folder: Path, partial: Path, finished: Any, stop: Any) -> None:
     """First call in each recording process."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all processes of a terminal: end without a traceback
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker.update(config=config, folder=folder, finished=finished, stop=stop)
+    _worker.update(config=config, folder=folder, partial=partial, finished=finished, stop=stop)
     _worker.update(recorder=Recorder(config.world_config(), config))
+    # before the interpreter's own end, which may close the display first, depending on what was imported when
+    multiprocessing.util.Finalize(None, _worker["recorder"].close, exitpriority=1)
 
 
 def _end_with_parent() -> None:
@@ -241,38 +202,7 @@ def _record_shard(task: Task) -> None:
     shards.write_shard(
         folder / task.path,
         rows,
-        temporary=folder / PARTIAL / f"{task.path.name}.{os.getpid()}",
+        temporary=_worker["partial"] / f"{task.path.name}.{os.getpid()}",
         info={"failures": dict(sorted(failures.items())), "episodes": len(task.episodes)},
         plan_length=config.plan_length,
     )
-
-
-def _finish(config: BuildConfig, folder: Path, tasks: list[Task]) -> None:
-    """Statistics, info, card, and at last the manifest, which says that the dataset is whole."""
-    failures: Counter[str] = Counter()
-    splits: dict[str, dict[str, int]] = {}
-    names: set[tuple[str, str]] = set()
-    for task in tqdm(tasks, desc="summing up", unit="shard"):
-        failures.update(shards.shard_info(folder / task.path)["failures"])
-        table = shards.read_table(folder / task.path, ["task", "target.name"])
-        names |= set(zip(*(table.column(key).to_pylist() for key in ("task", "target.name")), strict=True))
-        entry = splits.setdefault(task.split, {"episodes": 0, "frames": 0, "shards": 0})
-        entry["episodes"] += len(task.episodes)
-        entry["frames"] += table.num_rows
-        entry["shards"] += 1
-    train = [folder / task.path for task in tasks if task.split == "train"]
-    shards.write_json(folder / STATS, compute_statistics(train))
-    info = {
-        "fps": FPS,
-        "embodiments": [EMBODIMENT],
-        "tasks": sorted({task for task, _ in names}),
-        "objects": sorted({name for _, name in names}),
-        "splits": splits,
-        "failed_attempts": dict(sorted(failures.items())),
-        "columns": pq.read_schema(train[0]).names,
-        "build": config.content(),
-    }
-    shards.write_json(folder / INFO, info)
-    write_card(folder)
-    by_split = {split: [task.path for task in tasks if task.split == split] for split in splits}
-    shards.write_manifest(folder, by_split)

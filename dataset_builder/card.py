@@ -114,6 +114,11 @@ the scripted expert's ideal plan from that very state.
 
 {_table(["world", "value"], [[key, _short(value)] for key, value in sorted(build["world"].items())])}
 
+## Cameras
+
+Smallest and largest over all frames; of the left camera, in the robot base.
+
+{_cameras(info["cameras"])}
 ## Columns
 
 {_table(["column", "type", "unit", "meaning"], [_column(c) for c in schema.ROW if c.key in info["columns"]])}
@@ -170,6 +175,14 @@ def _statistics(stats: dict[str, Any]) -> str:
             for number in range(len(values["mean"]))
         ]
         text += _table([f"`{embodiment}`", *keys], lines) + "\n\n"
+    return text
+
+
+def _cameras(cameras: dict[str, dict[str, list[float]]]) -> str:
+    text = ""
+    for embodiment, ranges in cameras.items():
+        lines = [[name, *(f"{value:.4g}" for value in pair)] for name, pair in ranges.items()]
+        text += _table([f"`{embodiment}`", "from", "to"], lines) + "\n\n"
     return text
 
 

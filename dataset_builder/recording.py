@@ -51,6 +51,7 @@ class RecordingConfig:
         "Share of the frames before the grasp that are labelled for a random object of the scene, with its instruction "
         "and plan, so that the heading of the arm does not give the target away.",
     )
+    labels: bool = option(True, "Record depth, segmentation and boxes too: three more images are rendered per frame.")
     plan_length: int = option(schema.PLAN_LENGTH, "Steps of the ideal plan that is recorded with each frame.")
     max_frames: int = option(60, "An episode that takes longer counts as failed.")
 
@@ -149,7 +150,7 @@ class Recorder:
         return standing[int(rng.integers(len(standing)))]
 
     def _row(self, index: int, frame: int) -> dict[str, Any]:
-        world, seen = self.world, self.world.observe(labels=True)
+        world, seen = self.world, self.world.observe(labels=self.config.labels)
         plan, length, keyframe = self.expert.plan(self.config.plan_length)
         return {
             "observation.images.left": seen["left"],
@@ -160,11 +161,11 @@ class Recorder:
             "action_plan_length": int(length),
             "keyframe_pose": keyframe,
             **{f"calibration.{key}": seen["calibration"][key] for key in schema.CALIBRATION_KEYS},
-            "observation.depth": seen["depth"],
-            "observation.segmentation": seen["segmentation"],
+            "observation.depth": seen.get("depth"),
+            "observation.segmentation": seen.get("segmentation"),
             "target.name": world.target_name,
-            "target.box_left_px": seen["box_left"],
-            "target.box_right_px": seen["box_right"],
+            "target.box_left_px": seen.get("box_left"),
+            "target.box_right_px": seen.get("box_right"),
             "task": world.instruction,
             "embodiment": EMBODIMENT,
             "episode_index": index,

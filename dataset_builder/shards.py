@@ -11,6 +11,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -223,10 +224,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON under a temporary name, then rename."""
+def write_json(path: Path, content: Any, *, temporary: Path | None = None) -> None:
+    """Write JSON under a temporary name, then rename. Name one where several processes may write `path` at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")  # one name: what a kill leaves is overwritten by the next run
+    # one name: what a kill leaves is overwritten by the next run
+    temporary = temporary or path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
@@ -242,71 +244,22 @@ def read_json(path: Path) -> Any:
 
 
 def write_manifest(folder: Path, splits: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
-    """Hash the shards (paths inside `folder`, per split) and write the manifest; returns it."""
-    entries = []
-    for split, paths in splits.items():
-        for path in paths:
-            table = read_table(folder / path, ["episode_index"])
-            entries.append(
-                {
-                    "path": path.as_posix(),
-                    "split": split,
-                    "sha256": sha256(folder / path),
-                    "bytes": (folder / path).stat().st_size,
-                    "rows": table.num_rows,
-                    "episodes": len(set(table.column("episode_index").to_pylist())),
-                }
-            )
-    manifest = {"shards": entries}
+    """Hash the shards (paths inside `folder`, per split), on all cores, and write the manifest; returns it."""
+
+    def entry(item: tuple[str, Path]) -> dict[str, Any]:
+        split, path = item
+        table = read_table(folder / path, ["episode_index"])
+        return {
+            "path": path.as_posix(),
+            "split": split,
+            "sha256": sha256(folder / path),
+            "bytes": (folder / path).stat().st_size,
+            "rows": table.num_rows,
+            "episodes": len(set(table.column("episode_index").to_pylist())),
+        }
+
+    items = [(split, path) for split, paths in splits.items() for path in paths]
+    with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter's lock to the others
+        manifest = {"shards": list(pool.map(entry, items))}
     write_json(folder / MANIFEST, manifest)
     return manifest
-
-
-def find_problems(folder: Path) -> list[str]:
-    """Compare a dataset folder with its manifest and the schema; one line per problem, none = the dataset is whole.
-
-    Checked: every shard is there, has its size and SHA-256, opens, has its rows; no shard too many; episodes are
-        contiguous and counted from 0 in each split, frames from 0 in each episode; the first row of each shard is valid
-        with decoded images.
-    """
-    problems: list[str] = []
-    entries = read_json(folder / MANIFEST)["shards"]
-    listed = {entry["path"] for entry in entries}
-    found = {path.relative_to(folder).as_posix() for path in (folder / "data").glob("*.parquet")}
-    problems += [f"{path}: not in {MANIFEST}" for path in sorted(found - listed)]
-    next_episode: dict[str, int] = {}
-    for entry in entries:
-        path = folder / entry["path"]
-        if not path.is_file():
-            problems.append(f"{entry['path']}: missing")
-            continue
-        size = path.stat().st_size
-        if size != entry["bytes"]:
-            what = "truncated" if size < entry["bytes"] else "too long"
-            problems.append(f"{entry['path']}: {what}, {size} of {entry['bytes']} bytes")
-            continue
-        if sha256(path) != entry["sha256"]:
-            problems.append(f"{entry['path']}: its SHA-256 differs from the manifest's: changed after it was built")
-        try:
-            problems += _row_problems(path, entry, next_episode)
-        except (ShardError, ValueError) as error:
-            problems.append(f"{entry['path']}: {error}")
-    return problems
-
-
-def _row_problems(path: Path, entry: Mapping[str, Any], next_episode: dict[str, int]) -> list[str]:
-    table = read_table(path, ["episode_index", "frame_index"])
-    episodes, frames = numbers(table, "episode_index"), numbers(table, "frame_index")
-    if len(episodes) != entry["rows"]:
-        return [f"{entry['path']}: {len(episodes)} rows, the manifest says {entry['rows']}"]
-    starts = np.flatnonzero(np.diff(episodes, prepend=-1))
-    expected = next_episode.get(entry["split"], 0) + np.arange(len(starts))
-    next_episode[entry["split"]] = int(expected[-1]) + 1 if len(starts) else next_episode.get(entry["split"], 0)
-    if not np.array_equal(episodes[starts], expected):
-        return [f"{entry['path']}: episodes {episodes[starts].tolist()}, expected {expected.tolist()}"]
-    lengths = np.diff(starts, append=len(episodes))
-    if not np.array_equal(frames, np.concatenate([np.arange(length) for length in lengths])):
-        return [f"{entry['path']}: frame_index does not count from 0 within each episode"]
-    for row in read_rows(path, 0, 1):
-        schema.validate_row(row, where="first row")
-    return []

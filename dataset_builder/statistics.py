@@ -87,6 +87,33 @@ def compute_statistics(shards: Sequence[Path]) -> dict[str, dict[str, dict[str, 
     }
 
 
+def camera_ranges(shards: Sequence[Path]) -> dict[str, dict[str, list[float]]]:
+    """{embodiment: {quantity: [smallest, largest]}} of the cameras of all frames: what the data shows, not what was
+    asked for. Elevation is how far the left camera looks up, azimuth where it looks to, from base x towards base y.
+    """
+    keys = ("focal_length_px", "principal_point_px", "baseline_m", "transform_camera_to_base")
+    ranges: dict[str, dict[str, list[float]]] = {}
+    for path in shards:
+        table = read_table(path, ["embodiment", *(f"calibration.{key}" for key in keys)])
+        focal, principal, baseline, pose = (numbers(table, f"calibration.{key}") for key in keys)
+        forward = pose[:, :3, 2]
+        values = {
+            "focal length x, px": focal[:, 0], "focal length y, px": focal[:, 1], "baseline, m": baseline,
+            "principal point x, px": principal[:, 0], "principal point y, px": principal[:, 1],
+            "position x, m": pose[:, 0, 3], "position y, m": pose[:, 1, 3], "position z, m": pose[:, 2, 3],
+            "azimuth, deg": np.degrees(np.arctan2(forward[:, 1], forward[:, 0])),
+            "elevation, deg": np.degrees(np.arcsin(np.clip(forward[:, 2], -1, 1))),
+        }  # fmt: skip
+        embodiments = np.array(table.column("embodiment").to_pylist())
+        for embodiment in sorted(set(embodiments.tolist())):
+            entry = ranges.setdefault(embodiment, {})
+            for name, array in values.items():
+                own = array[embodiments == embodiment]
+                low, high = entry.get(name, [np.inf, -np.inf])
+                entry[name] = [min(low, float(own.min())), max(high, float(own.max()))]
+    return ranges
+
+
 def mix_statistics(
     parts: Sequence[tuple[dict[str, dict[str, dict[str, list[float]]]], float]],
 ) -> dict[str, dict[str, dict[str, list[float]]]]:

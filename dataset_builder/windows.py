@@ -42,8 +42,11 @@ class WindowPool:
 
     def image(self, key: str, index: int) -> np.ndarray:
         """Decoded image of frame `index`; ShardError names episode and frame of one that cannot be decoded."""
+        data = self._bytes[key][index].as_py()
+        if data is None:
+            raise ShardError(f"{self._place(index)}: {key} is null; was the data recorded without labels?")
         try:
-            return decode_image(key, self._bytes[key][index].as_py() or b"")
+            return decode_image(key, data)
         except ShardError as error:
             raise ShardError(f"{self._place(index)}: {error}") from error
 

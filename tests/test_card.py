@@ -9,7 +9,7 @@ from synthetic_dataset import write_dataset
 
 from dataset_builder import shards
 from dataset_builder.card import disparity_colors, sample_picture, sample_rows, write_card
-from dataset_builder.statistics import compute_statistics
+from dataset_builder.statistics import camera_ranges, compute_statistics
 
 
 @pytest.fixture
@@ -28,6 +28,7 @@ def dataset(tmp_path):
             "validation": {"episodes": 1, "frames": 2, "shards": 1},
         },
         "failed_attempts": {"target fell off the table": 7},
+        "cameras": camera_ranges(paths),
         "columns": list(shards.open_shard(paths[0]).schema_arrow.names),
         "build": {**build, "camera_range": "small", "camera_per_frame": True, "world": world},
     }
@@ -48,6 +49,9 @@ def test_card_is_valid_and_says_what_is_there(dataset):
         "Camera range: small, a new camera pose for every frame",
         "| shapes | cube, ball |",
         '"pick up the red cube"',
+        "| `franka_panda` | from | to |",
+        "| baseline, m | 0.063 | 0.063 |",
+        "| azimuth, deg | 0 | 0 |",
         "| `observation.depth` | image (H, W) | m |",
         "| state[6] | 1 | 1 | 1 | 1 | 1 | 0 |",
         "](images/samples.png)",

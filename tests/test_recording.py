@@ -15,8 +15,9 @@ pytest.importorskip("mujoco")
 
 from dataset_builder import schema, shards  # noqa: E402
 from dataset_builder.__main__ import main, parse_build  # noqa: E402
-from dataset_builder.build import BuildConfig, _check_folder, _lock, build, plan_shards  # noqa: E402
-from dataset_builder.mixture import load_meta
+from dataset_builder.build import BuildConfig, _check_folder, build  # noqa: E402
+from dataset_builder.mixture import load_meta  # noqa: E402
+from dataset_builder.parts import plan_shards, work_folder  # noqa: E402
 from dataset_builder.recording import FIRST_SEED, Recorder, RecordingConfig, episode_seed  # noqa: E402
 from dataset_builder.streaming import WindowStream  # noqa: E402
 from simulation import Expert, World, WorldConfig  # noqa: E402
@@ -123,6 +124,24 @@ def test_labels_are_ideal_while_the_rollout_is_disturbed(recorder):
     assert np.max(strays) > 0.01
 
 
+def test_without_labels_the_same_episode_is_recorded_with_views_alone(recorder, tmp_path):
+    full = decoded(recorder.episode(0, "train", 3)[0])
+    bare = Recorder(WorldConfig(image_size=SIZE), RecordingConfig(labels=False))
+    encoded, _ = bare.episode(0, "train", 3)
+    bare.close()
+    labels = {"observation.depth", "observation.segmentation", "target.box_left_px", "target.box_right_px"}
+    for row, wanted in zip(decoded(encoded), full, strict=True):
+        schema.validate_row(row)
+        assert not labels & set(row)
+        for key in set(wanted) - labels:
+            np.testing.assert_array_equal(row[key], wanted[key], err_msg=key)
+    shards.write_shard(tmp_path / shards.shard_path("train", 0, 1), encoded, temporary=tmp_path / "t")
+    options = {"epochs": 1, "lanes": 1, "mixture": {"action": 1}}
+    assert len(list(WindowStream(tmp_path, depth_map_share=0.0, **options))) == len(full)
+    with pytest.raises(shards.ShardError, match=r"observation\.depth is null; was the data recorded without labels"):
+        next(iter(WindowStream(tmp_path, depth_map_share=1.0, **options)))
+
+
 def test_relabelled_frames_have_another_objects_plan():
     recorder = Recorder(WorldConfig(image_size=SIZE), RecordingConfig(relabel=1.0))
     rows = decoded(recorder.episode(0, "train", 0)[0])
@@ -156,7 +175,7 @@ def test_failures_are_replaced_and_counted():
 
 def test_shards_are_fixed_ranges():
     config = BuildConfig(out="x", train_episodes=7, validation_episodes=2, episodes_per_shard=3)
-    assert [(task.path.name, list(task.episodes)) for task in plan_shards(config)] == [
+    assert [(task.path.name, list(task.episodes)) for task in plan_shards(config.content())] == [
         ("train-00000-of-00003.parquet", [0, 1, 2]),
         ("train-00001-of-00003.parquet", [3, 4, 5]),
         ("train-00002-of-00003.parquet", [6]),
@@ -257,7 +276,7 @@ def test_build_killed_before_its_plan_was_written_can_begin(tmp_path):
 
 
 def test_two_builds_of_one_folder_are_kept_apart(tmp_path):
-    with _lock(tmp_path), pytest.raises(RuntimeError, match="another process is building"):
+    with work_folder(tmp_path, "0-of-1"), pytest.raises(RuntimeError, match="another process is building"):
         build(parse_build(["--out", str(tmp_path), *TINY]))
 
 

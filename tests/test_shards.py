@@ -1,7 +1,6 @@
 """dataset_builder.shards: rows survive the round trip, shards are whole or absent, damage is named."""
 
 import io
-import shutil
 
 import numpy as np
 import pytest
@@ -15,11 +14,6 @@ from dataset_builder import schema, shards
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("dataset"), [3, 4, 2, 5], 2)
-
-
-@pytest.fixture
-def copy(dataset, tmp_path):
-    return shutil.copytree(dataset, tmp_path / "copy")
 
 
 def test_rows_survive(dataset):
@@ -96,42 +90,3 @@ def test_numbers_turn_null_rows_into_nan(dataset):
     boxes = shards.numbers(table.slice(1), "target.box_right_px")
     assert boxes.shape == (6, 4) and np.isnan(boxes[-1]).all() and boxes[0].tolist() == [3, 10, 10, 20]
     assert shards.numbers(table.slice(1, 2), "action_plan").shape == (2, 16, 7)
-
-
-def test_whole_dataset_has_no_problems(dataset):
-    assert shards.find_problems(dataset) == []
-
-
-def test_truncation_at_any_byte_is_named(copy):
-    path = copy / shards.shard_path("train", 1, 2)
-    whole = path.read_bytes()
-    for length in [*range(0, len(whole), 5000), len(whole) - 1]:
-        path.write_bytes(whole[:length])
-        assert shards.find_problems(copy) == [f"data/{path.name}: truncated, {length} of {len(whole)} bytes"]
-        with pytest.raises(shards.ShardError, match=f"{path.name} .*truncated"):
-            shards.read_table(path)
-
-
-def test_other_damage_is_named(copy):
-    first, second = (copy / shards.shard_path("train", index, 2) for index in range(2))
-    whole = bytearray(first.read_bytes())
-    whole[200] ^= 1
-    first.write_bytes(whole)
-    second.rename(copy / "data" / "other.parquet")
-    problems = "\n".join(shards.find_problems(copy))
-    assert f"data/{first.name}: its SHA-256 differs" in problems
-    assert f"data/{second.name}: missing" in problems
-    assert "data/other.parquet: not in meta" in problems
-
-
-def test_lost_and_repeated_episodes_are_named(tmp_path):
-    write_dataset(tmp_path, [2, 2, 2], 1)
-    paths = [shards.shard_path("train", index, 3) for index in range(3)]
-    (tmp_path / paths[1]).write_bytes((tmp_path / paths[0]).read_bytes())
-    shards.write_manifest(tmp_path, {"train": paths})
-    assert shards.find_problems(tmp_path)[0] == "data/train-00001-of-00003.parquet: episodes [0], expected [1]"
-
-
-def test_a_folder_that_is_no_dataset_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"manifest\.json is missing: is this folder a finished dataset"):
-        shards.find_problems(tmp_path)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic_dataset import write_dataset
+from synthetic_dataset import make_row, write_dataset
 
 from dataset_builder import shards
-from dataset_builder.statistics import RunningStatistics, compute_statistics
+from dataset_builder.statistics import RunningStatistics, camera_ranges, compute_statistics
 
 
 def _assert_equal(result, values):
@@ -64,3 +64,34 @@ def test_dataset_statistics_use_valid_steps_only(tmp_path, plans):
     else:
         actions = np.stack([row["action"] for row in rows])
     _assert_equal(entry["action"], actions.astype(float))
+
+
+def test_camera_ranges_are_those_of_the_frames(tmp_path):
+    """Three cameras whose angles are set by hand: straight along base x, then turned left, then tilted down."""
+    rng, rows = np.random.default_rng(0), []
+    turn, tilt = np.radians(30), np.radians(20)
+    forwards = [[1, 0, 0], [np.cos(turn), np.sin(turn), 0], [np.cos(tilt), 0, -np.sin(tilt)]]
+    for frame, forward in enumerate(forwards):
+        row = make_row(rng, 0, frame)
+        pose = np.eye(4)
+        right = np.cross(forward, [0, 0, 1]) / np.linalg.norm(np.cross(forward, [0, 0, 1]))
+        pose[:3, :3] = np.stack([right, np.cross(forward, right), forward], axis=1)
+        pose[:3, 3] = [-0.8, 0.1 * frame, 0.4]
+        row |= {
+            "calibration.transform_camera_to_base": pose.astype(np.float32),
+            "calibration.baseline_m": 0.06 + frame / 1000,
+        }
+        rows.append(row)
+    for index in range(2):  # over two shards
+        encoded = [shards.encode_row(row) for row in rows[index::2]]
+        shards.write_shard(tmp_path / f"{index}.parquet", encoded, temporary=tmp_path / "t")
+    ranges = camera_ranges([tmp_path / "0.parquet", tmp_path / "1.parquet"])["franka_panda"]
+    wanted = {
+        "azimuth, deg": [0, 30],
+        "elevation, deg": [-20, 0],
+        "baseline, m": [0.06, 0.062],
+        "position y, m": [0, 0.2],
+    }
+    wanted |= {"position x, m": [-0.8, -0.8], "focal length x, px": [40, 40], "principal point y, px": [16, 16]}
+    for name, pair in wanted.items():
+        np.testing.assert_allclose(ranges[name], pair, atol=1e-4, err_msg=name)

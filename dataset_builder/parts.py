@@ -1,0 +1,170 @@
+"""Parts of a dataset, recorded at different times and on different machines, and what makes one dataset of them.
+
+The plan says which shards there are; each is recorded by somebody, written under a temporary name and renamed. When all
+are there, `finish` writes statistics, info, card and manifest, from the shards alone.
+"""
+
+import fcntl
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from dataset_builder import shards
+from dataset_builder.card import write_card
+from dataset_builder.statistics import camera_ranges, compute_statistics
+
+INFO = Path("meta/info.json")
+PLAN = Path("meta/build.json")  # the options that decide the bytes, written first
+STATS = Path("meta/stats.json")
+PARTIAL = ".partial"
+_NAMED = 5  # missing shards that a message lists
+
+
+@dataclass(frozen=True)
+class Task:
+    """One shard to record."""
+
+    split: str
+    path: Path  # inside the folder
+    episodes: range
+
+
+def plan_shards(content: Mapping[str, Any]) -> list[Task]:
+    """All shards of a dataset with their episodes, from its plan (meta/build.json)."""
+    tasks = []
+    for split in ("train", "validation"):
+        total, step = content[f"{split}_episodes"], content["episodes_per_shard"]
+        starts = range(0, total, step)
+        tasks += [
+            Task(split, shards.shard_path(split, number, len(starts)), range(start, min(total, start + step)))
+            for number, start in enumerate(starts)
+        ]
+    return tasks
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two plans, in words; "" = nothing."""
+    return "; ".join(
+        f"{key} was {before.get(key)}, now {now.get(key)}"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key)
+    )
+
+
+@contextmanager
+def work_folder(folder: Path, part: str) -> Iterator[Path]:
+    """Folder for unfinished files of one part of the work on a dataset.
+
+    Two processes with the same part are kept apart by a lock (RuntimeError), which the operating system frees however
+    the process ends.
+    """
+    partial = folder / PARTIAL / part
+    partial.mkdir(parents=True, exist_ok=True)
+    with open(partial / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RuntimeError(f"another process is building {folder}; wait for it or choose another --out") from error
+        for left in partial.glob("*.parquet.*"):  # halves of a build that was killed
+            left.unlink()
+        yield partial
+    shutil.rmtree(partial, ignore_errors=True)
+    with suppress(OSError):  # other parts are at work
+        partial.parent.rmdir()
+
+
+def merge(folder: Path, parts: Sequence[Path] = ()) -> Path:
+    """Join `parts` in `folder` and finish the dataset; returns the folder.
+
+    Without parts, `folder` is one that all machines recorded into. Shards are linked where parts and folder lie on one
+    file system, else copied. Interrupted, the same call goes on. ValueError for parts of different datasets, or with
+    different bytes for one shard; RuntimeError that names shards that nobody recorded.
+    """
+    sources = [*parts, *([folder] if (folder / PLAN).exists() else [])]
+    if not sources:
+        raise ValueError(f"{folder} holds no part of a dataset, and no other parts are named")
+    content = shards.read_json(sources[0] / PLAN)
+    for source in sources[1:]:
+        if changed := changes(content, shards.read_json(source / PLAN)):
+            raise ValueError(f"{sources[0]} and {source} are parts of different datasets: {changed}")
+    tasks = plan_shards(content)
+    with work_folder(folder, "finish") as partial:
+        shards.write_json(folder / PLAN, content, temporary=partial / PLAN.name)
+        for part in parts:
+            for task in tqdm(tasks, desc=f"joining {part}", unit="shard"):
+                if (part / task.path).exists():
+                    _join(part / task.path, folder / task.path, partial)
+        missing = [task.path.as_posix() for task in tasks if not (folder / task.path).exists()]
+        if missing:
+            listed = ", ".join(missing[:_NAMED]) + (" ..." if len(missing) > _NAMED else "")
+            raise RuntimeError(
+                f"{len(missing)} of {len(tasks)} shards are missing in {folder}: {listed}. Name the part that has "
+                "them, let its machine finish, or record them here by the same `build` command without --shard-index"
+            )
+        if not (folder / shards.MANIFEST).exists():
+            finish(folder, content)
+    return folder
+
+
+def _join(source: Path, target: Path, partial: Path) -> None:
+    with shards.open_shard(source):  # ShardError names one that was cut on its way here
+        pass
+    if target.exists():
+        if not target.samefile(source) and shards.sha256(target) != shards.sha256(source):
+            raise ValueError(f"{source} and {target} have different bytes: recorded by different machines or versions?")
+        return
+    temporary = partial / f"{target.name}.joined"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:  # another file system
+        shutil.copyfile(source, temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+    os.replace(temporary, target)
+
+
+def finish(folder: Path, content: Mapping[str, Any]) -> None:
+    """Statistics, info, card, and at last the manifest, which says that the dataset is whole.
+
+    The caller holds `work_folder(folder, "finish")`.
+    """
+    failures: Counter[str] = Counter()
+    splits: dict[str, dict[str, int]] = {}
+    names: set[tuple[str, str]] = set()
+    tasks = plan_shards(content)
+    for task in tqdm(tasks, desc="summing up", unit="shard"):
+        failures.update(shards.shard_info(folder / task.path)["failures"])
+        table = shards.read_table(folder / task.path, ["task", "target.name"])
+        names |= set(zip(*(table.column(key).to_pylist() for key in ("task", "target.name")), strict=True))
+        entry = splits.setdefault(task.split, {"episodes": 0, "frames": 0, "shards": 0})
+        entry["episodes"] += len(task.episodes)
+        entry["frames"] += table.num_rows
+        entry["shards"] += 1
+    train = [folder / task.path for task in tasks if task.split == "train"]
+    stats = compute_statistics(train)
+    shards.write_json(folder / STATS, stats)
+    with shards.open_shard(train[0]) as file:
+        columns = file.schema_arrow.names
+    info = {
+        "fps": content["fps"],
+        "embodiments": sorted(stats),
+        "tasks": sorted({task for task, _ in names}),
+        "objects": sorted({name for _, name in names}),
+        "splits": splits,
+        "failed_attempts": dict(sorted(failures.items())),
+        "columns": columns,
+        "cameras": camera_ranges([folder / task.path for task in tasks]),
+        "build": content,
+    }
+    shards.write_json(folder / INFO, info)
+    write_card(folder)
+    by_split = {split: [task.path for task in tasks if task.split == split] for split in splits}
+    shards.write_manifest(folder, by_split)
