@@ -159,6 +159,7 @@ class Recorder:
             "action_plan": plan,
             "action_plan_length": int(length),
             "keyframe_pose": keyframe,
+            "state_is_pose": True,
             **{f"calibration.{key}": seen["calibration"][key] for key in schema.CALIBRATION_KEYS},
             "observation.depth": seen["depth"],
             "observation.segmentation": seen["segmentation"],
