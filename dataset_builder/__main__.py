@@ -1,4 +1,4 @@
-"""Command line: `python -m dataset_builder build | check | card`."""
+"""Command line: `python -m dataset_builder build | import-lerobot | import-droid | export-lerobot | check | card`."""
 
 import argparse
 import sys
@@ -8,7 +8,12 @@ USAGE = """usage: python -m dataset_builder COMMAND ...
 
 commands:
   build --out DIR [options]  record episodes into DIR, or go on where a build was interrupted; see build --help
-  check DIR                  compare DIR with its manifest and the schema and name every problem; exit status 1 if any
+  import-lerobot | import-droid --source DIR --config YAML --out DIR [options]
+                             check recorded episodes and import them; every problem is named, exit status 1 if any
+  export-lerobot --dataset DIR --out DIR [options]
+                             write DIR as a LeRobot dataset v3.0
+  check DIR                  compare DIR with its manifest and the schema, check timestamps and views, and name every
+                             problem; exit status 1 if any
   card DIR                   write the dataset card of DIR anew
 """
 
@@ -47,6 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
 
             print(f"dataset: {build(parse_build(rest))}")
             return 0
+        if command in ("import-lerobot", "import-droid", "export-lerobot"):
+            return _convert(command, rest)
         if command in ("check", "card"):
             parser = argparse.ArgumentParser(prog=f"python -m dataset_builder {command}")
             parser.add_argument("dir", type=Path, help="folder of a dataset")
@@ -61,10 +68,42 @@ def main(arguments: list[str] | None = None) -> int:
     return 2
 
 
+def _convert(command: str, arguments: list[str]) -> int:
+    from transformers import HfArgumentParser
+
+    from dataset_builder import droid_source, importing, lerobot_export, lerobot_source
+    from dataset_builder.rig import read_rig
+
+    kind, describe = {
+        "import-lerobot": (lerobot_source.LeRobotImportConfig, lerobot_source),
+        "import-droid": (droid_source.DroidImportConfig, droid_source),
+        "export-lerobot": (lerobot_export.LeRobotExportConfig, lerobot_export),
+    }[command]
+    parser = HfArgumentParser(kind, prog=f"python -m dataset_builder {command}", description=describe.__doc__)
+    (config,) = parser.parse_args_into_dataclasses(arguments)
+    if command == "export-lerobot":
+        print(f"LeRobot dataset: {lerobot_export.export_lerobot(config)}")
+        return 0
+    rig = read_rig(Path(config.config))
+    if command == "import-lerobot":
+        source = lerobot_source.open_lerobot(config, rig)
+    else:
+        source, rig = droid_source.open_droid(config, rig)
+    try:
+        print(f"dataset: {importing.import_dataset(config, rig, source)}")
+    except importing.ProblemsFound as error:
+        print(error)
+        return 1
+    return 0
+
+
 def _check(folder: Path) -> int:
+    from dataset_builder.checks import dataset_problems
     from dataset_builder.shards import find_problems
 
     problems = find_problems(folder)
+    if not problems:  # what cannot be read cannot be looked at
+        problems = dataset_problems(folder)
     print("\n".join(problems) if problems else f"{folder} is whole")
     return 1 if problems else 0
 

@@ -7,7 +7,6 @@ those of an undisturbed build.
 
 import dataclasses
 import difflib
-import fcntl
 import importlib.metadata
 import json
 import multiprocessing
@@ -18,7 +17,6 @@ import threading
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +24,11 @@ from typing import Any
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from dataset_builder import shards
+from dataset_builder import schema, shards
 from dataset_builder.card import write_card
-from dataset_builder.recording import EMBODIMENT, FPS, Recorder, RecordingConfig, option
+from dataset_builder.folders import INFO, PARTIAL, PLAN, STATS, check_folder, lock_folder
+from dataset_builder.options import option
+from dataset_builder.recording import EMBODIMENT, FPS, Recorder, RecordingConfig
 from dataset_builder.statistics import compute_statistics
 from simulation import WorldConfig
 
@@ -36,10 +36,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"train_episodes": 4, "validation_episodes": 2, "episodes_per_shard": 2, "image_size": 64, "processes": 1},
     "demo": {"train_episodes": 480, "validation_episodes": 48, "episodes_per_shard": 16},
 }
-INFO = Path("meta/info.json")
-PLAN = Path("meta/build.json")  # the options that decide the bytes, written first
-STATS = Path("meta/stats.json")
-PARTIAL = ".partial"
 # how a build runs and where to; all other options decide what it makes
 _NOT_CONTENT = ("out", "preset", "processes")
 
@@ -130,8 +126,8 @@ def build(config: BuildConfig) -> Path:
         raise ValueError("--out is empty: where shall the dataset go?")
     folder = Path(config.out)
     content = config.content()
-    _check_folder(folder, content)
-    with _lock(folder):
+    check_folder(folder, content)
+    with lock_folder(folder):
         shards.write_json(folder / PLAN, content)
         tasks = plan_shards(config)
         missing = [task for task in tasks if not (folder / task.path).exists()]
@@ -141,37 +137,6 @@ def build(config: BuildConfig) -> Path:
             _finish(config, folder, tasks)
     shutil.rmtree(folder / PARTIAL, ignore_errors=True)
     return folder
-
-
-def _check_folder(folder: Path, content: dict[str, Any]) -> None:
-    """ValueError when `folder` holds something else than this build."""
-    if not (folder / PLAN).exists():
-        inside = [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
-        if all(PARTIAL in path.parts or path.suffix == ".tmp" for path in inside):  # killed before it wrote the plan
-            return
-        raise ValueError(f"{folder} is not empty and holds no dataset of ours; choose another --out")
-    before = shards.read_json(folder / PLAN)
-    changed = [
-        f"{key} was {before.get(key)}, now {content.get(key)}"
-        for key in sorted({*before, *content})
-        if before.get(key) != content.get(key)
-    ]
-    if changed:
-        raise ValueError(f"{folder} was begun with other options: {'; '.join(changed)}. Use them, or another --out")
-
-
-@contextmanager
-def _lock(folder: Path):
-    """Keep two builds of one folder apart; the operating system frees the lock however the process ends."""
-    (folder / PARTIAL).mkdir(parents=True, exist_ok=True)
-    with open(folder / PARTIAL / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RuntimeError(f"another process is building {folder}; wait for it or choose another --out") from error
-        for left in (folder / PARTIAL).glob("*.parquet.*"):  # halves of a build that was killed
-            left.unlink()
-        yield
 
 
 def _record(config: BuildConfig, folder: Path, tasks: list[Task], missing: list[Task]) -> None:
@@ -270,6 +235,9 @@ def _finish(config: BuildConfig, folder: Path, tasks: list[Task]) -> None:
         "splits": splits,
         "failed_attempts": dict(sorted(failures.items())),
         "columns": pq.read_schema(train[0]).names,
+        "state_dim": schema.STATE_DIM,
+        "action_dim": schema.ACTION_DIM,
+        "state_is_pose": True,
         "build": config.content(),
     }
     shards.write_json(folder / INFO, info)
