@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 EXTRAS = {
     "sim": ["mujoco>=3.3,<5", "gymnasium>=1.0,<2"],
-    "data": ["pyarrow>=17"],
+    "data": ["pyarrow>=17", "av>=14", "h5py>=3.11", "pyyaml>=6"],
     "report": ["matplotlib>=3.9", "jinja2>=3.1"],
     "serve": ["websockets>=14", "msgpack>=1.1"],
     "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.8", "torchdata>=0.11"],

@@ -192,7 +192,8 @@ def _statistics(values: np.ndarray) -> dict[str, Any]:
     """LeRobot's statistics of vectors (n, size); those of pictures (n, h, w, 3) uint8 are (3, 1, 1), in 0..1."""
     pictures = values.ndim == 4
     array = values.reshape(-1, values.shape[-1]).astype(np.float64) / (255 if pictures else 1)
-    result = {"min": array.min(0), "max": array.max(0), "mean": array.mean(0), "std": array.std(0)}
+    whole = values if np.issubdtype(values.dtype, np.integer) and not pictures else array  # whole numbers stay whole
+    result = {"min": whole.min(0), "max": whole.max(0), "mean": array.mean(0), "std": array.std(0)}
     result |= dict(zip(_QUANTILES, np.quantile(array, list(_QUANTILES.values()), axis=0), strict=True))
     lists = {name: (value.reshape(-1, 1, 1) if pictures else value).tolist() for name, value in result.items()}
     return lists | {"count": [len(values)]}

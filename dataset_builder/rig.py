@@ -250,7 +250,7 @@ def _calibration(content: Any, where: str) -> dict[str, Any]:
 def check_value(key: str, value: Any, size_px: tuple[int, int], where: str) -> np.ndarray:
     """One value of a calibration as float64 of its shape; ValueError says what cannot be."""
     try:
-        array = np.asarray(value, dtype=np.float64)
+        array = np.array(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {key} is {value!r}, expected {_SHAPES[key]} numbers") from error
     if array.shape != _SHAPES[key] and array.size == np.prod(_SHAPES[key], dtype=int):

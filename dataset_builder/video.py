@@ -22,7 +22,7 @@ def read_frames(path: Path, times_s: Sequence[float], fps: float) -> Iterator[np
     VideoError names the first frame that is missing, damaged, or too many: between the first and the last time there
     must be exactly `len(times_s)` frames.
     """
-    slack = _SLACK / fps
+    slack, number = _SLACK / fps, 0
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
@@ -30,7 +30,6 @@ def read_frames(path: Path, times_s: Sequence[float], fps: float) -> Iterator[np
             start = stream.start_time or 0
             if times_s[0] > 1 / fps:  # the container seeks to the key frame before
                 container.seek(start + int((times_s[0] - slack) / stream.time_base), stream=stream)
-            number = 0
             for frame in container.decode(stream):
                 time = float((frame.pts - start) * stream.time_base)
                 if time < times_s[0] - slack:
@@ -44,7 +43,7 @@ def read_frames(path: Path, times_s: Sequence[float], fps: float) -> Iterator[np
                 yield frame.to_ndarray(format="rgb24")
                 number += 1
     except (av.error.FFmpegError, IndexError, OSError) as error:
-        raise VideoError(f"{path.name} cannot be read: {error}") from error
+        raise VideoError(f"frame {number}: {path.name} cannot be read: {error}") from error
     if number < len(times_s):
         raise VideoError(f"frame {number}: {path.name} ends after {number} of {len(times_s)} frames")
 

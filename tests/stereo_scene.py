@@ -8,7 +8,9 @@ def textured_pair(seed: int, width: int, height: int, disparity: int = 6, rows: 
     """[left, right] uint8 (height, width, 3) of a wall with blobs, `disparity` px apart; right is `rows` px lower."""
     rng = np.random.default_rng(seed)
     margin = abs(disparity) + abs(rows)
-    small = rng.integers(20, 236, ((height + 2 * margin) // 4 + 2, (width + 2 * margin) // 4 + 2, 3), dtype=np.uint8)
+    size = (height + 2 * margin) // 4 + 2, (width + 2 * margin) // 4 + 2
+    # mostly grey: video halves the resolution of colours
+    small = (rng.integers(20, 216, (*size, 1)) + rng.integers(0, 20, (*size, 3))).astype(np.uint8)
     wall = np.asarray(Image.fromarray(small).resize((small.shape[1] * 4, small.shape[0] * 4), Image.Resampling.BICUBIC))
     cut = [(margin, margin), (margin - rows, margin + disparity)]
     return [np.ascontiguousarray(wall[y : y + height, x : x + width]) for y, x in cut]
