@@ -72,7 +72,9 @@ def _convert(command: str, arguments: list[str]) -> int:
     from transformers import HfArgumentParser
 
     from dataset_builder import droid_source, importing, lerobot_export, lerobot_source
+    from dataset_builder.folders import INFO
     from dataset_builder.rig import read_rig
+    from dataset_builder.shards import read_json
 
     kind, describe = {
         "import-lerobot": (lerobot_source.LeRobotImportConfig, lerobot_source),
@@ -90,10 +92,16 @@ def _convert(command: str, arguments: list[str]) -> int:
     else:
         source, rig = droid_source.open_droid(config, rig)
     try:
-        print(f"dataset: {importing.import_dataset(config, rig, source)}")
+        folder = importing.import_dataset(config, rig, source)
     except importing.ProblemsFound as error:
         print(error)
         return 1
+    info = read_json(folder / INFO)
+    for name, problems in info["dropped"].items():
+        print("\n".join(f"{name}: {problem}" for problem in problems))
+    for name in info["not_judged"]:
+        print(f"{name}: no pair has enough structure to check order and rectification")
+    print(f"dataset: {folder}; {len(info['dropped'])} episodes left out")
     return 0
 
 

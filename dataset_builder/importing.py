@@ -6,6 +6,7 @@ bytes are those of an undisturbed import.
 """
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -30,7 +31,6 @@ from dataset_builder.statistics import compute_statistics
 from dataset_builder.video import VideoError
 
 NO_NAME = "unnamed object"  # target.name of imported rows: their sources do not say which object is meant
-FINDINGS = "findings.jsonl"  # in the partial folder: one line per checked episode
 COLUMNS = (
     "observation.images.left",
     "observation.images.right",
@@ -137,12 +137,14 @@ def import_dataset(config: ImportConfig, rig: Rig, source: Source) -> Path:
     content = _content(config, rig, source)
     check_folder(folder, content)
     with lock_folder(folder):
-        shards.write_json(folder / PLAN, content)
         if not (folder / shards.MANIFEST).exists():
-            findings = _check(folder / PARTIAL / FINDINGS, rig, source)
+            # one line per checked episode; of another source or rig, the findings are others
+            identity = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+            findings = _check(folder / PARTIAL / f"findings-{identity[:16]}.jsonl", rig, source)
             bad = [finding for finding in findings.values() if finding.problems]
-            if bad and not config.skip_bad_episodes:
+            if len(bad) == len(findings) or (bad and not config.skip_bad_episodes):
                 raise ProblemsFound("\n".join(problem_lines(bad) + [_advice(bad, findings)]))
+            shards.write_json(folder / PLAN, content)
             good = {
                 split: [name for name in names if not findings[name].problems]
                 for split, names in source.splits().items()
@@ -160,10 +162,8 @@ def problem_lines(findings: Sequence[Finding]) -> list[str]:
 
 
 def _advice(bad: Sequence[Finding], findings: Mapping[str, Finding]) -> str:
-    return (
-        f"{len(bad)} of {len(findings)} episodes have problems; nothing was imported. "
-        "Mend them, or leave these episodes out with --skip_bad_episodes"
-    )
+    text = f"{len(bad)} of {len(findings)} episodes have problems; nothing was imported. Mend them"
+    return text if len(bad) == len(findings) else f"{text}, or leave them out with --skip_bad_episodes"
 
 
 def _content(config: ImportConfig, rig: Rig, source: Source) -> dict[str, Any]:
@@ -175,16 +175,18 @@ def _content(config: ImportConfig, rig: Rig, source: Source) -> dict[str, Any]:
 
 
 def _check(path: Path, rig: Rig, source: Source) -> dict[str, Finding]:
-    """Findings of all episodes by name; those that an earlier run wrote to `path` are not made again."""
+    """Findings of all episodes by name. Good ones that an earlier run wrote to `path` are not made again; bad ones are,
+    since the recording may have been mended.
+    """
     done: dict[str, Finding] = {}
     if path.exists():
         whole = path.read_bytes()
         whole = whole[: whole.rfind(b"\n") + 1]  # a kill may have left half a line
         path.write_bytes(whole)
-        done = {f.episode: f for f in (Finding(**json.loads(line)) for line in whole.splitlines())}
+        done = {f.episode: f for f in (Finding(**json.loads(line)) for line in whole.splitlines()) if not f.problems}
     names = [name for split in source.splits().values() for name in split]
     with open(path, "a", encoding="utf-8") as file:
-        for name in tqdm(names, desc="checking", unit="episode", initial=0):
+        for name in tqdm(names, desc="checking", unit="episode"):
             if name not in done:
                 done[name] = check_episode(source, rig, name)
                 file.write(json.dumps(dataclasses.asdict(done[name])) + "\n")
@@ -195,13 +197,11 @@ def _check(path: Path, rig: Rig, source: Source) -> dict[str, Finding]:
 def _equal_sizes(findings: dict[str, Finding]) -> dict[str, Finding]:
     """A problem for every episode whose vectors have other sizes than those of the first good one."""
     first = next((f for f in findings.values() if not f.problems), None)
-    if first is None:
-        raise ProblemsFound(
-            "\n".join([*problem_lines(list(findings.values())), f"none of {len(findings)} episodes is good"])
-        )
     for name, finding in findings.items():
+        if finding.problems:
+            continue
         sizes, expected = (finding.state_dim, finding.action_dim), (first.state_dim, first.action_dim)
-        if not finding.problems and sizes != expected:
+        if sizes != expected:
             text = f"state and action have {sizes} numbers, those of {first.episode} {expected}"
             findings[name] = dataclasses.replace(finding, problems=[text])
     return findings

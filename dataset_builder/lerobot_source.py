@@ -7,7 +7,9 @@ in which data file it is, and per video the file and `from_timestamp`, `to_times
 the one at from_timestamp + timestamp.
 """
 
+import hashlib
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +100,10 @@ class LeRobotSource:
             path.relative_to(self.folder / "meta").as_posix(): shards.sha256(path)
             for path in sorted((self.folder / "meta/episodes").glob("*/*.parquet"))
         }
+        folders = ["data", *(f"videos/{key}" for key in self._videos)]
+        files = sorted(path for name in folders for path in (self.folder / name).rglob("*") if path.is_file())
+        listing = [[path.relative_to(self.folder).as_posix(), path.stat().st_size] for path in files]
+        hashes["files"] = hashlib.sha256(json.dumps(listing).encode()).hexdigest()  # of their names and sizes
         return {"format": f"LeRobot {self.info['codebase_version']}", "sha256": hashes}
 
     def splits(self) -> dict[str, list[str]]:

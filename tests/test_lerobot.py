@@ -125,6 +125,35 @@ def test_imported_data_trains(imported):
         assert np.isfinite(window["points"][1]).all() or window["episode_index"] >= 0
 
 
+def rewrite_shard(folder: Path, change) -> None:
+    """The first shard as `change` leaves its table, with a manifest that agrees."""
+    paths = sorted(path.relative_to(folder) for path in (folder / "data").glob("*.parquet"))
+    pq.write_table(change(pq.read_table(folder / paths[0])), folder / paths[0])
+    by_split = {split: [path for path in paths if path.name.startswith(split)] for split in ("train", "validation")}
+    shards.write_manifest(folder, by_split)
+
+
+def test_check_looks_at_timestamps_and_views_too(imported, tmp_path, capsys):
+    assert main(["check", str(imported)]) == 0
+    swapped = shutil.copytree(imported, tmp_path / "swapped")
+    left, right = "observation.images.left", "observation.images.right"
+    names = {left: right, right: left}
+    rewrite_shard(swapped, lambda table: table.rename_columns([names.get(n, n) for n in table.column_names]))
+    assert main(["check", str(swapped)]) == 1
+    printed = capsys.readouterr().out
+    for frame in (0, 3, 6):
+        assert f"data/train-00000-of-00002.parquet: episode 0, frame {frame}: left and right are swapped" in printed
+    late = shutil.copytree(imported, tmp_path / "late")
+
+    def delay(table):
+        times = table.column("timestamp").to_numpy() + np.float32(1) * (np.arange(table.num_rows) > 4)
+        return table.set_column(table.column_names.index("timestamp"), "timestamp", pa.array(times, pa.float32()))
+
+    rewrite_shard(late, delay)
+    assert main(["check", str(late)]) == 1
+    assert "episode 0, frame 5: the timestamp leaps 13.0 frames ahead" in capsys.readouterr().out
+
+
 class Stopped(BaseException):
     """As if the process were killed: nothing may catch it."""
 
@@ -164,13 +193,12 @@ def test_a_killed_process_goes_on(imported, tmp_path):
     )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        if any((tmp_path / "out/data").glob("*.parquet")) or (tmp_path / "out/.partial/findings.jsonl").exists():
+        if any((tmp_path / "out/data").glob("*.parquet")) or any((tmp_path / "out/.partial").glob("findings-*")):
             break
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    findings = tmp_path / "out/.partial/findings.jsonl"
-    if findings.exists():
+    for findings in (tmp_path / "out/.partial").glob("findings-*"):
         findings.write_bytes(findings.read_bytes() + b'{"episode": "episo')  # as a kill may leave it
     assert main(command[3:]) == 0
     assert contents(tmp_path / "out") == contents(imported)
@@ -270,6 +298,7 @@ def test_damage_is_named_with_episode_and_frame(copy, tmp_path, damage, expected
     printed = capsys.readouterr().out
     for line in expected:
         assert line in printed, printed
+    assert f"{len(bad)} of 3 episodes have problems; nothing was imported" in printed
     assert not list(tmp_path.glob("out/data/*"))
     if len(bad) == 3:
         return
@@ -278,6 +307,20 @@ def test_damage_is_named_with_episode_and_frame(copy, tmp_path, damage, expected
     assert list(info["dropped"]) == bad and info["splits"]["train"]["episodes"] == 2
     assert [len([r for r in rows_of(tmp_path / "out", "train") if r["episode_index"] == n]) for n in (0, 1)] == [7, 6]
     assert "Left out: 1 of 3 episodes" in (tmp_path / "out/README.md").read_text()
+
+
+def test_a_mended_recording_goes_in_by_the_same_command(imported, copy, tmp_path):
+    """What was found good stays so, what was bad is looked at again; a corrected rig needs no other folder."""
+    video = copy / "videos/observation.images.eye_b/chunk-000/file-000.mp4"
+    whole = video.read_bytes()
+    video.write_bytes(whole[:1000] + bytes(len(whole) - 1000))
+    swapped = {"cameras": {"left": "observation.images.eye_b", "right": "observation.images.eye_a"}}
+    for rig in ({}, swapped):
+        with pytest.raises(ProblemsFound):
+            run(config(copy, tmp_path, rig=rig, validation_episodes=1))
+    video.write_bytes(whole)
+    run(config(copy, tmp_path, validation_episodes=1))
+    assert contents(tmp_path / "out") == contents(imported)
 
 
 def test_swapped_views_and_wrong_calibrations_are_named(tmp_path):
