@@ -99,7 +99,7 @@ ROW: tuple[Column, ...] = (
         image=True,
         note="left view, 8-bit PNG: 0 background, 1 robot arm, 2 gripper, 3 target, 4.. other objects",
     ),
-    Column("target.name", "string", note='such as "red cube"'),
+    Column("target.name", "string", note='such as "red cube"; "unnamed object" where an import cannot know it'),
     Column(
         "target.box_left_px",
         "float32",

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from hub_folder import serve
 from stereo_scene import poses, textured_pair
+from synthetic_dataset import write_dataset
 
 from dataset_builder import importing, schema, shards
 from dataset_builder.__main__ import main
@@ -509,6 +510,20 @@ def test_there_and_back(imported, exported, tmp_path):
                     np.testing.assert_allclose(row[key], value, atol=2e-6)
                 else:
                     assert row[key] == pytest.approx(value) if isinstance(value, float) else row[key] == value
+
+
+def test_depth_and_masks_are_exported_as_they_are(tmp_path):
+    folder = write_dataset(tmp_path / "data", [3, 2], 2)
+    (path,) = (folder / "data").glob("*.parquet")
+    info = {"fps": 10, "columns": schema.row_columns(), "embodiments": ["franka_panda"], "state_is_pose": True}
+    shards.write_json(folder / "meta/info.json", {**info, "state_dim": 7, "action_dim": 7})
+    out = tmp_path / "lerobot"
+    assert main(["export-lerobot", "--dataset", str(folder), "--out", str(out), "--with-depth"]) == 0
+    exported = pq.read_table(out / "data/chunk-000/file-000.parquet")
+    for key in ("observation.depth", "observation.segmentation"):
+        assert exported.column(key).to_pylist() == pq.read_table(path).column(key).to_pylist()
+        feature = json.loads((out / "meta/info.json").read_text())["features"][key]
+        assert (feature["dtype"], feature["shape"]) == ("image", [32, 32, 1])
 
 
 def test_wrong_exports_are_named(imported, exported, capsys):
