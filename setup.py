@@ -6,7 +6,15 @@ from setuptools import find_packages, setup
 
 EXTRAS = {
     "sim": ["mujoco>=3.3,<5", "gymnasium>=1.0,<2"],
-    "data": ["pyarrow>=17", "simplejpeg>=1.8", "torchdata>=0.11", "datatrove>=0.9"],
+    "data": [
+        "pyarrow>=17",
+        "simplejpeg>=1.8",
+        "torchdata>=0.11",
+        "datatrove>=0.9",
+        "av>=14",
+        "h5py>=3.11",
+        "pyyaml>=6",
+    ],
     "report": ["matplotlib>=3.9", "jinja2>=3.1"],
     "serve": ["websockets>=14", "msgpack>=1.1"],
     "convert": ["sentencepiece>=0.2.3", "protobuf>=7.36.1"],  # the oldest that the newest sentencepiece runs with

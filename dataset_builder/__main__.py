@@ -1,4 +1,4 @@
-"""Command line: `python -m dataset_builder build | merge | pipeline | check | card`."""
+"""Command line: `python -m dataset_builder build | merge | pipeline | import-* | export-lerobot | check | card`."""
 
 import argparse
 import sys
@@ -11,8 +11,12 @@ commands:
   merge DIR [PART ...]          join what machines recorded by build --shard-index I --num-shards N, into DIR or into
                                 folders of their own (PART), and finish the dataset
   pipeline --out DIR [options]  build and merge as tasks of datatrove, local, Slurm or Ray; see pipeline --help
-  check DIR [--quick]           compare DIR with its manifest and the schema and name every problem; exit status 1 if
-                                there is any
+  import-lerobot | import-droid --source DIR --config YAML --out DIR [options]
+                                check recorded episodes and import them; every problem is named, exit status 1 if any
+  export-lerobot --dataset DIR --out DIR [options]
+                                write DIR as a LeRobot dataset v3.0
+  check DIR [--quick]           compare DIR with its manifest and the schema, check timestamps and views, and name every
+                                problem; exit status 1 if there is any
   card DIR                      write the dataset card of DIR anew
 """
 
@@ -67,6 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
             options = parser.parse_args(rest)
             print(f"dataset: {merge(options.dir, options.parts)}")
             return 0
+        if command in ("import-lerobot", "import-droid", "export-lerobot"):
+            return _convert(command, rest)
         if command in ("check", "card"):
             parser = argparse.ArgumentParser(prog=f"python -m dataset_builder {command}")
             parser.add_argument("dir", type=Path, help="folder of a dataset")
@@ -83,10 +89,50 @@ def main(arguments: list[str] | None = None) -> int:
     return 2
 
 
+def _convert(command: str, arguments: list[str]) -> int:
+    from transformers import HfArgumentParser
+
+    from dataset_builder import droid_source, importing, lerobot_export, lerobot_source
+    from dataset_builder.folders import INFO
+    from dataset_builder.rig import read_rig
+    from dataset_builder.shards import read_json
+
+    kind, describe = {
+        "import-lerobot": (lerobot_source.LeRobotImportConfig, lerobot_source),
+        "import-droid": (droid_source.DroidImportConfig, droid_source),
+        "export-lerobot": (lerobot_export.LeRobotExportConfig, lerobot_export),
+    }[command]
+    parser = HfArgumentParser(kind, prog=f"python -m dataset_builder {command}", description=describe.__doc__)
+    (config,) = parser.parse_args_into_dataclasses(arguments)
+    if command == "export-lerobot":
+        print(f"LeRobot dataset: {lerobot_export.export_lerobot(config)}")
+        return 0
+    rig = read_rig(Path(config.config))
+    if command == "import-lerobot":
+        source = lerobot_source.open_lerobot(config, rig)
+    else:
+        source, rig = droid_source.open_droid(config, rig)
+    try:
+        folder = importing.import_dataset(config, rig, source)
+    except importing.ProblemsFound as error:
+        print(error)
+        return 1
+    info = read_json(folder / INFO)
+    for name, problems in info["dropped"].items():
+        print("\n".join(f"{name}: {problem}" for problem in problems))
+    for name in info["not_judged"]:
+        print(f"{name}: no pair has enough structure to check order and rectification")
+    print(f"dataset: {folder}; {len(info['dropped'])} episodes left out")
+    return 0
+
+
 def _check(dir: Path, quick: bool) -> int:
     from dataset_builder.checking import find_problems
+    from dataset_builder.episode_checks import dataset_problems
 
     problems = find_problems(dir, quick=quick)
+    if not problems:  # what cannot be read cannot be looked at
+        problems = dataset_problems(dir)
     print("\n".join(problems) if problems else f"{dir} is whole")
     return 1 if problems else 0
 

@@ -28,8 +28,10 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from dataset_builder import shards
-from dataset_builder.parts import PARTIAL, PLAN, Task, changes, finish, plan_shards, work_folder
-from dataset_builder.recording import FPS, Recorder, RecordingConfig, option
+from dataset_builder.folders import PLAN, check_folder, work_folder
+from dataset_builder.options import option
+from dataset_builder.parts import Task, finish, plan_shards
+from dataset_builder.recording import FPS, Recorder, RecordingConfig
 from simulation import WorldConfig
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -108,7 +110,7 @@ def build(config: BuildConfig) -> Path:
         raise ValueError("--out is empty: where shall the dataset go?")
     folder = Path(config.out)
     content = config.content()
-    _check_folder(folder, content)
+    check_folder(folder, content)
     with work_folder(folder, f"{config.shard_index}-of-{config.num_shards}") as partial:
         shards.write_json(folder / PLAN, content, temporary=partial / PLAN.name)
         mine = plan_shards(content)[config.shard_index :: config.num_shards]
@@ -120,19 +122,6 @@ def build(config: BuildConfig) -> Path:
             with work_folder(folder, "finish"):
                 finish(folder, content)
     return folder
-
-
-def _check_folder(folder: Path, content: dict[str, Any]) -> None:
-    """ValueError when `folder` holds something else than this build."""
-    if not (folder / PLAN).exists():
-        inside = [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
-        if all(PARTIAL in path.parts or path.suffix == ".tmp" for path in inside):  # killed before it wrote the plan
-            return
-        if not (folder / PLAN).exists():  # else another machine has just begun its part
-            raise ValueError(f"{folder} is not empty and holds no dataset of ours; choose another --out")
-    changed = changes(shards.read_json(folder / PLAN), content)
-    if changed:
-        raise ValueError(f"{folder} was begun with other options: {changed}. Use them, or another --out")
 
 
 def _record(config: BuildConfig, folder: Path, partial: Path, tasks: list[Task], missing: list[Task]) -> None:

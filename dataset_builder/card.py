@@ -13,6 +13,7 @@ from dataset_builder.shards import decode_row, read_json, read_table
 
 PICTURE = Path("images/samples.png")
 _PAIRS = 4
+_TITLE = "StereoVLA table-top demonstrations"
 # dark blue (far) over green to yellow (near), in equal steps
 _RAMP = np.array([[13, 22, 80], [30, 80, 150], [30, 140, 140], [90, 190, 90], [250, 230, 40]], dtype=np.float64)
 
@@ -56,11 +57,12 @@ def write_card(folder: Path) -> Path:
     sample_picture(sample_rows(folder)).save(temporary)
     os.replace(temporary, folder / PICTURE)
     frames = sum(split["frames"] for split in info["splits"].values())
+    imported = "import" in info
     data = DatasetCardData(
-        license="apache-2.0",
+        license=info["license"] if imported else "apache-2.0",
         task_categories=["robotics"],
-        tags=["robotics", "vla", "stereo", "depth", "mujoco"],
-        pretty_name="StereoVLA table-top demonstrations",
+        tags=["robotics", "vla", "stereo"] + ([] if imported else ["depth", "mujoco"]),
+        pretty_name=f"{info['embodiments'][0]} stereo demonstrations" if imported else _TITLE,
         language=["en"],
         size_categories=[_size_category(frames)],
         configs=[
@@ -70,7 +72,8 @@ def write_card(folder: Path) -> Path:
             }
         ],
     )
-    card = DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{_text(info, stats, frames)}")
+    text = (_imported_text if imported else _text)(info, stats, frames)
+    card = DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
     path = folder / "README.md"
     temporary = folder / ".README.md"
     temporary.write_text(str(card), encoding="utf-8")
@@ -88,8 +91,7 @@ def _text(info: dict[str, Any], stats: dict[str, Any], frames: int) -> str:
     reasons = ", ".join(f"{count} x {reason}" for reason, count in info["failed_attempts"].items()) or "none"
     episodes = sum(split["episodes"] for split in info["splits"].values())
     view = "a new camera pose for every frame" if build["camera_per_frame"] else "one camera pose per episode"
-    tasks = ", ".join(f'"{task}"' for task in info["tasks"][:12]) + (" ..." if len(info["tasks"]) > 12 else "")
-    return f"""# StereoVLA table-top demonstrations
+    return f"""# {_TITLE}
 
 A Franka Panda picks up the object that the instruction names: {frames} frames in {episodes} episodes, recorded in
 MuJoCo at {info["fps"]} Hz with a rectified stereo pair. Every frame has depth, segmentation, boxes, calibration, and
@@ -119,7 +121,45 @@ the scripted expert's ideal plan from that very state.
 Smallest and largest over all frames; of the left camera, in the robot base.
 
 {_cameras(info["cameras"])}
-## Columns
+{_contents(info, stats)}
+## Licence
+
+Apache-2.0. The pictures show the Franka Panda model of robosuite (MIT), whose meshes derive from Franka Robotics' own
+description packages (Apache-2.0).
+"""
+
+
+def _imported_text(info: dict[str, Any], stats: dict[str, Any], frames: int) -> str:
+    episodes = sum(split["episodes"] for split in info["splits"].values())
+    dropped = [f"- {name}: {'; '.join(problems)}" for name, problems in info["dropped"].items()]
+    unjudged = [f"- {name}: no pair has enough structure to check its rectification" for name in info["not_judged"]]
+    return f"""# {info["embodiments"][0]} stereo demonstrations
+
+{frames} frames in {episodes} episodes at {info["fps"]:g} Hz with a rectified stereo pair, imported from
+{info["source"]["format"]}. Every episode was checked: frame counts, timestamps, sizes of the views, order of left and
+right, rectification, calibration.
+
+![Left view, right view]({PICTURE.as_posix()})
+
+*Left and right view of some frames.*
+
+{_table(["split", "episodes", "frames", "shards"], [[name, *split.values()] for name, split in _splits(info)])}
+
+Left out: {len(dropped)} of {episodes + len(dropped)} episodes.
+
+{chr(10).join(dropped + unjudged)}
+
+{_contents(info, stats)}
+## Licence
+
+{info["license"]}
+"""
+
+
+def _contents(info: dict[str, Any], stats: dict[str, Any]) -> str:
+    """The sections on columns, tasks, statistics and use."""
+    tasks = ", ".join(f'"{task}"' for task in info["tasks"][:12]) + (" ..." if len(info["tasks"]) > 12 else "")
+    return f"""## Columns
 
 {_table(["column", "type", "unit", "meaning"], [_column(c) for c in schema.ROW if c.key in info["columns"]])}
 
@@ -142,11 +182,6 @@ from datasets import load_dataset
 frames = load_dataset("path/or/hub-id", split="train", streaming=True)
 print(next(iter(frames))["task"])
 ```
-
-## Licence
-
-Apache-2.0. The pictures show the Franka Panda model of robosuite (MIT), whose meshes derive from Franka Robotics' own
-description packages (Apache-2.0).
 """
 
 

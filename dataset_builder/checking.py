@@ -9,7 +9,7 @@ import pyarrow as pa
 from tqdm.auto import tqdm
 
 from dataset_builder import schema
-from dataset_builder.parts import INFO, PARTIAL, STATS
+from dataset_builder.folders import INFO, PARTIAL, STATS
 from dataset_builder.shards import MANIFEST, ShardError, decode_row, numbers, open_shard, read_json, sha256
 
 _MOST = 20  # problems of rows that are listed of one shard; damage tends to hit many

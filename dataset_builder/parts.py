@@ -4,26 +4,21 @@ The plan says which shards there are; each is recorded by somebody, written unde
 are there, `finish` writes statistics, info, card and manifest, from the shards alone.
 """
 
-import fcntl
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from dataset_builder import shards
+from dataset_builder import schema, shards
 from dataset_builder.card import write_card
+from dataset_builder.folders import INFO, PLAN, STATS, changes, work_folder
 from dataset_builder.statistics import camera_ranges, compute_statistics
 
-INFO = Path("meta/info.json")
-PLAN = Path("meta/build.json")  # the options that decide the bytes, written first
-STATS = Path("meta/stats.json")
-PARTIAL = ".partial"
 _NAMED = 5  # missing shards that a message lists
 
 
@@ -47,37 +42,6 @@ def plan_shards(content: Mapping[str, Any]) -> list[Task]:
             for number, start in enumerate(starts)
         ]
     return tasks
-
-
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What differs between two plans, in words; "" = nothing."""
-    return "; ".join(
-        f"{key} was {before.get(key)}, now {now.get(key)}"
-        for key in sorted({*before, *now})
-        if before.get(key) != now.get(key)
-    )
-
-
-@contextmanager
-def work_folder(folder: Path, part: str) -> Iterator[Path]:
-    """Folder for unfinished files of one part of the work on a dataset.
-
-    Two processes with the same part are kept apart by a lock (RuntimeError), which the operating system frees however
-    the process ends.
-    """
-    partial = folder / PARTIAL / part
-    partial.mkdir(parents=True, exist_ok=True)
-    with open(partial / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RuntimeError(f"another process is building {folder}; wait for it or choose another --out") from error
-        for left in partial.glob("*.parquet.*"):  # halves of a build that was killed
-            left.unlink()
-        yield partial
-    shutil.rmtree(partial, ignore_errors=True)
-    with suppress(OSError):  # other parts are at work
-        partial.parent.rmdir()
 
 
 def merge(folder: Path, parts: Sequence[Path] = ()) -> Path:
@@ -161,6 +125,9 @@ def finish(folder: Path, content: Mapping[str, Any]) -> None:
         "splits": splits,
         "failed_attempts": dict(sorted(failures.items())),
         "columns": columns,
+        "state_dim": schema.STATE_DIM,
+        "action_dim": schema.ACTION_DIM,
+        "state_is_pose": True,
         "cameras": camera_ranges([folder / task.path for task in tasks]),
         "build": content,
     }

@@ -13,8 +13,8 @@ from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 
 from dataset_builder.build import BuildConfig, build
+from dataset_builder.options import option
 from dataset_builder.parts import merge
-from dataset_builder.recording import option
 
 EXECUTORS = ("local", "slurm", "ray")
 _MEMORY_GB = 3  # per recording process: it takes 0.6 GB and holds its shard, twice while it writes it

@@ -5,12 +5,13 @@ episodes: its n-th attempt resets the world with `episode_seed(seed, split, inde
 2**32; evaluation resets the world with seeds below 2**32, so that no evaluated episode can have been recorded.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from dataset_builder import schema
+from dataset_builder.options import option
 from dataset_builder.shards import encode_row
 from simulation import Expert, World, WorldConfig
 
@@ -24,11 +25,6 @@ NO_VIEW = "no camera pose of the range sees all objects"
 DIVERGED = "the physics diverged"
 OPEN = 0.9  # a gripper that is open wider has not begun its grasp
 MOVED_M = 0.02  # an object that rose or sank further is no target to relabel to
-
-
-def option(default: Any, text: str) -> Any:
-    """Dataclass field with the help text that the command line shows."""
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass
@@ -160,6 +156,7 @@ class Recorder:
             "action_plan": plan,
             "action_plan_length": int(length),
             "keyframe_pose": keyframe,
+            "state_is_pose": True,
             **{f"calibration.{key}": seen["calibration"][key] for key in schema.CALIBRATION_KEYS},
             "observation.depth": seen.get("depth"),
             "observation.segmentation": seen.get("segmentation"),

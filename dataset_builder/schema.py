@@ -9,6 +9,8 @@ rules:
   opening, 1 = open.
 - action: dx, dy, dz (m, base frame), droll, dpitch, dyaw (rad, R_next = R(d) R_now) to be reached within one frame;
   gripper command, below -0.5 close, above 0.5 open, else keep.
+- robots whose state is no pose of the tool (joint angles, two arms, ...): `state_is_pose` is False, state and action
+  are the robot's own vectors of any size, the same in all rows of a dataset (meta/info.json: state_dim, action_dim).
 - transform_camera_to_base: pose of the left camera's optical frame (x right, y down, z forward). Pixel centres lie at j
   + 0.5.
 """
@@ -21,8 +23,8 @@ from typing import Any
 import numpy as np
 from datasets import Features, Image, List, Value
 
-STATE_DIM = 7
-ACTION_DIM = 7
+STATE_DIM = 7  # of a state that is a pose; "S" in the shapes below
+ACTION_DIM = 7  # of the action that belongs to it; "A"
 HISTORY = 4  # states that the policy is told, the present one included; the released model's number
 PLAN_LENGTH = 16  # steps of `action_plan` in data that our builder writes
 DEPTH_UNIT_M = 1e-4  # one step of the stored 16-bit depth; 65535 steps = 6.55 m
@@ -56,12 +58,12 @@ _CALIBRATION = (
 ROW: tuple[Column, ...] = (
     Column("observation.images.left", "uint8", ("H", "W", 3), image=True, low=0, high=255, note="RGB, JPEG"),
     Column("observation.images.right", "uint8", ("H", "W", 3), image=True, low=0, high=255, note="RGB, JPEG"),
-    Column("observation.state", "float32", (STATE_DIM,), "m, rad, 0..1"),
-    Column("action", "float32", (ACTION_DIM,), "m, rad, -1..1", note="the expert's ideal next action from this state"),
+    Column("observation.state", "float32", ("S",), "m, rad, 0..1"),
+    Column("action", "float32", ("A",), "m, rad, -1..1", note="the expert's ideal next action from this state"),
     Column(
         "action_plan",
         "float32",
-        ("P", ACTION_DIM),
+        ("P", "A"),
         "m, rad, -1..1",
         optional=True,
         note="the expert's ideal plan from this state, held still after its end",
@@ -70,11 +72,12 @@ ROW: tuple[Column, ...] = (
     Column(
         "keyframe_pose",
         "float32",
-        (STATE_DIM,),
+        ("S",),
         "m, rad, 0..1",
         optional=True,
         note="next keyframe: the grasp until the gripper has closed, then the lift",
     ),
+    Column("state_is_pose", "bool", optional=True, note="False = state and action are the robot's own; null = True"),
     *_CALIBRATION,
     Column(
         "observation.depth",
@@ -96,7 +99,7 @@ ROW: tuple[Column, ...] = (
         image=True,
         note="left view, 8-bit PNG: 0 background, 1 robot arm, 2 gripper, 3 target, 4.. other objects",
     ),
-    Column("target.name", "string", note='such as "red cube"'),
+    Column("target.name", "string", note='such as "red cube"; "unnamed object" where an import cannot know it'),
     Column(
         "target.box_left_px",
         "float32",
@@ -120,13 +123,13 @@ WINDOW: tuple[Column, ...] = (
     Column(
         "state_history",
         "float32",
-        ("history", STATE_DIM),
+        ("history", "S"),
         "m, rad, 0..1",
         note="oldest first, the present state last; the episode's first state repeated at its start",
     ),
-    Column("actions", "float32", ("chunk", ACTION_DIM), "m, rad, -1..1", note="ideal actions from the present state"),
+    Column("actions", "float32", ("chunk", "A"), "m, rad, -1..1", note="ideal actions from the present state"),
     Column("action_mask", "bool", ("chunk",), note="True = a step to learn from, False = padding"),
-    Column("keyframe_pose", "float32", (STATE_DIM,), "m, rad, 0..1", optional=True),
+    Column("keyframe_pose", "float32", ("S",), "m, rad, 0..1", optional=True),
     *_CALIBRATION,
     Column("boxes", "float32", (2, 4), "px", note="of the target in the left and right view; NaN = not visible"),
     Column("points", "float32", (2, 2), "px", note="(u, v) of target and tool in the left view; NaN = not visible"),
@@ -143,18 +146,26 @@ WINDOW: tuple[Column, ...] = (
 )
 
 
-def features(plan_length: int = PLAN_LENGTH) -> Features:
-    """`datasets.Features` of a row with every column, `action_plan` being (plan_length, 7)."""
+def features(
+    plan_length: int = PLAN_LENGTH,
+    state_dim: int = STATE_DIM,
+    action_dim: int = ACTION_DIM,
+    columns: Sequence[str] | None = None,
+) -> Features:
+    """`datasets.Features` of a row with `columns` (default: every one), `action_plan` being (plan_length,
+    action_dim).
+    """
+    sizes = {"P": plan_length, "S": state_dim, "A": action_dim}
 
     def feature(column: Column) -> Any:
         if column.image:
             return Image()
         result: Any = Value(column.dtype)
         for size in reversed(column.shape):
-            result = List(result, length=plan_length if size == "P" else size)
+            result = List(result, length=sizes.get(size, size))
         return result
 
-    return Features({column.key: feature(column) for column in ROW})
+    return Features({column.key: feature(column) for column in ROW if columns is None or column.key in columns})
 
 
 def row_columns() -> list[str]:
@@ -174,13 +185,10 @@ def check_columns(names: Sequence[str], *, source: str, needed: Sequence[str] = 
 
 def validate_row(row: Mapping[str, Any], *, where: str = "row") -> None:
     """Check one decoded row against `ROW` and what the numbers must mean; ValueError names key, value and limit."""
-    sizes = _check_table(row, ROW, where)
-    _check_state(row["observation.state"], where, "observation.state")
-    for key in ("action", "action_plan"):
-        if row.get(key) is not None:
-            _check_gripper(np.asarray(row[key])[..., -1], -1.0, 1.0, where, key)
-    if row.get("keyframe_pose") is not None:
-        _check_state(row["keyframe_pose"], where, "keyframe_pose")
+    is_pose = row.get("state_is_pose") is not False
+    sizes = _check_table(row, ROW, where, {"S": STATE_DIM, "A": ACTION_DIM} if is_pose else {})
+    if is_pose:
+        _check_poses(row, where)
     if row.get("action_plan") is not None:
         length = row.get("action_plan_length")
         if length is None or length > sizes["P"]:
@@ -202,10 +210,13 @@ def validate_row(row: Mapping[str, Any], *, where: str = "row") -> None:
 
 def validate_window(window: Mapping[str, Any], *, where: str = "window") -> None:
     """Check one training window against `WINDOW`; ValueError names key, value and limit."""
-    _check_table(window, WINDOW, where)
+    _check_table(window, WINDOW, where, {})
 
 
-def _check_table(values: Mapping[str, Any], table: tuple[Column, ...], where: str) -> dict[str, int]:
+def _check_table(
+    values: Mapping[str, Any], table: tuple[Column, ...], where: str, sizes: dict[str, int]
+) -> dict[str, int]:
+    """Check `values` with the named `sizes`, and return all sizes."""
     known = [column.key for column in table]
     for key in values:
         if key not in known:
@@ -213,7 +224,6 @@ def _check_table(values: Mapping[str, Any], table: tuple[Column, ...], where: st
             raise ValueError(
                 f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else f"; keys: {known}")
             )
-    sizes: dict[str, int] = {}
     for column in table:
         value = values.get(column.key)
         if value is None:
@@ -245,6 +255,15 @@ def _check_value(value: Any, column: Column, sizes: dict[str, int], where: str) 
         low, high = array.min(), array.max()
         if (column.low is not None and low < column.low) or (column.high is not None and high > column.high):
             raise ValueError(f"{name} spans {low} ... {high} {column.unit}, allowed: {column.low} ... {column.high}")
+
+
+def _check_poses(row: Mapping[str, Any], where: str) -> None:
+    _check_state(row["observation.state"], where, "observation.state")
+    for key in ("action", "action_plan"):
+        if row.get(key) is not None:
+            _check_gripper(np.asarray(row[key])[..., -1], -1.0, 1.0, where, key)
+    if row.get("keyframe_pose") is not None:
+        _check_state(row["keyframe_pose"], where, "keyframe_pose")
 
 
 def _check_state(state: np.ndarray, where: str, key: str) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets import Features
 from PIL import Image
 
 from dataset_builder import schema
@@ -112,11 +113,15 @@ def encode_row(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def rows_to_table(rows: Sequence[Mapping[str, Any]], plan_length: int = schema.PLAN_LENGTH) -> pa.Table:
-    """Encoded rows -> arrow table with the schema of `schema.features`."""
-    target = schema.features(plan_length).arrow_schema
+def rows_to_table(
+    rows: Sequence[Mapping[str, Any]], plan_length: int = schema.PLAN_LENGTH, layout: Features | None = None
+) -> pa.Table:
+    """Encoded rows -> arrow table with the schema of `layout`, by default that of all columns of `schema.features`."""
+    target = (schema.features(plan_length) if layout is None else layout).arrow_schema
     arrays = []
     for column in schema.ROW:
+        if column.key not in target.names:
+            continue
         values = [row.get(column.key) for row in rows]
         kind = target.field(column.key).type
         if column.image:
@@ -134,13 +139,14 @@ def write_shard(
     temporary: Path,
     info: Mapping[str, Any] | None = None,
     plan_length: int = schema.PLAN_LENGTH,
+    layout: Features | None = None,
 ) -> None:
     """Write encoded rows to `path`: first to `temporary` on the same file system, then renamed, so `path` is whole or
     absent.
 
     `info` (JSON-able) goes into the file's metadata; `shard_info` reads it.
     """
-    table = rows_to_table(rows, plan_length)
+    table = rows_to_table(rows, plan_length, layout)
     metadata = {**table.schema.metadata, INFO_KEY: json.dumps(dict(info or {}), sort_keys=True).encode()}
     temporary.parent.mkdir(parents=True, exist_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -150,7 +150,7 @@ def _mix(embodiment: str, entries: Sequence[tuple[dict[str, dict[str, list[float
 
 
 def _values(path: Path) -> list[tuple[str, dict[str, np.ndarray]]]:
-    """(embodiment, {name: (n, 7)}) of one shard."""
+    """(embodiment, {name: (n, S or A)}) of one shard."""
     wanted = {**_COLUMNS, "length": "action_plan_length", "single": "action", "embodiment": "embodiment"}
     with open_shard(path) as file:
         present = set(file.schema_arrow.names)

@@ -115,6 +115,7 @@ class WindowStream(IterableDataset):
                 "action_plan",
                 "action_plan_length",
                 "keyframe_pose",
+                "state_is_pose",
                 "target.box_left_px",
                 "target.box_right_px",
             ),

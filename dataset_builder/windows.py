@@ -31,14 +31,14 @@ class WindowPool:
         states = numbers(table, "observation.state")
         frames = np.arange(self.size)
         first = frames - self._index["frame_index"]
-        self._states = states[np.maximum(frames[:, None] - np.arange(history)[::-1], first[:, None])]  # (n, history, 7)
+        self._states = states[np.maximum(frames[:, None] - np.arange(history)[::-1], first[:, None])]  # (n, history, S)
         self._actions, self._mask = _action_chunks(table, first, chunk)
         self._keyframes = numbers(table, "keyframe_pose") if "keyframe_pose" in table.column_names else None
         missing = np.full((self.size, 4), np.nan, dtype=np.float32)
         boxes = [f"target.box_{side}_px" for side in ("left", "right")]
         self._boxes = np.stack([numbers(table, key) if key in table.column_names else missing for key in boxes], axis=1)
         self._points: np.ndarray | None = None
-        self._tool_position = states[:, :3]
+        self._tool_position = _tool_positions(table, states)
 
     def image(self, key: str, index: int) -> np.ndarray:
         """Decoded image of frame `index`; ShardError names episode and frame of one that cannot be decoded."""
@@ -94,8 +94,18 @@ class WindowPool:
         return self._points
 
 
+def _tool_positions(table: pa.Table, states: np.ndarray) -> np.ndarray:
+    """(n, 3) m in the base frame, NaN where the state is no pose."""
+    if "state_is_pose" not in table.column_names:
+        return states[:, :3]
+    is_pose = table.column("state_is_pose").fill_null(True).to_numpy()
+    positions = np.full((len(states), 3), np.nan, dtype=np.float32)
+    positions[is_pose] = states[is_pose, :3]
+    return positions
+
+
 def _action_chunks(table: pa.Table, first: np.ndarray, chunk: int) -> tuple[np.ndarray, np.ndarray]:
-    """Actions (n, chunk, 7) and valid steps (n, chunk) from the ideal plans, or else from the actions of the frames
+    """Actions (n, chunk, A) and valid steps (n, chunk) from the ideal plans, or else from the actions of the frames
     that follow.
     """
     size = table.num_rows

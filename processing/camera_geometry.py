@@ -122,7 +122,8 @@ class StereoReport:
     negative_disparities: float  # share of the matches whose disparity is clearly negative
 
 
-# Patch matching works on views that are at most this wide (block averages). Lengths below are px of such a view.
+# Patch matching works on views that are at most this wide (block averages), unless told otherwise. Lengths below are px
+# of such a view.
 _WORKING_WIDTH = 160
 _RADIUS = 4  # patches are 9 x 9
 _VERTICAL_RANGE = 12  # rows searched up and down
@@ -133,7 +134,7 @@ _MAX_VERTICAL_PX = 0.8  # median row offset of a rectified pair
 _SAME_ROW_PX = 0.6
 
 
-def measure_stereo_pair(left: np.ndarray, right: np.ndarray) -> StereoReport:
+def measure_stereo_pair(left: np.ndarray, right: np.ndarray, working_width: int = _WORKING_WIDTH) -> StereoReport:
     """Match patches of two views, uint8 (h, w, 3) each, and say whether they can be a rectified pair.
 
     Corner-like patches of the left view are searched in the right one by normalised cross-correlation over all
@@ -143,10 +144,13 @@ def measure_stereo_pair(left: np.ndarray, right: np.ndarray) -> StereoReport:
     Renderings without anti-aliasing have stepped edges, along which matches slide up and down. So the offsets of an
     unrectified pair must also agree with each other: a plane a + b u + c v (shift, roll, zoom between the views) has to
     explain at least half of them, and twice as many as lie in the same row.
+
+    The limits are px of views that are reduced to at most `working_width` columns. The default is made for every
+    call of a policy (10 ms); the width of the views themselves finds offsets of a single row, and none above 12.
     """
     if np.array_equal(left, right) and left.std() > 1:
         return StereoReport("identical", 0, 0.0, 0.0, 0.0)
-    factor = -(-left.shape[1] // _WORKING_WIDTH)
+    factor = -(-left.shape[1] // working_width)
     left_gray, right_gray = _gray(left, factor), _gray(right, factor)
     rows, columns = _corners(left_gray)
     matched, vertical, disparity = _match(left_gray, right_gray, rows, columns)

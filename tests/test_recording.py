@@ -15,9 +15,10 @@ pytest.importorskip("mujoco")
 
 from dataset_builder import schema, shards  # noqa: E402
 from dataset_builder.__main__ import main, parse_build  # noqa: E402
-from dataset_builder.build import BuildConfig, _check_folder, build  # noqa: E402
+from dataset_builder.build import BuildConfig, build  # noqa: E402
+from dataset_builder.folders import check_folder, work_folder  # noqa: E402
 from dataset_builder.mixture import load_meta  # noqa: E402
-from dataset_builder.parts import plan_shards, work_folder  # noqa: E402
+from dataset_builder.parts import plan_shards  # noqa: E402
 from dataset_builder.recording import FIRST_SEED, Recorder, RecordingConfig, episode_seed  # noqa: E402
 from dataset_builder.streaming import WindowStream  # noqa: E402
 from simulation import Expert, World, WorldConfig  # noqa: E402
@@ -269,10 +270,10 @@ def test_build_killed_before_its_plan_was_written_can_begin(tmp_path):
     (tmp_path / "meta/.build.json.tmp").write_text("{")
     (tmp_path / ".partial").mkdir()
     (tmp_path / ".partial/lock").touch()
-    _check_folder(tmp_path, {})
+    check_folder(tmp_path, {})
     (tmp_path / "meta/other.json").touch()
     with pytest.raises(ValueError, match="no dataset of ours"):
-        _check_folder(tmp_path, {})
+        check_folder(tmp_path, {})
 
 
 def test_two_builds_of_one_folder_are_kept_apart(tmp_path):

@@ -84,3 +84,20 @@ def test_missing_columns_are_named_with_the_nearest():
         schema.check_columns(names, source="my data")
     with pytest.raises(ValueError, match=r"no column extra"):
         schema.check_columns(schema.row_columns(), source="my data", needed=["extra"])
+
+
+def test_vectors_of_the_robot_may_have_any_size_where_the_state_is_no_pose(row):
+    for key in ("action_plan", "action_plan_length", "keyframe_pose"):
+        row.pop(key)
+    row["observation.state"], row["action"] = np.full(14, 9, np.float32), np.full(3, -7, np.float32)
+    with pytest.raises(ValueError, match=r"state has shape \(14,\), expected \(7,\)"):
+        schema.validate_row(row)
+    schema.validate_row({**row, "state_is_pose": False})
+    with pytest.raises(ValueError, match=r"keyframe_pose has shape \(13,\), expected \(14,\)"):
+        schema.validate_row({**row, "state_is_pose": False, "keyframe_pose": np.zeros(13, np.float32)})
+
+
+def test_features_of_some_columns_and_other_sizes():
+    features = schema.features(state_dim=14, action_dim=3, columns=["observation.state", "action", "task"])
+    assert list(features) == ["observation.state", "action", "task"]
+    assert features["observation.state"].length == 14 and features["action"].length == 3
