@@ -243,7 +243,7 @@ def test_build_killed_at_many_moments_ends_in_the_same_bytes(dataset, tmp_path):
     folder = tmp_path / "dataset"
     moments = [_after(seconds) for seconds in (0.5, 3, 4, 5, 6, 7, 8)]
     moments += [
-        lambda: any(folder.glob(".partial/*.parquet.*")),
+        lambda: any(folder.glob(".partial/*/*.parquet.*")),
         lambda: len(list(folder.glob("data/*"))) >= 2,
         lambda: (folder / "meta/stats.json").exists(),
         lambda: (folder / "README.md").exists(),
