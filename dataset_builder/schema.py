@@ -73,7 +73,7 @@ ROW: tuple[Column, ...] = (
         (STATE_DIM,),
         "m, rad, 0..1",
         optional=True,
-        note="next keyframe: the grasp until the gripper has closed, then the lift",
+        note="the next of the keyframes that the world names: pre_grasp, grasp, lift, pre_place, place",
     ),
     *_CALIBRATION,
     Column(

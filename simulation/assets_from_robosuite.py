@@ -1,4 +1,4 @@
-"""Make the low-polygon meshes of the Panda and of four groceries in `simulation/assets/` from robosuite's wheel on PyPI.
+"""Make the low-polygon meshes of the Panda and of four groceries in `simulation/assets/` from robosuite on PyPI.
 
     pip install trimesh fast-simplification scipy pillow
     python -m simulation.assets_from_robosuite [--wheel robosuite-1.5.2-py3-none-any.whl] [--output simulation/assets]
@@ -80,7 +80,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         wheel = options.wheel or download_wheel(Path(folder))
         with zipfile.ZipFile(wheel) as archive:
-            parts = tuple(MODELS + part for part in ("robots/panda/", "grippers/meshes/panda_gripper/", "objects/meshes/"))
+            parts = tuple(
+                MODELS + part for part in ("robots/panda/", "grippers/meshes/panda_gripper/", "objects/meshes/")
+            )
             archive.extractall(folder, [name for name in archive.namelist() if name.startswith(parts)])
         root = Path(folder) / MODELS
         total = 0

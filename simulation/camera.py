@@ -99,7 +99,9 @@ def calibration(
     }
 
 
-def in_view(points: np.ndarray, values: dict[str, np.ndarray], image_size: tuple[int, int], margin: float) -> np.ndarray:
+def in_view(
+    points: np.ndarray, values: dict[str, np.ndarray], image_size: tuple[int, int], margin: float
+) -> np.ndarray:
     """bool (2, n): which points (n, 3) project into the left and the right picture, at least `margin` of the picture's
     size away from the border.
     """

@@ -154,8 +154,8 @@ class WorldConfig:
             raise ValueError(f"support_share is {self.support_share}; it must be in [0, 1]")
         if self.ambient_light[1] + self.headlight[1] > 1:
             raise ValueError(
-                f"ambient_light {self.ambient_light} and headlight {self.headlight} may add up to 1 at most, above which "
-                "pale surfaces saturate"
+                f"ambient_light {self.ambient_light} and headlight {self.headlight} may add up to 1 at most, "
+                "above which pale surfaces saturate"
             )
         self._check_tasks()
 

@@ -20,9 +20,11 @@ TURN_RAD = 0.25
 HOVER_M = 0.08  # height over the grasp at which the tool travels
 LIFT_M = 0.10
 FUNNEL_RADIUS_M, FUNNEL_SLOPE, MAX_FUNNEL_SLOPE = 0.008, 3.0, 10.0
+TIGHT_M, ROOMY_M = 0.006, 0.016  # gaps beside the target
 YAW_ARM_M = 0.04  # a yaw error of 1 rad counts as this distance from the grasp
 GRIPPER_RATE = 0.25  # opening per step while closing freely
 WIDTH_MARGIN_M = 0.02
+STUCK_M = 0.015  # opening beyond the target's width
 WIDE_OPEN = 0.98  # opening that is enough for every target
 TIPS_M = 0.009  # finger tips below the tool
 # over what is passed on the way: so much higher than its top, less the further it is to the side
@@ -90,15 +92,16 @@ class Expert:
         rest_z = world.rest_z[world.target_index] + grasp.position[2] - center[2]
         opening = world.robot.opening()
         # pads closer than the width hold a round thing beside its middle: take it again, unless it is in the air
-        # already
-        held = world.held and (opening * OPENING_M > grasp.width - 0.005 or world.lift_m > 0.01)
+        # already; pads wider apart have something askew stuck between them
+        spare = opening * OPENING_M - grasp.width
+        held = world.held and (spare > -0.005 or world.lift_m > 0.01) and spare < STUCK_M
         below = (position[2] if held else grasp.position[2]) - (center[2] - half)
         place, released = None, False
         if world.task.destination is not None:
             base_center, base_rotation = world.object_pose(world.task.destination)
             base_half = half_height(base_rotation, world.destination.half_size)
             inside = base_rotation.T @ (center - base_center)
-            released = not held and inside[2] > 0.3 * -base_half and world.destination.holds(inside[:2])
+            released = not held and world.destination.holds_at(inside)
             under = base_center[2] - base_half + rest_height(target, world.destination) + RELEASE_M
             height = under + below
             if world.destination.kind != "cube":  # opening fingers stay over the walls
@@ -250,8 +253,10 @@ def approach(now: Situation) -> np.ndarray:
     grasp = now.grasp
     offset = grasp.position[:2] - now.position[:2]
     distance = float(np.linalg.norm(offset))
-    left = max(0.0, distance - SPEED_M) + YAW_ARM_M * max(0.0, abs(grasp.yaw - now.rpy[2]) - TURN_RAD)
     gap = (OPENING_M - grasp.width) / 2  # between an open finger and the target
+    # where there is room, the tool comes down while it moves the last step to the side
+    lead = SPEED_M * min(1.0, max(0.0, (gap - TIGHT_M) / (ROOMY_M - TIGHT_M)))
+    left = max(0.0, distance - lead) + YAW_ARM_M * max(0.0, abs(grasp.yaw - now.rpy[2]) - TURN_RAD)
     radius = min(FUNNEL_RADIUS_M, 0.6 * gap)
     # a wide or high target is passed over before the fingers come down beside it
     slope = (grasp.rise + TIPS_M + 0.004) / max(0.9 * gap - radius, 1e-3)

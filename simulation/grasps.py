@@ -62,9 +62,7 @@ def closing_yaw(item: TableObject, rotation: np.ndarray, tool_yaw: float) -> tup
     return best, width, kind.rolls
 
 
-def choose_grasp(
-    item: TableObject, center: np.ndarray, rotation: np.ndarray, floor_z: float, tool_yaw: float
-) -> Grasp:
+def choose_grasp(item: TableObject, center: np.ndarray, rotation: np.ndarray, floor_z: float, tool_yaw: float) -> Grasp:
     """The grasp of an object with its centre (3,) m and rotation (3, 3) over a surface at `floor_z`."""
     yaw, width, is_round = closing_yaw(item, rotation, tool_yaw)
     half = half_height(rotation, item.half_size)

@@ -138,12 +138,14 @@ class TableObject:
         """Whether it is a destination that is never grasped."""
         return self.kind in CONTAINERS
 
-    def holds(self, offset: np.ndarray, margin: float = 0.0) -> bool:
-        """Whether a point (2,), m, in this object's own frame is over its inside, `margin` from the walls."""
-        kind, (x, y, _) = KINDS[self.kind], self.half_size
-        if kind.grip == "round" or self.kind == "bowl":
-            return float(np.hypot(*offset)) <= x - margin
-        return bool(abs(offset[0]) <= x - margin and abs(offset[1]) <= y - margin)
+    def holds_at(self, offset: np.ndarray) -> bool:
+        """Whether something with its centre at `offset` (3,) m in this object's own frame is on or in it."""
+        x, y, z = self.half_size
+        if offset[2] < (z if self.kind == "cube" else -z):
+            return False
+        if KINDS[self.kind].reach is not None:  # round
+            return float(np.hypot(*offset[:2])) <= x
+        return bool(abs(offset[0]) <= x and abs(offset[1]) <= y)
 
 
 def footprint(kind: str, half: Half) -> float:

@@ -39,6 +39,4 @@ class Photometry:
 def draw_photometry(config: "WorldConfig", rng: np.random.Generator) -> Photometry:
     """Random differences between the views, within the config's ranges."""
     gain = rng.uniform(*config.right_gain) * rng.uniform(*config.right_color, 3)
-    return Photometry(
-        gain, rng.uniform(*config.right_offset), rng.uniform(*config.noise_std), int(rng.integers(2**32))
-    )
+    return Photometry(gain, rng.uniform(*config.right_offset), rng.uniform(*config.noise_std), int(rng.integers(2**32)))

@@ -21,7 +21,10 @@ COLLISION_GROUP = 3  # not drawn
 MARK_RGBA = [0.08, 0.08, 0.08, 1.0]
 # Meshes that are drawn, one per object: every model has as many, so that one renderer serves model after model.
 MESH_SLOTS = 7
-EMPTY_SLOT = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]) * 0.01, np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])
+EMPTY_SLOT = (
+    np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]) * 0.01,
+    np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]]),
+)
 ROBOT_BIT, WORLD_BIT = 2, 1
 # segmentation ids
 BACKGROUND, ARM, GRIPPER, TARGET, FIRST_OTHER = 0, 1, 2, 3, 4

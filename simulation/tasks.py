@@ -188,9 +188,7 @@ def rest_height(item: TableObject, base: TableObject) -> float:
     return float((lower - upper).max())
 
 
-def draw_objects(
-    task: str, config: "WorldConfig", rng: np.random.Generator
-) -> list[TableObject]:
+def draw_objects(task: str, config: "WorldConfig", rng: np.random.Generator) -> list[TableObject]:
     """The things of a scene for `task`, with sizes and supports, not yet laid out."""
     items = []
     for kind, color in draw_pairs(task, config, rng):

@@ -23,8 +23,16 @@ SCENE_DRAWS, CAMERA_DRAWS = 100, 300
 VIEW_MARGIN = 0.08  # of the picture's size, between the objects' centres and its border
 # of an open gripper, in the tool's frame, whose z points up: finger tips, hand, flange
 GRIPPER_POINTS = np.array(
-    [[0, s * y, z] for s in (-1, 0, 1) for y, z in ((FINGER_REACH_M, -0.01), (HAND_REACH_M, 0.05), (HAND_REACH_M, 0.12))]
+    [
+        [0, s * y, z]
+        for s in (-1, 0, 1)
+        for y, z in ((FINGER_REACH_M, -0.01), (HAND_REACH_M, 0.05), (HAND_REACH_M, 0.12))
+    ]
 )
+
+
+class NoViewError(RuntimeError):
+    """No camera pose of the configured range shows what it must."""
 
 
 class World:
@@ -70,7 +78,7 @@ class World:
         self._bodies = [self.model.body(f"object{i}").id for i in range(len(self.objects))]
         self._pads = (self.model.geom("left_pad").id, self.model.geom("right_pad").id)
         self.steps = 0
-        self._choose(self.tasks[0])
+        self.choose_task(self.tasks[0])
         self.robot.step(np.array([0, 0, 0, 0, 0, 0, 1.0]))  # lets objects settle
         self.rest_z = [float(self.data.xpos[body][2]) for body in self._bodies]
         self.rest_points = self.data.xpos[self._bodies].copy()
@@ -116,7 +124,7 @@ class World:
                 break
         else:
             hidden = "" if self._hidden is None else " and not the gripper"
-            raise RuntimeError(
+            raise NoViewError(
                 f"none of {CAMERA_DRAWS} camera poses of range {config.camera_range!r} sees all objects{hidden}: use a "
                 f"wider fovy_deg than {config.fovy_deg} or a smaller workspace_extent than {config.workspace_extent}"
             )
@@ -142,11 +150,12 @@ class World:
         named = {self.objects[task.destination].name: task for task in tasks if task.destination is not None}
         if destination is not None:
             check_choice("destination", destination, tuple(named))
-            self._choose(named[destination])
+            self.choose_task(named[destination])
         else:
-            self._choose(named.get(self.destination_name, tasks[0]))
+            self.choose_task(named.get(self.destination_name, tasks[0]))
 
-    def _choose(self, task: Task) -> None:
+    def choose_task(self, task: Task) -> None:
+        """Asks for one of `self.tasks`."""
         self.task = task
         self._still = 0
         self._segment_ids = self._segmentation_table()
@@ -243,9 +252,7 @@ class World:
         if not len(bodies) or (bodies != self._bodies[self.task.destination]).any():
             return False
         center, rotation = self.object_pose(self.task.destination)
-        offset = rotation.T @ (self.object_pose()[0] - center)
-        above = 0.0 if self.destination.kind == "cube" else -self.destination.half_size[2]
-        return bool(offset[2] > above and self.destination.holds(offset[:2]))
+        return self.destination.holds_at(rotation.T @ (self.object_pose()[0] - center))
 
     def _is_still(self) -> bool:
         address = self.model.body_dofadr[self._bodies[self.target_index]]
