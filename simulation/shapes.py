@@ -232,12 +232,16 @@ def domino(half: Half) -> Geometry:
     return Geometry([Solid("box", half)], marks=marks)
 
 
-def from_asset(name: str) -> Callable[[Half], Geometry]:
-    """Builder of an object whose mesh is in `assets/`, stretched to the bounding box; it collides as its hull."""
+def from_asset(name: str, flat: float = 0.0) -> Callable[[Half], Geometry]:
+    """Builder of an object whose mesh is in `assets/`, stretched to the bounding box; it collides as its hull. The
+    lowest share `flat` of its height is pressed flat, so that a round one lies still.
+    """
 
     def build(half: Half) -> Geometry:
         vertices, faces = read_obj(name)
-        vertices = vertices * np.array(half)
+        vertices = vertices.copy()
+        vertices[:, 2] = (np.maximum(vertices[:, 2], 2 * flat - 1) - flat) / (1 - flat)
+        vertices *= np.array(half)
         return Geometry([Solid("hull", points=vertices)], (vertices, faces))
 
     return build
@@ -286,5 +290,5 @@ def plate(half: Half) -> Geometry:
     foot = 0.72 * radius
     outline = [(0, -h), (foot, -h), (radius, h), (radius - SIDE_M, h), (foot, -h + FLOOR_M), (0, -h + FLOOR_M)]
     solids = [round_hull([(foot, -h), (foot, -h + FLOOR_M)])]
-    solids += ring_of_boxes((foot, -h), (radius, h), 0.8 * SIDE_M, 16)
+    solids += ring_of_boxes((foot, -h), (radius, h - 0.003), 0.8 * SIDE_M, 16)  # slanted boxes rise 3 mm more
     return Geometry(solids, lathe(outline, 36))
