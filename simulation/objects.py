@@ -73,6 +73,7 @@ def _h(*sizes: float) -> Half:
     return tuple(size / 2 for size in sizes)
 
 
+_LEMON = shapes.from_asset("lemon", flat=0.03)
 # cubes, balls, cans and bars: the width between the fingers is 2.5 to 4.7 cm
 _LIBRARY = (
     Kind("cube", _h(0.030, 0.030, 0.030), _h(0.046, 0.046, 0.046), "box", shapes.box, yaw=0.6),
@@ -84,18 +85,9 @@ _LIBRARY = (
     Kind("pen", _h(0.075, 0.009, 0.009), _h(0.080, 0.011, 0.011), "box", shapes.pen, yaw=0.9),
     Kind("domino", _h(0.044, 0.020, 0.010), _h(0.052, 0.026, 0.013), "box", shapes.domino, yaw=0.9),
     Kind("bowl", _h(0.058, 0.058, 0.032), _h(0.066, 0.066, 0.038), 12, shapes.bowl, reach=1.0, grip_height=0.64),
-    Kind("mug", _h(0.046, 0.046, 0.055), _h(0.054, 0.054, 0.068), 2, shapes.mug, yaw=0.6, reach=1.62),
+    Kind("mug", _h(0.046, 0.046, 0.055), _h(0.054, 0.054, 0.068), 2, shapes.mug, yaw=1.2, reach=1.62),
     Kind("bottle", _h(0.030, 0.030, 0.070), _h(0.040, 0.040, 0.080), "round", shapes.bottle, reach=1.0),
-    Kind(
-        "lemon",
-        _h(0.046, 0.038, 0.038),
-        _h(0.056, 0.046, 0.046),
-        "box",
-        shapes.from_asset("lemon", 0.03),
-        0.9,
-        True,
-        1.0,
-    ),
+    Kind("lemon", _h(0.046, 0.038, 0.038), _h(0.056, 0.046, 0.046), "box", _LEMON, 0.9, rolls=True, reach=1.0),
     Kind("bread", _h(0.050, 0.040, 0.048), _h(0.060, 0.050, 0.056), "box", shapes.from_asset("bread"), 0.6),
     Kind("milk", _h(0.028, 0.028, 0.070), _h(0.034, 0.034, 0.080), "box", shapes.from_asset("milk"), 0.6),
     Kind("cereal", _h(0.048, 0.022, 0.070), _h(0.056, 0.026, 0.080), "box", shapes.from_asset("cereal"), 0.9),

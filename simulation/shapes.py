@@ -42,24 +42,24 @@ class Geometry:
 
 
 def lathe(profile: Sequence[tuple[float, float]], sides: int = 28) -> Mesh:
-    """Surface of revolution about z of a polyline of (radius, z); points on the axis close it."""
+    """Surface of revolution about z of a polyline of (radius, z); points on the axis close it. Each piece of the
+    polyline has rings of its own, which keeps the edges between them sharp when normals are averaged.
+    """
     angle = np.arange(sides) * (2 * np.pi / sides)
-    vertices, rings = [], []
-    for radius, z in profile:
-        rings.append((len(vertices), 1 if radius == 0 else sides))
-        ring = [(0.0, 0.0, z)] if radius == 0 else [(radius * math.cos(a), radius * math.sin(a), z) for a in angle]
-        vertices += ring
-    faces = []
-    for (first, count), (second, next_count) in zip(rings, rings[1:], strict=False):
+    circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    vertices, faces = [], []
+    for (low, low_z), (high, high_z) in zip(profile, profile[1:], strict=False):
+        first = len(vertices) * sides
+        vertices += [np.insert(circle * radius, 2, z, axis=1) for radius, z in ((low, low_z), (high, high_z))]
         for i in range(sides):
             j = (i + 1) % sides
-            a, b = first + i % count, first + j % count
-            c, d = second + i % next_count, second + j % next_count
-            if count > 1:
-                faces.append((a, b, d) if next_count > 1 else (a, b, c))
-            if next_count > 1:
+            a, b, c, d = first + i, first + j, first + sides + i, first + sides + j
+            if low > 0:
+                faces.append((a, b, d))
+            if high > 0:
                 faces.append((a, d, c))
-    return np.array(vertices), np.array(faces)
+    used, faces = np.unique(np.array(faces), return_inverse=True)
+    return np.concatenate(vertices)[used], faces.reshape(-1, 3)
 
 
 def tube(path: np.ndarray, radius: float, sides: int = 6) -> Mesh:

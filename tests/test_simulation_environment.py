@@ -19,9 +19,8 @@ def environment():
 
 
 @pytest.mark.parametrize("task", ["pick", "stack", "move"])
-@pytest.mark.parametrize("preset", ["default", "geometry"])
-def test_passes_gymnasiums_checker(preset, task):
-    made = gymnasium.make("StereoVLA/Tabletop-v0", preset=preset, tasks=task, image_size=32)
+def test_passes_gymnasiums_checker(task):
+    made = gymnasium.make("StereoVLA/Tabletop-v0", tasks=task, image_size=32)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env(made.unwrapped)

@@ -98,15 +98,14 @@ def shifts(left: np.ndarray, warped: np.ndarray, usable: np.ndarray, side: int =
     """(n, 2) sub-pixel shifts (u, v) of textured patches of `warped` against `left`, by least squares on the image
     gradients, twice.
     """
-    found = []
+    found, gradient = [], np.gradient(warped)
     for row in range(side, left.shape[0] - 2 * side, side):
         for column in range(side, left.shape[1] - 2 * side, side):
             window = slice(row, row + side), slice(column, column + side)
             if not usable[window].all():
                 continue
-            gradient = np.gradient(warped)
             matrix = np.stack([gradient[1][window].ravel(), gradient[0][window].ravel()], axis=1)
-            if np.linalg.eigvalsh(matrix.T @ matrix)[0] < 200 * side:  # too little texture in one direction
+            if np.linalg.eigvalsh(matrix.T @ matrix)[0] < 60 * side:  # too little texture in one direction
                 continue
             difference = (left[window] - warped[window]).ravel()
             found.append(np.linalg.lstsq(matrix, difference - difference.mean(), rcond=None)[0])
