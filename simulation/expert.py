@@ -24,7 +24,7 @@ TIGHT_M, ROOMY_M = 0.006, 0.016  # gaps beside the target
 YAW_ARM_M = 0.04  # a yaw error of 1 rad counts as this distance from the grasp
 GRIPPER_RATE = 0.25  # opening per step while closing freely
 WIDTH_MARGIN_M = 0.02
-STUCK_M = 0.015  # opening beyond the target's width
+LET_GO_M, STUCK_M = 0.004, 0.015  # opening beyond the target's width
 WIDE_OPEN = 0.98  # opening that is enough for every target
 TIPS_M = 0.009  # finger tips below the tool
 # over what is passed on the way: so much higher than its top, less the further it is to the side
@@ -101,7 +101,9 @@ class Expert:
             base_center, base_rotation = world.object_pose(world.task.destination)
             base_half = half_height(base_rotation, world.destination.half_size)
             inside = base_rotation.T @ (center - base_center)
-            released = not held and world.destination.holds_at(inside)
+            # contact may be lost for a moment: closed fingers have not let go
+            let_go = spare > LET_GO_M or world.placed
+            released = not held and let_go and world.destination.holds_at(inside)
             under = base_center[2] - base_half + rest_height(target, world.destination) + RELEASE_M
             height = under + below
             if world.destination.kind != "cube":  # opening fingers stay over the walls
