@@ -23,7 +23,7 @@ CAPTION_PX = 22
 GAP_PX = 4
 SUPERSAMPLING = 2  # smooth edges without the cost of multi-sampling in the world itself
 EPISODE_SEED = 4
-NEAR_PX = 640  # side of the picture that an object is cut out of
+NEAR_PX = 480  # side of the picture that an object is cut out of
 
 
 def tile(picture: np.ndarray, caption: str, side: int) -> Image.Image:

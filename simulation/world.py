@@ -19,7 +19,7 @@ SUCCESS_LIFT_M = 0.05
 STILL_STEPS = 3  # a placed object must lie still and alone this long
 STILL_M_S, STILL_RAD_S = 0.02, 0.5
 ACTION_SIZE = 7
-SCENE_DRAWS, CAMERA_DRAWS = 100, 300
+SCENE_DRAWS, CAMERA_DRAWS = 40, 300
 VIEW_MARGIN = 0.08  # of the picture's size, between the objects' centres and its border
 # of an open gripper, in the tool's frame, whose z points up: finger tips, hand, flange
 GRIPPER_POINTS = np.array(

@@ -1,7 +1,9 @@
-"""The world's config: presets, ranges, and errors that name the limit and what is valid."""
+"""The world's config: presets, ranges, and errors that name the limit and what is valid; and its guide."""
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -67,3 +69,20 @@ def test_unknown_names():
         WorldConfig.from_preset("geometri")
     with pytest.raises(ValueError, match="world has no option 'fovydeg'; did you mean 'fovy_deg'"):
         WorldConfig.from_preset(fovydeg=3)
+
+
+GUIDE = Path(__file__).parents[1] / "docs" / "simulation.md"
+
+
+def test_guide_names_every_field_and_shows_pictures_that_exist():
+    text = GUIDE.read_text()
+    table = set(re.findall(r"`(\w+)`", "".join(line for line in text.splitlines() if line.startswith("| `"))))
+    assert table == {field.name for field in dataclasses.fields(WorldConfig)}
+    pictures = re.findall(r"\]\((images/[^)]+)\)", text)
+    assert len(pictures) >= 5 and all((GUIDE.parent / picture).is_file() for picture in pictures)
+
+
+def test_guides_code_runs(capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.S)
+    exec(compile(code.replace("image_size=224", "image_size=32"), str(GUIDE), "exec"), {})
+    assert capsys.readouterr().out.strip().endswith("True")

@@ -1,31 +1,43 @@
 """The gallery's pictures."""
 
+import sys
+
 import numpy as np
+import pytest
 from PIL import Image
 
 from simulation import gallery
 from simulation.objects import CONTAINERS, GRASPABLES
 
+SIDE = 60
 
-def test_gallery_is_drawn_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["gallery", str(tmp_path / "images"), "--side", "50"])
-    gallery.main()
-    sizes = {path.name: Image.open(path).size for path in (tmp_path / "images").iterdir()}
-    across, down = 50 + gallery.GAP_PX, 50 + gallery.CAPTION_PX + gallery.GAP_PX
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """{file name: uint8 (H, W, 3)} of the whole gallery, drawn small."""
+    folder = tmp_path_factory.mktemp("docs") / "images"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["gallery", str(folder), "--side", str(SIDE)])
+        gallery.main()
+    return {path.name: np.asarray(Image.open(path).convert("RGB")) for path in folder.iterdir()}
+
+
+def test_gallery_is_drawn_whole(pictures):
+    across, down = SIDE + gallery.GAP_PX, SIDE + gallery.CAPTION_PX + gallery.GAP_PX
     for name, rows in (("easy", 1), ("default", 3), ("geometry", 3)):
-        assert sizes.pop(f"gallery_{name}.png") == (3 * across - gallery.GAP_PX, rows * down - gallery.GAP_PX)
-    assert set(sizes) == {"gallery_episode.png", "gallery_objects.png"}  # nothing else, no temporary file
-    picture = np.asarray(Image.open(tmp_path / "images" / "gallery_default.png"))
-    assert picture.std() > 20
-    assert -(-len(GRASPABLES + CONTAINERS) // 7) * (30 + gallery.CAPTION_PX) < sizes["gallery_objects.png"][1] + 1
+        picture = pictures[f"gallery_{name}.png"]
+        assert picture.shape == (rows * down - gallery.GAP_PX, 3 * across - gallery.GAP_PX, 3)
+        assert picture.std() > 20
+    names = [f"gallery_{name}.png" for name in ("default", "easy", "episode", "geometry", "objects")]
+    assert sorted(pictures) == names  # and no temporary file
 
 
-def test_an_object_is_cut_out_around_its_middle():
-    sheet = np.asarray(gallery.draw_objects(40)).astype(int)
+def test_every_object_is_in_the_middle_of_its_picture(pictures):
+    sheet, side = pictures["gallery_objects.png"].astype(int), SIDE * 3 // 5
+    across, down = side + gallery.GAP_PX, side + gallery.CAPTION_PX + gallery.GAP_PX
     for index, kind in enumerate(GRASPABLES + CONTAINERS):
-        top, left = index // 7 * (44 + gallery.CAPTION_PX), index % 7 * 44
-        cell = sheet[top + gallery.CAPTION_PX :][:40, left : left + 40]
-        saturated = np.ptp(cell, axis=-1) > 60
-        rows, columns = np.nonzero(saturated)
-        assert saturated.sum() > 8, kind
-        assert abs(columns.mean() - 20) < 8 and abs(rows.mean() - 20) < 9, kind
+        top, left = index // 7 * down + gallery.CAPTION_PX, index % 7 * across
+        cell = sheet[top : top + side, left : left + side]
+        rows, columns = np.nonzero(np.ptp(cell, axis=-1) > 60)  # saturated
+        assert len(rows) > 8, kind
+        assert max(abs(rows.mean() - side / 2), abs(columns.mean() - side / 2)) < 0.22 * side, kind
