@@ -9,7 +9,7 @@ OUT := demo
 REPORT := $(OUT)/training/report
 # the demo's world: small camera range, 96 px views, a table of known height, and the colour tells the objects apart
 WORLD := --camera_range small --image_size 96 --world \
-	'{"fovy_deg": 40, "workspace_extent": [0.22, 0.26], "table_height_m": [0, 0], "distinct_colors": true}'
+	'{"preset": "easy", "fovy_deg": 40, "workspace_extent": [0.22, 0.26], "table_height_m": [0, 0], "distinct_colors": true}'
 
 export MUJOCO_GL ?= egl
 export PYTHONWARNINGS ?= ignore

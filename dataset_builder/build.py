@@ -10,7 +10,6 @@ written.
 """
 
 import dataclasses
-import difflib
 import importlib.metadata
 import json
 import multiprocessing
@@ -58,7 +57,7 @@ class BuildConfig(RecordingConfig):
     camera_range: str = option("small", "How far the camera pose varies: small, medium or large.")
     image_size: int = option(128, "Side of the square views, px.")
     num_objects: int = option(3, "Objects on the table, the target included.")
-    world: str = option("{}", "More options of simulation.WorldConfig as JSON, such as '{\"table_height_m\": [0, 0]}'.")
+    world: str = option("{}", 'More options of simulation.WorldConfig as JSON, such as \'{"preset": "geometry"}\'.')
 
     def __post_init__(self):
         super().__post_init__()
@@ -79,17 +78,11 @@ class BuildConfig(RecordingConfig):
             extra = json.loads(self.world)
         except json.JSONDecodeError as error:
             raise ValueError(f"world={self.world!r} is no JSON: {error}") from error
-        known = [item.name for item in dataclasses.fields(WorldConfig)]
         own = {"camera_range": self.camera_range, "image_size": self.image_size, "num_objects": self.num_objects}
         for key in extra:
             if key in own:
                 raise ValueError(f"give {key} as an option of its own, not in world={self.world!r}")
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
-                raise ValueError(f"world has no option {key!r}; {hint}")
-        extra = {key: tuple(value) if isinstance(value, list) else value for key, value in extra.items()}
-        return WorldConfig(**own, **extra)
+        return WorldConfig.from_preset(**own, **extra)
 
     def content(self) -> dict[str, Any]:
         """The options that decide the bytes, the world's spelled out, and versions of what draws and encodes."""

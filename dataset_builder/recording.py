@@ -14,17 +14,25 @@ from dataset_builder import schema
 from dataset_builder.options import option
 from dataset_builder.shards import encode_row
 from simulation import Expert, World, WorldConfig
+from simulation.tasks import Task
+from simulation.world import NoViewError
 
 FPS = 10
 EMBODIMENT = "franka_panda"
 SPLITS = ("train", "validation", "test")
 FIRST_SEED = 2**32  # evaluation's seeds are smaller
 MAX_ATTEMPTS = 20
-# what the world's RuntimeErrors mean, by where they come from
+# why attempts are thrown away
 NO_VIEW = "no camera pose of the range sees all objects"
+NO_LAYOUT = "no layout of the objects leaves room to grasp them"
 DIVERGED = "the physics diverged"
+COLLISION = "collision: pushed another object away"
+FELL = "target fell off the table"
+DROPPED = "target dropped on the way"
 OPEN = 0.9  # a gripper that is open wider has not begun its grasp
 MOVED_M = 0.02  # an object that rose or sank further is no target to relabel to
+PUSHED_M = 0.03  # an object other than the target that moves further was hit
+CARRIED_M = 0.03  # a target that was held this high and then is not was dropped, unless it was placed
 
 
 @dataclass
@@ -44,12 +52,12 @@ class RecordingConfig:
     )
     relabel: float = option(
         0.5,
-        "Share of the frames before the grasp that are labelled for a random object of the scene, with its instruction "
+        "Share of the frames before the grasp that are labelled for a random task of the scene, with its instruction "
         "and plan, so that the heading of the arm does not give the target away.",
     )
     labels: bool = option(True, "Record depth, segmentation and boxes too: three more images are rendered per frame.")
     plan_length: int = option(schema.PLAN_LENGTH, "Steps of the ideal plan that is recorded with each frame.")
-    max_frames: int = option(60, "An episode that takes longer counts as failed.")
+    max_frames: int = option(120, "An episode that takes longer counts as failed.")
 
     def __post_init__(self):
         for name in ("noise_m", "noise_rad", "push_m"):
@@ -103,30 +111,39 @@ class Recorder:
         noise, camera, relabel = (np.random.default_rng(s) for s in np.random.SeedSequence((world_seed, 1)).spawn(3))
         try:
             world.reset(world_seed)
-        except RuntimeError:
+        except NoViewError:
             return [], NO_VIEW
+        except RuntimeError:
+            return [], NO_LAYOUT
         spread = noise.uniform()
         rows: list[dict[str, Any]] = []
+        carried = dropped = False
         while not expert.done:
             if len(rows) == config.max_frames:
-                return rows, f"not solved in {config.max_frames} frames"
+                return rows, DROPPED if dropped else f"not solved in {config.max_frames} frames"
             if world.object_pose()[0][2] < world.table_z - 0.05:
-                return rows, "target fell off the table"
+                return rows, FELL
+            if self._pushed():
+                return rows, COLLISION
+            held = world.held
+            dropped |= carried and not held and not expert.situation().released
+            carried = held and world.lift_m > CARRIED_M
             if config.camera_per_frame and rows:
                 try:
                     world.redraw_camera(camera)
-                except RuntimeError:
+                except NoViewError:
                     return rows, NO_VIEW
-            target = world.target_name
-            if relabel.random() < config.relabel and not world.held and world.state()[6] > OPEN:
-                world.choose_target(self._standing(relabel))
+            task = world.task
+            before = not held and not world.placed and world.lift_m < MOVED_M and world.state()[6] > OPEN
+            if relabel.random() < config.relabel and before:
+                world.choose_task(self._standing(relabel))
             row = self._row(index, len(rows))
             if not rows:  # 1 ms: once per episode is enough to see that the world keeps the contract
                 schema.validate_row(row, where=f"world seed {world_seed}")
             rows.append(encode_row(row))
             action = row["action"]
-            if world.target_name != target:
-                world.choose_target(target)
+            if world.task != task:
+                world.choose_task(task)
                 action = expert.plan(1)[0][0]
             try:
                 world.step(self._disturbed(action, spread, noise))
@@ -134,16 +151,26 @@ class Recorder:
                 return rows, DIVERGED
         return rows, None
 
-    def _standing(self, rng: np.random.Generator) -> str:
-        """Name of a random object that still stands where it stood, the target included."""
+    def _pushed(self) -> bool:
+        """Whether an object that is not the target lies elsewhere than at the start."""
+        world = self.world
+        return any(
+            np.linalg.norm(world.object_pose(number)[0] - world.rest_points[number]) > PUSHED_M
+            for number in range(len(world.objects))
+            if number != world.target_index
+        )
+
+    def _standing(self, rng: np.random.Generator) -> Task:
+        """A random task of the scene whose objects still stand where they stood, the present one included."""
         world = self.world
         heights = [world.object_pose(number)[0][2] for number in range(len(world.objects))]
-        standing = [
-            item.name
-            for item, height, rest in zip(world.objects, heights, world.rest_z, strict=True)
-            if abs(height - rest) < MOVED_M or item.name == world.target_name
+        stands = [abs(height - rest) < MOVED_M for height, rest in zip(heights, world.rest_z, strict=True)]
+        tasks = [
+            task
+            for task in world.tasks
+            if task == world.task or (stands[task.target] and (task.destination is None or stands[task.destination]))
         ]
-        return standing[int(rng.integers(len(standing)))]
+        return tasks[int(rng.integers(len(tasks)))]
 
     def _row(self, index: int, frame: int) -> dict[str, Any]:
         world, seen = self.world, self.world.observe(labels=self.config.labels)

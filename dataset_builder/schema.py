@@ -75,7 +75,7 @@ ROW: tuple[Column, ...] = (
         ("S",),
         "m, rad, 0..1",
         optional=True,
-        note="next keyframe: the grasp until the gripper has closed, then the lift",
+        note="the next of the keyframes that the world names: pre_grasp, grasp, lift, pre_place, place",
     ),
     Column("state_is_pose", "bool", optional=True, note="False = state and action are the robot's own; null = True"),
     *_CALIBRATION,

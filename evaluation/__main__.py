@@ -35,7 +35,7 @@ def rollout(options: RolloutOptions) -> None:
     from simulation import WorldConfig
 
     try:
-        world = WorldConfig(**options.world_options())
+        world = WorldConfig.from_preset(**options.world_options())
     except (TypeError, ValueError) as error:
         raise InputError(str(error)) from error
     config = RolloutConfig(world, options.execution_horizon, options.max_steps)

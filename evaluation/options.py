@@ -44,7 +44,7 @@ class RolloutOptions:
     camera_range: str = option("small", "How far the camera pose varies: small, medium or large.")
     image_size: int = option(128, "Side of the square views, px (preset).")
     num_objects: int = option(3, "Objects on the table, the target included.")
-    world: str = option("{}", "More options of simulation.WorldConfig as JSON, such as '{\"table_height_m\": [0, 0]}'.")
+    world: str = option("{}", 'More options of simulation.WorldConfig as JSON, such as \'{"preset": "geometry"}\'.')
     restart: bool = option(False, "Forget the results that are there.")
 
     def __post_init__(self):

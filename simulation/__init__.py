@@ -9,7 +9,8 @@ import os
 os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("LP_NUM_THREADS", "0")
 
+from simulation.config import WorldConfig  # noqa: E402
 from simulation.expert import Expert  # noqa: E402
-from simulation.world import World, WorldConfig  # noqa: E402
+from simulation.world import World  # noqa: E402
 
 __all__ = ["Expert", "World", "WorldConfig"]

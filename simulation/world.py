@@ -1,86 +1,38 @@
-"""The world: one episode of "pick up the {color} {object}" with a Franka Panda, seen by a rectified stereo pair."""
-
-import difflib
-from dataclasses import dataclass
+"""The world: one episode of picking up, stacking or moving with a Franka Panda, seen by a stereo pair."""
 
 import mujoco
 import numpy as np
 
-from simulation.camera import LOOK_AT_HEIGHT_M, RANGES, all_in_view, calibration, draw_rig_pose
-from simulation.geometry import matrix_to_quaternion
-from simulation.objects import COLORS, SHAPES, TableObject, draw_objects
+from simulation.appearance import draw_appearance
+from simulation.camera import LOOK_AT_HEIGHT_M, draw_rig, in_view
+from simulation.config import WorldConfig, check_choice
+from simulation.geometry import matrix_to_quaternion, rpy_to_matrix
+from simulation.layout import FINGER_REACH_M, HAND_REACH_M, draw_layout
+from simulation.objects import TableObject
+from simulation.photometry import draw_photometry
 from simulation.rendering import StereoRenderer
 from simulation.robot import Panda
-from simulation.scene import ARM, BACKGROUND, FIRST_OTHER, GRIPPER, TARGET, build_model, draw_appearance, load_panda
+from simulation.scene import ARM, BACKGROUND, FIRST_OTHER, GRIPPER, TARGET, build_model, load_panda
+from simulation.tasks import Task, draw_objects, draw_wording, first_task, possible_tasks
 
 SUCCESS_LIFT_M = 0.05
+STILL_STEPS = 3  # a placed object must lie still and alone this long
+STILL_M_S, STILL_RAD_S = 0.02, 0.5
 ACTION_SIZE = 7
+SCENE_DRAWS, CAMERA_DRAWS = 40, 300
+VIEW_MARGIN = 0.08  # of the picture's size, between the objects' centres and its border
+# of an open gripper, in the tool's frame, whose z points up: finger tips, hand, flange
+GRIPPER_POINTS = np.array(
+    [
+        [0, s * y, z]
+        for s in (-1, 0, 1)
+        for y, z in ((FINGER_REACH_M, -0.01), (HAND_REACH_M, 0.05), (HAND_REACH_M, 0.12))
+    ]
+)
 
 
-@dataclass
-class WorldConfig:
-    """What is random, and how far; every range is (low, high), lengths in m. The same config and seed give the same
-    bytes.
-    """
-
-    camera_range: str = "small"  # "small", "medium", "large"
-    image_size: int | tuple[int, int] = 128  # side, or (height, width), px
-    num_objects: int = 3  # the target included
-    shapes: tuple[str, ...] = SHAPES
-    colors: tuple[str, ...] = tuple(COLORS)
-    distinct_colors: bool = False  # True: the colour alone tells the objects of a scene apart
-    baseline_m: float = 0.063  # ZED Mini
-    fovy_deg: float = 45.0
-    workspace_center: tuple[float, float] = (0.50, 0.0)
-    workspace_extent: tuple[float, float] = (0.25, 0.30)
-    table_height_m: tuple[float, float] = (-0.05, 0.05)  # of the table top over the robot's base
-    start_x: tuple[float, float] = (0.40, 0.48)
-    start_y: tuple[float, float] = (-0.12, 0.12)
-    start_height_m: tuple[float, float] = (0.12, 0.17)  # of the tool over the table
-    start_yaw_rad: tuple[float, float] = (-0.35, 0.35)
-
-    def __post_init__(self):
-        self.shapes, self.colors = tuple(self.shapes), tuple(self.colors)
-        check_choice("camera_range", self.camera_range, tuple(RANGES))
-        for name, values, known in (("shapes", self.shapes, SHAPES), ("colors", self.colors, tuple(COLORS))):
-            if not values:
-                raise ValueError(f"{name} is empty; choose from {', '.join(known)}")
-            for value in values:
-                check_choice(name, value, known)
-        if not 1 <= self.num_objects <= min(5, len(self.shapes) * len(self.colors)):
-            raise ValueError(
-                f"num_objects is {self.num_objects}; it must be between 1 and 5 and at most "
-                f"shapes x colors = {len(self.shapes) * len(self.colors)}"
-            )
-        if self.distinct_colors and self.num_objects > len(self.colors):
-            raise ValueError(
-                f"num_objects is {self.num_objects}; with distinct_colors it must be at most {len(self.colors)}, "
-                "one for each of the colors"
-            )
-        if min(self.height, self.width) < 16:
-            raise ValueError(f"image_size is {self.image_size}; both sides must be at least 16 px")
-        if not 0 < self.fovy_deg < 120 or not 0 < self.baseline_m < 0.5:
-            raise ValueError(
-                f"fovy_deg is {self.fovy_deg} (must be in (0, 120)) and baseline_m {self.baseline_m} (in (0, 0.5) m)"
-            )
-
-    @property
-    def height(self) -> int:
-        """Image height in px."""
-        return self.image_size if isinstance(self.image_size, int) else self.image_size[0]
-
-    @property
-    def width(self) -> int:
-        """Image width in px."""
-        return self.image_size if isinstance(self.image_size, int) else self.image_size[1]
-
-
-def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    """Raises ValueError unless `value` is one of `known`, naming the nearest."""
-    if value not in known:
-        near = difflib.get_close_matches(str(value), known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name}: {value!r} is not one of {', '.join(known)}{hint}")
+class NoViewError(RuntimeError):
+    """No camera pose of the configured range shows what it must."""
 
 
 class World:
@@ -109,20 +61,10 @@ class World:
         streams = [np.random.default_rng(item) for item in np.random.SeedSequence(seed).spawn(4)]
         layout, look, start, camera = streams
         self.table_z = float(layout.uniform(*config.table_height_m))
-        self.objects = draw_objects(
-            config.num_objects,
-            config.shapes,
-            config.colors,
-            config.workspace_center,
-            config.workspace_extent,
-            layout,
-            config.distinct_colors,
-        )
-        self.target_index = 0
+        self._draw_scene(layout)
         self.model = build_model(
-            self._panda_spec, self.objects, self.table_z, draw_appearance(look), config.fovy_deg, config.baseline_m,
-            (config.height, config.width),
-        )  # fmt: skip
+            self._panda_spec, self.objects, self.table_z, draw_appearance(config, look), (config.height, config.width)
+        )
         if self._renderer is not None:
             self._renderer.load(self.model)
         self.data = mujoco.MjData(self.model)
@@ -135,47 +77,98 @@ class World:
         self.robot.place(np.array(position), np.array([0.0, 0.0, start.uniform(*config.start_yaw_rad)]))
         self._bodies = [self.model.body(f"object{i}").id for i in range(len(self.objects))]
         self._pads = (self.model.geom("left_pad").id, self.model.geom("right_pad").id)
-        self._segment_ids = self._segmentation_table()
+        self.steps = 0
+        self.choose_task(self.tasks[0])
         self.robot.step(np.array([0, 0, 0, 0, 0, 0, 1.0]))  # lets objects settle
         self.rest_z = [float(self.data.xpos[body][2]) for body in self._bodies]
-        self._rest_points = self.data.xpos[self._bodies].copy()
+        self.rest_points = self.data.xpos[self._bodies].copy()
+        self._hidden = None if config.start_in_view else self._gripper_points()
         self.redraw_camera(camera)
+        self._hidden = None  # at the start only
+
+    def _draw_scene(self, rng: np.random.Generator) -> None:
+        """Task, wording, objects and where they lie."""
+        config = self.config
+        kind = config.tasks[rng.integers(len(config.tasks))]
+        wording = draw_wording(config.wording, rng)
+        for _ in range(SCENE_DRAWS):
+            items = draw_objects(kind, config, rng)
+            self.tasks = possible_tasks(kind, items, wording)
+            # the first task is that of the target and destination drawn first, unless their sizes do not allow it
+            if not self.tasks or (self.tasks[0].target, self.tasks[0].destination) != first_task(kind, items):
+                continue
+            laid_out = draw_layout(items, config.workspace_center, config.workspace_extent, rng)
+            if laid_out is not None:
+                self.objects = laid_out
+                return
+        raise RuntimeError(
+            f"none of {SCENE_DRAWS} scenes for the task {kind!r} can be laid out on {config.workspace_extent[0]:.2f} x "
+            f"{config.workspace_extent[1]:.2f} m: use fewer objects, a larger workspace or another object_scale"
+        )
+
+    def _gripper_points(self) -> np.ndarray:
+        position, rotation = self.robot.tool_pose()
+        return position + GRIPPER_POINTS @ rotation.T
 
     def redraw_camera(self, rng: np.random.Generator) -> None:
-        """Moves the stereo rig to a new random pose of the configured range from which all objects, as they lay at the
-        start, are in both pictures.
+        """Draws the stereo rig and its cameras anew, within the configured ranges and such that all objects, as they
+        lay at the start, are in both pictures.
         """
-        center = np.array([*self.config.workspace_center, self.table_z + LOOK_AT_HEIGHT_M])
-        size = (self.config.height, self.config.width)
-        for _ in range(200):
-            pose = draw_rig_pose(self.config.camera_range, center, rng)
-            values = calibration(pose, self.config.fovy_deg, self.config.baseline_m, size)
-            if all_in_view(self._rest_points, values, size, margin=0.08):
+        config, size = self.config, (self.config.height, self.config.width)
+        center = np.array([*config.workspace_center, self.table_z + LOOK_AT_HEIGHT_M])
+        for _ in range(CAMERA_DRAWS):
+            rig = draw_rig(config, center, rng)
+            values = rig.calibration(size)
+            shown = self._hidden is not None and in_view(self._hidden, values, size, margin=0.0).any()
+            if not shown and in_view(self.rest_points, values, size, VIEW_MARGIN).all():
                 break
         else:
-            raise RuntimeError(
-                f"none of 200 camera poses of range {self.config.camera_range!r} sees all objects: use a wider "
-                f"fovy_deg than {self.config.fovy_deg} or a smaller workspace_extent than "
-                f"{self.config.workspace_extent}"
+            hidden = "" if self._hidden is None else " and not the gripper"
+            raise NoViewError(
+                f"none of {CAMERA_DRAWS} camera poses of range {config.camera_range!r} sees all objects{hidden}: use a "
+                f"wider fovy_deg than {config.fovy_deg} or a smaller workspace_extent than {config.workspace_extent}"
             )
         self.calibration = values
+        self.photometry = draw_photometry(config, rng)
         opencv_to_mujoco = np.diag([1.0, -1.0, -1.0])  # MuJoCo cameras look along -z with y up
-        self.data.mocap_pos[0] = pose[:3, 3]
-        self.data.mocap_quat[0] = matrix_to_quaternion(pose[:3, :3] @ opencv_to_mujoco)
+        self.data.mocap_pos[0] = rig.pose[:3, 3]
+        self.data.mocap_quat[0] = matrix_to_quaternion(rig.pose[:3, :3] @ opencv_to_mujoco)
+        for name, side, pitch in (("left", -1, 0.0), ("right", 1, rig.right_pitch_rad)):
+            camera = self.model.camera(name).id
+            self.model.cam_fovy[camera] = rig.fovy_deg
+            self.model.cam_pos[camera] = [side * rig.baseline_m / 2, 0.0, 0.0]
+            self.model.cam_quat[camera] = matrix_to_quaternion(rpy_to_matrix(np.array([pitch, 0.0, 0.0])))
         mujoco.mj_kinematics(self.model, self.data)
         mujoco.mj_camlight(self.model, self.data)
 
-    def choose_target(self, name: str) -> None:
-        """Makes another object of the scene the target, with its instruction; `name` such as "red cube"."""
-        names = [item.name for item in self.objects]
-        check_choice("target", name, tuple(names))
-        self.target_index = names.index(name)
+    def choose_target(self, name: str, destination: str | None = None) -> None:
+        """Asks for another task of this scene: the one with the target `name`, such as "red cube", and `destination`.
+        Without one, the present destination stays where that can be asked, else it is the first that can.
+        """
+        check_choice("target", name, tuple(dict.fromkeys(self.objects[task.target].name for task in self.tasks)))
+        tasks = [task for task in self.tasks if self.objects[task.target].name == name]
+        named = {self.objects[task.destination].name: task for task in tasks if task.destination is not None}
+        if destination is not None:
+            check_choice("destination", destination, tuple(named))
+            self.choose_task(named[destination])
+        else:
+            self.choose_task(named.get(self.destination_name, tasks[0]))
+
+    def choose_task(self, task: Task) -> None:
+        """Asks for one of `self.tasks`."""
+        self.task = task
+        self._still = 0
         self._segment_ids = self._segmentation_table()
+
+    @property
+    def target_index(self) -> int:
+        """Of the target among the objects."""
+        return self.task.target
 
     @property
     def target(self) -> TableObject:
         """The object the instruction names."""
-        return self.objects[self.target_index]
+        return self.objects[self.task.target]
 
     @property
     def target_name(self) -> str:
@@ -183,9 +176,19 @@ class World:
         return self.target.name
 
     @property
+    def destination(self) -> TableObject | None:
+        """What the target is stacked onto or moved to; None when it is only picked up."""
+        return None if self.task.destination is None else self.objects[self.task.destination]
+
+    @property
+    def destination_name(self) -> str | None:
+        """Such as "blue tray"."""
+        return None if self.destination is None else self.destination.name
+
+    @property
     def instruction(self) -> str:
         """The task in words."""
-        return f"pick up the {self.target_name}"
+        return self.task.instruction
 
     # ------------------------------------------------------------------ robot
 
@@ -209,22 +212,26 @@ class World:
                 f"not {action!r}"
             )
         self.robot.step(action)
+        self.steps += 1
+        self._still = self._still + 1 if self.placed and self._is_still() else 0
 
     def object_pose(self, index: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Centre (3,) in m and rotation (3, 3) of an object (default: the target) in the base frame."""
         body = self._bodies[self.target_index if index is None else index]
         return self.data.xpos[body].copy(), self.data.xmat[body].reshape(3, 3).copy()
 
+    def touching(self, index: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Geoms (n,) and their bodies (n,) that touch an object (default: the target)."""
+        body = self._bodies[self.target_index if index is None else index]
+        geoms = self.data.contact.geom
+        bodies = self.model.geom_bodyid[geoms]
+        other = np.concatenate([geoms[bodies[:, 0] == body, 1], geoms[bodies[:, 1] == body, 0]])
+        return other, self.model.geom_bodyid[other]
+
     def fingers_touching(self, index: int | None = None) -> tuple[bool, bool]:
         """Whether the left and the right pad touch an object (default: the target)."""
-        body = self._bodies[self.target_index if index is None else index]
-        touched = [False, False]
-        for first, second in self.data.contact.geom:
-            for side, pad in enumerate(self._pads):
-                if pad in (first, second):
-                    other = second if first == pad else first
-                    touched[side] |= self.model.geom_bodyid[other] == body
-        return bool(touched[0]), bool(touched[1])
+        geoms, _ = self.touching(index)
+        return self._pads[0] in geoms, self._pads[1] in geoms
 
     @property
     def held(self) -> bool:
@@ -237,19 +244,49 @@ class World:
         return float(self.object_pose()[0][2]) - self.rest_z[self.target_index]
 
     @property
+    def placed(self) -> bool:
+        """The target touches its destination and nothing else, and lies over its inside."""
+        if self.task.destination is None:
+            return False
+        _, bodies = self.touching()
+        if not len(bodies) or (bodies != self._bodies[self.task.destination]).any():
+            return False
+        center, rotation = self.object_pose(self.task.destination)
+        return self.destination.holds_at(rotation.T @ (self.object_pose()[0] - center))
+
+    def _is_still(self) -> bool:
+        address = self.model.body_dofadr[self._bodies[self.target_index]]
+        velocity = self.data.qvel[address : address + 6]
+        return bool(np.linalg.norm(velocity[:3]) < STILL_M_S and np.linalg.norm(velocity[3:]) < STILL_RAD_S)
+
+    @property
     def success(self) -> bool:
-        """The target is held at least 5 cm above where it rested."""
-        return self.lift_m >= SUCCESS_LIFT_M and self.held
+        """Pick: the target is held at least 5 cm above where it rested. Stack and move: released, it has rested on or
+        in its destination alone, and still, for 0.3 s.
+        """
+        if self.task.destination is None:
+            return self.lift_m >= SUCCESS_LIFT_M and self.held
+        return self._still >= STILL_STEPS
 
     @property
     def progress(self) -> float:
-        """0 to 1: up to 0.4 for the tool reaching the target (from 20 cm), 0.2 more for holding it, up to 0.4 more for
-        lifting it 5 cm.
+        """0 to 1: up to 0.4 for the tool reaching the target (from 20 cm), 0.2 more for holding it, and up to 0.4 more
+        for lifting it 5 cm; in stack and move up to 0.1 for that, up to 0.2 for carrying it to the destination (from
+        20 cm), and the rest for success. A placed target counts 0.9.
         """
-        distance = float(np.linalg.norm(self.object_pose()[0] - self.robot.tool_pose()[0]))
+        if self.success:
+            return 1.0
+        if self.placed:
+            return 0.9
+        center = self.object_pose()[0]
         if not self.held:
+            distance = float(np.linalg.norm(center - self.robot.tool_pose()[0]))
             return 0.4 * max(0.0, 1.0 - distance / 0.2)
-        return 0.6 + 0.4 * min(1.0, max(0.0, self.lift_m / SUCCESS_LIFT_M))
+        lifted = min(1.0, max(0.0, self.lift_m / SUCCESS_LIFT_M))
+        if self.task.destination is None:
+            return 0.6 + 0.4 * lifted
+        away = float(np.linalg.norm(center[:2] - self.object_pose(self.task.destination)[0][:2]))
+        return 0.6 + 0.1 * lifted + 0.2 * max(0.0, 1.0 - away / 0.2)
 
     # ------------------------------------------------------------------ pictures
 
@@ -267,6 +304,7 @@ class World:
         renderer.update(self.data)
         left, depth = renderer.color(self.data, 0, depth=labels)
         right, _ = renderer.color(self.data, 1)
+        left, right = self.photometry.apply(left, right, self.steps)
         result = {
             "left": left,
             "right": right,

@@ -19,13 +19,23 @@ from dataset_builder.build import BuildConfig, build  # noqa: E402
 from dataset_builder.folders import check_folder, work_folder  # noqa: E402
 from dataset_builder.mixture import load_meta  # noqa: E402
 from dataset_builder.parts import plan_shards  # noqa: E402
-from dataset_builder.recording import FIRST_SEED, Recorder, RecordingConfig, episode_seed  # noqa: E402
+from dataset_builder.recording import (  # noqa: E402
+    COLLISION,
+    DROPPED,
+    FELL,
+    FIRST_SEED,
+    Recorder,
+    RecordingConfig,
+    episode_seed,
+)
 from dataset_builder.streaming import WindowStream  # noqa: E402
 from simulation import Expert, World, WorldConfig  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 SIZE = 48
+EASY = WorldConfig.from_preset("easy", image_size=SIZE)
 TINY = ["--preset", "tiny", "--train-episodes", "6", "--image-size", str(SIZE), "--processes", "2", "--seed", "5"]
+TINY += ["--world", '{"preset": "easy"}']
 
 
 def command(folder: Path) -> list[str]:
@@ -49,7 +59,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recorder():
-    recorder = Recorder(WorldConfig(image_size=SIZE), RecordingConfig())
+    recorder = Recorder(EASY, RecordingConfig())
     yield recorder
     recorder.close()
 
@@ -104,12 +114,13 @@ def test_an_episode_follows_from_its_seed_alone(recorder):
 def test_labels_are_ideal_while_the_rollout_is_disturbed(recorder):
     """The first label is the plan of an undisturbed expert in the same world; the rollout does not follow it."""
     config = RecordingConfig(relabel=0.0, camera_per_frame=False, noise_m=0.02)
-    noisy = Recorder(WorldConfig(image_size=SIZE), config)
+    noisy = Recorder(EASY, config)
     strays = []
     for index in range(3):
-        rows = decoded(noisy.episode(0, "train", index)[0])
-        world = World(WorldConfig(image_size=SIZE))
-        world.reset(episode_seed(0, "train", index))
+        rows, failures = noisy.episode(0, "train", index)
+        rows = decoded(rows)
+        world = World(EASY)
+        world.reset(episode_seed(0, "train", index, len(failures)))
         plan, length, keyframe = Expert(world).plan(schema.PLAN_LENGTH)
         np.testing.assert_array_equal(rows[0]["action_plan"], plan)
         np.testing.assert_array_equal(rows[0]["keyframe_pose"], keyframe)
@@ -127,7 +138,7 @@ def test_labels_are_ideal_while_the_rollout_is_disturbed(recorder):
 
 def test_without_labels_the_same_episode_is_recorded_with_views_alone(recorder, tmp_path):
     full = decoded(recorder.episode(0, "train", 3)[0])
-    bare = Recorder(WorldConfig(image_size=SIZE), RecordingConfig(labels=False))
+    bare = Recorder(EASY, RecordingConfig(labels=False))
     encoded, _ = bare.episode(0, "train", 3)
     bare.close()
     labels = {"observation.depth", "observation.segmentation", "target.box_left_px", "target.box_right_px"}
@@ -144,7 +155,7 @@ def test_without_labels_the_same_episode_is_recorded_with_views_alone(recorder, 
 
 
 def test_relabelled_frames_have_another_objects_plan():
-    recorder = Recorder(WorldConfig(image_size=SIZE), RecordingConfig(relabel=1.0))
+    recorder = Recorder(EASY, RecordingConfig(relabel=1.0))
     rows = decoded(recorder.episode(0, "train", 0)[0])
     recorder.close()
     tasks = [row["task"] for row in rows]
@@ -156,7 +167,10 @@ def test_relabelled_frames_have_another_objects_plan():
 
 
 def test_failures_are_replaced_and_counted():
-    hurried = Recorder(WorldConfig(image_size=16), RecordingConfig(max_frames=13, noise_m=0.0, push_probability=0.0))
+    hurried = Recorder(
+        WorldConfig.from_preset("easy", image_size=16),
+        RecordingConfig(max_frames=13, noise_m=0.0, push_probability=0.0),
+    )
     failures, lengths = [], []
     for index in range(2):
         rows, failed = hurried.episode(0, "train", index)
@@ -164,14 +178,57 @@ def test_failures_are_replaced_and_counted():
         lengths.append(len(rows))
     assert failures and set(failures) == {"not solved in 13 frames"}
     assert max(lengths) <= 13
-    hopeless = Recorder(WorldConfig(image_size=16), RecordingConfig(max_frames=1))
+    hopeless = Recorder(WorldConfig.from_preset("easy", image_size=16), RecordingConfig(max_frames=1))
     with pytest.raises(RuntimeError, match=r"episode 2 of validation failed 20 times \(not solved in 1 frames\)"):
         hopeless.episode(0, "validation", 2)
-    blind = Recorder(WorldConfig(image_size=16, fovy_deg=3.0), RecordingConfig())
+    blind = Recorder(WorldConfig.from_preset("easy", image_size=16, fovy_deg=3.0), RecordingConfig())
     with pytest.raises(RuntimeError, match="failed 20 times .no camera pose of the range sees all objects"):
         blind.episode(0, "train", 0)
     for recorder in (hurried, hopeless, blind):
         recorder.close()
+
+
+@pytest.mark.parametrize("task", ["stack", "move"])
+def test_placing_is_recorded_with_its_keyframes_and_relabelled_tasks(task):
+    world = WorldConfig(tasks=task, image_size=32)
+    recorder = Recorder(world, RecordingConfig(relabel=0.6, noise_m=0.005, push_probability=0.0))
+    rows, _ = recorder.episode(1, "train", 0)
+    tasks = {task.instruction for task in recorder.world.tasks}
+    final = recorder.world.instruction
+    recorder.close()
+    rows = decoded(rows)
+    for row in rows:
+        schema.validate_row(row)
+    assert {row["task"] for row in rows} <= tasks and len({row["task"] for row in rows}) > 1
+    assert rows[-1]["task"] == final
+    held = [row["keyframe_pose"][6] for row in rows]
+    assert held[0] == 1.0 and held[-1] == 0.0
+
+
+def test_reasons_of_failures():
+    """Each by what brings it about: a hand that sweeps the table, and one that lets go on the way."""
+    world = WorldConfig(tasks="move", image_size=16)
+
+    class Sweeping(Recorder):
+        def _disturbed(self, action, spread, rng):
+            other = self.world.object_pose(1)[0] - self.world.state()[:3]
+            return np.array([*other / max(1.0, np.linalg.norm(other) / 0.05), 0, 0, 0, -1.0])
+
+    class LettingGo(Recorder):
+        def _disturbed(self, action, spread, rng):
+            return np.array([*action[:6], 1.0 if self.world.lift_m > 0.05 else action[6]])
+
+    class Throwing(Recorder):
+        def _disturbed(self, action, spread, rng):
+            away = np.array([0.0, 0.08, 0.01, 0, 0, 0, -1.0 if self.world.object_pose()[0][1] < 0.62 else 1.0])
+            return away if self.world.held and self.world.lift_m > 0.05 else action
+
+    config = RecordingConfig(relabel=0.0, camera_per_frame=False, max_frames=60)
+    for kind, reason in ((Sweeping, COLLISION), (LettingGo, DROPPED), (Throwing, FELL)):
+        recorder = kind(world, config)
+        reasons = {recorder._attempt(episode_seed(0, "train", index), index)[1] for index in range(3)}
+        recorder.close()
+        assert reason in reasons, (kind, reasons)
 
 
 def test_shards_are_fixed_ranges():
@@ -286,7 +343,7 @@ def test_options_come_from_preset_then_command_line():
     assert (config.train_episodes, config.image_size, config.camera_per_frame) == (4, 96, False)
     assert parse_build(["--out", "x"]).train_episodes == 480
     world = parse_build(["--out", "x", "--world", '{"table_height_m": [0, 0.1], "fovy_deg": 50}']).world_config()
-    assert world.table_height_m == (0, 0.1) and world.fovy_deg == 50 and world.image_size == 128
+    assert world.table_height_m == (0, 0.1) and world.fovy_deg == (50, 50) and world.image_size == 128
 
 
 @pytest.mark.parametrize(
@@ -294,6 +351,7 @@ def test_options_come_from_preset_then_command_line():
     [
         (["--world", "{"], "is no JSON"),
         (["--world", '{"fovydeg": 50}'], "did you mean 'fovy_deg'"),
+        (["--world", '{"preset": "eazy"}'], "did you mean 'easy'"),
         (["--world", '{"image_size": 50}'], "option of its own"),
         (["--camera-range", "smal"], "did you mean 'small'"),
         (["--train-episodes", "0"], "train_episodes=0 must be at least 1"),

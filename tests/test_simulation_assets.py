@@ -6,7 +6,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from simulation.assets_from_robosuite import colour_of, write_obj
+from simulation.assets_from_robosuite import OBJECTS, colour_of, write_obj
 
 ASSETS = Path(__file__).parents[1] / "simulation" / "assets"
 
@@ -22,7 +22,9 @@ def test_files_are_small_and_licensed():
 
 def test_every_mesh_is_used_and_light():
     model = mujoco.MjModel.from_xml_path(str(ASSETS / "panda.xml"))
-    assert model.nmesh == len(list(ASSETS.glob("*.obj")))
+    objects = [f"object_{name}" for name in OBJECTS]
+    assert sorted(file.stem for file in ASSETS.glob("object_*.obj")) == sorted(objects)
+    assert model.nmesh == len(list(ASSETS.glob("*.obj"))) - len(objects)
     visual = [i for i in range(model.nmesh) if not model.mesh(i).name.endswith("_collision")]
     assert sum(model.mesh_facenum[visual]) < 12_000
 

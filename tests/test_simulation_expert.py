@@ -1,4 +1,4 @@
-"""The expert: solves the task by physics, also when pushed around; plans are pure, bounded and smooth."""
+"""The expert: solves every task by physics, also when pushed around; plans are pure, bounded and smooth."""
 
 from dataclasses import replace
 
@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 
 from simulation import Expert, World, WorldConfig
-from simulation.expert import LIFT_M, SPEED_M, TURN_RAD, decide
+from simulation.config import KEYFRAMES
+from simulation.expert import LIFT_M, SPEED_M, TURN_RAD, decide, keyframe_of, needed_height
+from simulation.objects import GRASPABLES
+
+TASKS = ("pick", "stack", "move")
 
 
-def rollout(world: World, seed: int, noise_m: float, steps: int = 80) -> bool:
+def rollout(world: World, seed: int, noise_m: float = 0.0, steps: int = 80) -> bool:
     """Whether the expert succeeds on a seed when gaussian noise of `noise_m` moves every executed step."""
     world.reset(seed)
     expert, rng = Expert(world), np.random.default_rng(seed)
@@ -22,20 +26,53 @@ def rollout(world: World, seed: int, noise_m: float, steps: int = 80) -> bool:
     return world.success
 
 
+def pushed(world: World) -> list[str]:
+    """Names of the objects, other than the target, that lie 2 cm or more from where they were."""
+    others = [index for index in range(len(world.objects)) if index != world.target_index]
+    moved = [np.linalg.norm(world.object_pose(index)[0] - world.rest_points[index]) for index in others]
+    return [world.objects[index].name for index, distance in zip(others, moved, strict=True) if distance > 0.02]
+
+
 @pytest.fixture(scope="module")
 def world():
-    return World(WorldConfig(image_size=32))
+    return World(WorldConfig.from_preset("easy", image_size=32))
 
 
 @pytest.mark.parametrize("noise_m", [0.0, 0.01])
-def test_expert_succeeds(world, noise_m):
-    assert sum(rollout(world, 1000 + seed, noise_m) for seed in range(15)) >= 14
+def test_expert_succeeds_in_the_easy_world(world, noise_m):
+    assert sum(rollout(world, 1000 + seed, noise_m) for seed in range(6)) >= 5
+
+
+@pytest.mark.parametrize("preset", ["default", "geometry"])
+@pytest.mark.parametrize("task", TASKS)
+def test_expert_solves_every_task_without_pushing_others(preset, task):
+    world = World(WorldConfig.from_preset(preset, tasks=task, image_size=32))
+    solved = 0
+    for seed in range(1000, 1003):
+        solved += rollout(world, seed)
+        assert pushed(world) == []
+    assert solved == 3
+
+
+@pytest.mark.parametrize("kind", GRASPABLES)
+def test_every_kind_of_object_is_picked_up(kind):
+    options = {"objects": kind, "num_objects": 1, "tasks": "pick", "image_size": 32}
+    world = World(WorldConfig.from_preset("default", **options))
+    assert rollout(world, 7) and world.target.kind == kind
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("noise_m, least", [(0.0, 198), (0.01, 196), (0.015, 184)])  # measured: 200, 200, 192
-def test_expert_succeeds_on_200_seeds(world, noise_m, least):
+@pytest.mark.parametrize("noise_m, least", [(0.0, 198), (0.01, 196), (0.015, 180)])
+def test_expert_succeeds_on_200_easy_seeds(world, noise_m, least):
     assert sum(rollout(world, seed, noise_m, steps=60) for seed in range(200)) >= least
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["default", "geometry"])
+@pytest.mark.parametrize("task", TASKS)
+def test_expert_succeeds_on_100_seeds(preset, task):
+    world = World(WorldConfig.from_preset(preset, tasks=task, image_size=32))
+    assert sum(rollout(world, seed, steps=120) for seed in range(100)) >= 95
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -62,7 +99,7 @@ def test_planning_changes_nothing_and_repeats(world):
 
 
 def test_plan_is_bounded_and_padded(world):
-    for seed in range(10):
+    for seed in range(4):
         world.reset(seed)
         actions, length, keyframe = Expert(world).plan(40)
         assert actions.shape == (40, 7) and actions.dtype == np.float32
@@ -81,13 +118,13 @@ def test_plan_is_bounded_and_padded(world):
 
 def test_the_plan_executed_blindly_mostly_works(world):
     successes = 0
-    for seed in range(10):
+    for seed in range(5):
         world.reset(seed)
         actions, length, _ = Expert(world).plan(40)
         for action in actions[: length + 2]:
             world.step(action)
         successes += world.success
-    assert successes >= 9
+    assert successes >= 4
 
 
 def test_keyframes_are_the_grasp_and_then_the_lift(world):
@@ -113,8 +150,11 @@ def test_keyframes_are_the_grasp_and_then_the_lift(world):
 def test_a_dropped_object_is_picked_up_again(world):
     world.reset(1)
     expert = Expert(world)
-    while not world.held or world.lift_m < 0.03:
+    for _ in range(40):
+        if world.held and world.lift_m > 0.03:
+            break
         world.step(expert.plan(1)[0][0])
+    assert world.held
     for _ in range(3):
         world.step(np.array([0.01, 0, 0.01, 0, 0, 0, 1.0]))
     assert not world.held
@@ -128,7 +168,9 @@ def test_a_dropped_object_is_picked_up_again(world):
 def test_a_closed_gripper_opens_above_the_object(world):
     world.reset(2)
     expert = Expert(world)
-    while np.linalg.norm(world.state()[:3] - expert.plan(1)[2][:3]) > 0.06:
+    for _ in range(40):
+        if np.linalg.norm(world.state()[:3] - expert.plan(1)[2][:3]) < 0.06:
+            break
         world.step(expert.plan(1)[0][0])
     for _ in range(5):
         world.step(np.array([0, 0, 0.01, 0, 0, 0, -1.0]))
@@ -153,3 +195,88 @@ def test_approach_is_a_smooth_function_of_the_state(world):
             moved[axis] += 1e-3
             assert np.abs(decide(replace(now, position=moved)) - here)[:3].max() < 4e-3
         world.step(here)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_keyframes_come_in_their_order_and_are_reached(task):
+    world = World(WorldConfig(tasks=task, image_size=32))
+    world.reset(2)
+    expert, seen, path = Expert(world), [], []
+    for _ in range(60):
+        if expert.done:
+            break
+        name, pose = keyframe_of(expert.situation())
+        if not seen or seen[-1][0] != name:
+            seen.append((name, pose))
+        path.append(world.state()[:3])
+        world.step(expert.plan(1)[0][0])
+    names = [name for name, _ in seen]
+    assert names == list(KEYFRAMES[: 3 if task == "pick" else 5])
+    for name, pose in seen:
+        assert pose.dtype == np.float32 and pose[6] == (1.0 if "grasp" in name else 0.0)
+        # those where something happens are reached exactly, the others are passed
+        close = 0.01 if name in ("grasp", "place") else 0.07
+        assert np.linalg.norm(np.array(path) - pose[:3], axis=1).min() < close, name
+
+
+def test_only_the_keyframes_that_are_asked_for_are_named():
+    world = World(WorldConfig(tasks="move", keyframes=("grasp", "place"), image_size=32))
+    world.reset(2)
+    expert, now = Expert(world), []
+    for _ in range(60):
+        if expert.done:
+            break
+        now.append(keyframe_of(expert.situation(), world.config.keyframes)[0])
+        np.testing.assert_array_equal(expert.plan(1)[2], keyframe_of(expert.situation(), world.config.keyframes)[1])
+        world.step(expert.plan(1)[0][0])
+    assert world.success and list(dict.fromkeys(now)) == ["grasp", "place"]
+
+
+@pytest.mark.parametrize("task", ["stack", "move"])
+def test_the_plan_of_a_placing_task_is_bounded_and_ends_open(task):
+    world = World(WorldConfig(tasks=task, image_size=32))
+    for seed in range(4):
+        world.reset(seed)
+        actions, length, _ = Expert(world).plan(80)
+        assert 20 < length < 60
+        assert np.linalg.norm(actions[:, :3], axis=1).max() <= SPEED_M + 1e-6
+        np.testing.assert_array_equal(actions[length:], np.tile([0, 0, 0, 0, 0, 0, 1], (80 - length, 1)))
+        # open, closed, open
+        assert np.count_nonzero(np.diff(actions[:, 6])) == 2
+
+
+@pytest.mark.parametrize("task", ["stack", "move"])
+def test_a_target_dropped_on_the_way_is_fetched_again(task):
+    world = World(WorldConfig(tasks=task, image_size=32, objects=("cube", "bowl", "bread"), support_share=0.0))
+    world.reset(4)
+    expert = Expert(world)
+    for _ in range(40):
+        if world.held and world.lift_m > 0.02:
+            break
+        world.step(expert.plan(1)[0][0])
+    for _ in range(3):
+        world.step(np.array([0, 0, 0.01, 0, 0, 0, 1.0]))
+    assert not world.held and not world.placed
+    for _ in range(80):
+        if expert.done:
+            break
+        world.step(expert.plan(1)[0][0])
+    assert world.success
+
+
+def test_travels_over_what_is_in_the_way():
+    """A start behind a tall neighbour: the tool goes over it, and never through."""
+    world = World(WorldConfig.from_preset("geometry", tasks="pick", image_size=32))
+    for seed in range(1000, 1004):
+        world.reset(seed)
+        expert = Expert(world)
+        for _ in range(60):
+            if expert.done:
+                break
+            now = expert.situation()
+            inside = np.hypot(*(now.obstacles[:, :2] - now.position[:2]).T) < now.obstacles[:, 2]
+            assert (now.position[2] - now.depth > now.obstacles[inside, 3] - 0.002).all()
+            world.step(expert.plan(1)[0][0])
+    now = replace(now, obstacles=np.array([[0.5, 0.0, 0.02, 0.10]]))
+    over, beside = (needed_height(now, np.array(xy)) for xy in ((0.5, 0.0), (0.5, 0.2)))
+    assert over == pytest.approx(0.12 + now.depth) and beside < over - 0.2

@@ -1,4 +1,4 @@
-"""The gallery picture."""
+"""The gallery's pictures."""
 
 import sys
 
@@ -7,21 +7,37 @@ import pytest
 from PIL import Image
 
 from simulation import gallery
+from simulation.objects import CONTAINERS, GRASPABLES
+
+SIDE = 60
 
 
-def test_gallery_is_drawn_whole(tmp_path, monkeypatch):
-    output = tmp_path / "images" / "world.png"
-    arguments = ["--seeds", "1", "2", "--ranges", "small", "large", "--steps", "0", "2", "--side", "64"]
-    monkeypatch.setattr(sys, "argv", ["gallery", str(output), *arguments])
-    gallery.main()
-    picture = np.asarray(Image.open(output))
-    assert picture.shape == (gallery.CAPTION_PX + 2 * 64, 2 * 64, 3)
-    assert picture[gallery.CAPTION_PX :].std() > 20
-    assert [file.name for file in output.parent.iterdir()] == ["world.png"]
-
-
-def test_columns_must_agree(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["gallery", str(tmp_path / "world.png"), "--seeds", "1"])
-    with pytest.raises(SystemExit):
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """{file name: uint8 (H, W, 3)} of the whole gallery, drawn small."""
+    folder = tmp_path_factory.mktemp("docs") / "images"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["gallery", str(folder), "--side", str(SIDE)])
         gallery.main()
-    assert "same number of values" in capsys.readouterr().err
+    return {path.name: np.asarray(Image.open(path).convert("RGB")) for path in folder.iterdir()}
+
+
+def test_gallery_is_drawn_whole(pictures):
+    across, down = SIDE + gallery.GAP_PX, SIDE + gallery.CAPTION_PX + gallery.GAP_PX
+    for name, rows in (("easy", 1), ("default", 3), ("geometry", 3)):
+        picture = pictures[f"gallery_{name}.png"]
+        assert picture.shape == (rows * down - gallery.GAP_PX, 3 * across - gallery.GAP_PX, 3)
+        assert picture.std() > 20
+    names = [f"gallery_{name}.png" for name in ("default", "easy", "episode", "geometry", "objects")]
+    assert sorted(pictures) == names  # and no temporary file
+
+
+def test_every_object_is_in_the_middle_of_its_picture(pictures):
+    sheet, side = pictures["gallery_objects.png"].astype(int), SIDE * 3 // 5
+    across, down = side + gallery.GAP_PX, side + gallery.CAPTION_PX + gallery.GAP_PX
+    for index, kind in enumerate(GRASPABLES + CONTAINERS):
+        top, left = index // 7 * down + gallery.CAPTION_PX, index % 7 * across
+        cell = sheet[top : top + side, left : left + side]
+        rows, columns = np.nonzero(np.ptp(cell, axis=-1) > 60)  # saturated
+        assert len(rows) > 8, kind
+        assert max(abs(rows.mean() - side / 2), abs(columns.mean() - side / 2)) < 0.22 * side, kind

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module", params=list(RANGES))
 def seen(request):
-    world = World(WorldConfig(camera_range=request.param, image_size=(192, 256), shapes=("ball",)))
+    world = World(WorldConfig.from_preset("easy", camera_range=request.param, image_size=(192, 256), objects=("ball",)))
     world.reset(11)
     yield world, world.observe(labels=True)
     world.close()
@@ -83,30 +83,95 @@ def test_balls_are_seen_where_the_calibration_projects_them(seen):
     np.testing.assert_allclose(left - right, [disparity, 0.0], atol=0.01)
 
 
-def test_right_view_warped_by_disparity_is_the_left_view(seen):
-    _, result = seen
-    calibration, depth = result["calibration"], result["depth"]
-    disparity = calibration["focal_length_px"][0] * calibration["baseline_m"] / depth
-    left, right = result["left"].astype(float), result["right"].astype(float)
-    height, width = depth.shape
-    column = np.arange(width)[None] - disparity
-    # smooth surfaces seen by both eyes: away from depth edges
+def warped_to_left(right: np.ndarray, disparity: np.ndarray) -> np.ndarray:
+    """(H, W) the right view, float (H, W), seen from the left: pixel (v, u) is right (v, u - disparity), linearly
+    interpolated.
+    """
+    height, width = disparity.shape
+    place = np.clip(np.arange(width)[None] - disparity, 0, width - 1.001)
+    index, weight = place.astype(int), place % 1.0
+    row = np.arange(height)[:, None]
+    return right[row, index] * (1 - weight) + right[row, index + 1] * weight
+
+
+def shifts(left: np.ndarray, warped: np.ndarray, usable: np.ndarray, side: int = 17) -> np.ndarray:
+    """(n, 2) sub-pixel shifts (u, v) of textured patches of `warped` against `left`, by least squares on the image
+    gradients, twice.
+    """
+    found, gradient = [], np.gradient(warped)
+    for row in range(side, left.shape[0] - 2 * side, side):
+        for column in range(side, left.shape[1] - 2 * side, side):
+            window = slice(row, row + side), slice(column, column + side)
+            if not usable[window].all():
+                continue
+            matrix = np.stack([gradient[1][window].ravel(), gradient[0][window].ravel()], axis=1)
+            if np.linalg.eigvalsh(matrix.T @ matrix)[0] < 60 * side:  # too little texture in one direction
+                continue
+            difference = (left[window] - warped[window]).ravel()
+            found.append(np.linalg.lstsq(matrix, difference - difference.mean(), rcond=None)[0])
+    return np.array(found)
+
+
+def smooth_depth(depth: np.ndarray) -> np.ndarray:
+    """bool (H, W): no depth edge within 3 px."""
     flat = np.ones_like(depth, bool)
     for shift in range(1, 4):
         for axis in (0, 1):
             change = np.abs(np.roll(depth, shift, axis) - depth) > 0.02
             flat &= ~change & ~np.roll(change, -shift, axis)
-    flat &= (column > 4) & (result["segmentation"] == 0)
-    errors = {}
-    for offset in np.arange(-1.5, 1.51, 0.25):
-        place = np.clip(column + offset, 0, width - 2)
-        index, weight = place.astype(int), (place % 1.0)[..., None]
-        row = np.arange(height)[:, None]
-        warped = right[row, index] * (1 - weight) + right[row, index + 1] * weight
-        errors[offset] = np.abs(warped - left).mean(-1)[flat].mean()
-    best = min(errors, key=errors.get)
-    assert abs(best) < 0.5, errors
-    assert errors[0.0] < 0.5 * max(errors.values())
+    return flat
+
+
+def reprojection_shifts(**options) -> np.ndarray:
+    """(n, 2) px: how far the right view, warped by focal * baseline / depth, lies from the left one, over two seeds."""
+    world = World(
+        WorldConfig(
+            **{"image_size": (256, 320), "right_gain": 1.0, "right_offset": 0.0, "right_color": 1.0, "noise_std": 0.0}
+            | {"vertical_misalignment_px": 0.0, "texture_contrast": 0.25, "tasks": "pick", "headlight": 0.0}
+            | options
+        )
+    )
+    measured = []
+    for seed in (3, 5):
+        world.reset(seed)
+        seen = world.observe(labels=True)
+        calibration, depth = seen["calibration"], seen["depth"].astype(float)
+        disparity = calibration["focal_length_px"][0] * float(calibration["baseline_m"]) / depth
+        left, right = (seen[view].astype(float).mean(-1) for view in ("left", "right"))
+        usable = smooth_depth(depth) & (np.arange(depth.shape[1])[None] - disparity > 2) & (seen["segmentation"] == 0)
+        measured.append(shifts(left, warped_to_left(right, disparity), usable))
+    world.close()
+    return np.concatenate(measured)
+
+
+@pytest.mark.parametrize("camera_range", list(RANGES))
+@pytest.mark.parametrize("fovy_deg", [45.0, 60.0, 75.0])
+def test_disparity_is_focal_times_baseline_over_depth(camera_range, fovy_deg):
+    """The photometric proof: textured patches of the warped right view lie on the left view."""
+    found = reprojection_shifts(camera_range=camera_range, fovy_deg=fovy_deg)
+    assert len(found) > 40
+    assert np.percentile(np.abs(found), 95) < 0.5
+    assert np.abs(np.median(found, axis=0)).max() < 0.1
+
+
+def test_a_wrong_baseline_would_be_seen(monkeypatch):
+    """The proof can fail: a baseline that is wrong by 5 % shifts the patches by more than half a pixel."""
+    right = World.redraw_camera
+
+    def wrong(self, rng):
+        right(self, rng)
+        self.calibration["baseline_m"] = np.float32(1.05) * self.calibration["baseline_m"]
+
+    monkeypatch.setattr(World, "redraw_camera", wrong)
+    assert np.median(np.abs(reprojection_shifts()[:, 0])) > 0.5
+
+
+@pytest.mark.parametrize("lower_px", [-1.0, 0.8])
+def test_vertical_misalignment_is_rendered_and_not_told(lower_px):
+    found = reprojection_shifts(vertical_misalignment_px=lower_px)
+    # the warped right picture lies lower, so the left patch is found above it
+    assert np.median(found[:, 1]) == pytest.approx(lower_px, abs=0.2)
+    assert abs(np.median(found[:, 0])) < 0.1
 
 
 def test_labels_are_only_rendered_when_asked(seen):
@@ -158,7 +223,7 @@ def test_two_worlds_share_a_process():
 
 
 def test_a_forgotten_world_does_not_spoil_the_next_ones_pictures():
-    config = WorldConfig(image_size=64)
+    config = WorldConfig.from_preset("easy", image_size=64)
     first = World(config)
     first.reset(1)
     expected = first.observe(labels=True)

@@ -10,7 +10,7 @@ from simulation.geometry import rotation_vector, rpy_to_matrix
 
 @pytest.fixture
 def world():
-    world = World(WorldConfig(image_size=32, num_objects=1))
+    world = World(WorldConfig.from_preset("easy", image_size=32, num_objects=1))
     world.reset(3)
     return world
 
@@ -93,7 +93,7 @@ def test_long_commands_are_shortened_and_counted(world):
 
 def test_start_out_of_reach_is_an_error():
     with pytest.raises(ValueError, match="out of reach"):
-        World(WorldConfig(start_x=(1.5, 1.5))).reset(0)
+        World(WorldConfig.from_preset("easy", start_x=0.7, start_y=0.5, start_height_m=0.6)).reset(0)
 
 
 def test_diverged_physics_is_an_error(world):
