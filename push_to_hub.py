@@ -103,8 +103,8 @@ def parameter_table(folder: Path) -> str:
     from safetensors import safe_open
 
     parts = {
-        "semantic encoder (SigLIP, left view)": "model.visual_tokens.siglip.",
-        "semantic encoder (DINOv2 with registers, left view)": "model.visual_tokens.dino.",
+        "semantic encoder (left view)": "model.visual_tokens.semantic.",
+        "spatial encoder (left view)": "model.visual_tokens.spatial.",
         "stereo encoder (both views)": "model.visual_tokens.stereo.",
         "projector": "model.visual_tokens.projector.",
         "language model (Llama type)": "model.language_model.",

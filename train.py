@@ -16,7 +16,8 @@ import shutil
 import signal
 import time
 from collections import defaultdict
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -73,7 +74,9 @@ def option(default, text: str, **metadata):
 class TrainingOptions:
     """What `python train.py` can be told. Options marked (preset) default to the preset's value."""
 
-    dataset: str = field(metadata={"help": "Dataset folder, or dataset id on the Hub."})
+    dataset: list[str] = field(
+        metadata={"help": "Dataset folders or dataset ids on the Hub; of several, each may have a weight: PATH=0.3."}
+    )
     output_dir: str = field(metadata={"help": "Where checkpoints, losses and the trained model go."})
     preset: str = option("demo", "Size of model and run.", choices=list(PRESETS))
     model: str | None = option(None, "Folder or Hub id of a model to start from; an untrained one if not given.")
@@ -134,6 +137,17 @@ def mixture_weights(text: str) -> dict[str, float]:
     if len(shares) != len(OBJECTIVES) or min(shares) < 0 or sum(shares) == 0:
         raise ValueError(f"--mixture is {text!r}; it needs four shares, action:depth:box:pose, such as 5:2:2:1")
     return dict(zip(OBJECTIVES, shares, strict=True))
+
+
+def dataset_mixture(names: list[str]) -> str | list[tuple[str, float]]:
+    """["a", "b=0.3"] -> [("a", 1.0), ("b", 0.3)]; of a single dataset its name."""
+    if len(names) == 1:
+        return names[0]
+    pairs = [(name.rpartition("=") if "=" in name else (name, "", "1")) for name in names]
+    try:
+        return [(name, float(weight)) for name, _, weight in pairs]
+    except ValueError as error:
+        raise ValueError(f"--dataset {names}: a weight must be a number, as in PATH=0.3") from error
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -337,8 +351,25 @@ def prepare_output(options: TrainingOptions, accelerator: Accelerator, output: P
         saved.write_text(json.dumps(record, indent=2))
 
 
+@contextmanager
+def told_to_end() -> Iterator[list[str]]:
+    """A list that is no longer empty once this process got SIGTERM."""
+    told: list[str] = []
+    before = signal.signal(signal.SIGTERM, lambda *_: told.append("SIGTERM"))
+    try:
+        yield told
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def train(options: TrainingOptions) -> Path:
     """Trains, or goes on training, and returns the folder of the model."""
+    with told_to_end() as told:
+        return run(options, told)
+
+
+def run(options: TrainingOptions, told: list[str]) -> Path:
+    """The training itself; it saves a checkpoint and ends where something comes into `told`."""
     output = Path(options.output_dir)
     accelerator = Accelerator(
         mixed_precision=options.mixed_precision,
@@ -351,7 +382,8 @@ def train(options: TrainingOptions) -> Path:
         accelerator.print(f"{result} is complete; delete {output} to train again")
         return result
     prepare_output(options, accelerator, output)
-    meta = load_meta(options.dataset)
+    datasets = dataset_mixture(options.dataset)
+    meta = load_meta(datasets)
     model, processor = build(options, meta)
     config = model.config
     shared = {
@@ -363,7 +395,7 @@ def train(options: TrainingOptions) -> Path:
     }
     part_size = options.batch_size // (accelerator.num_processes * options.accumulation)
     stream = WindowStream(
-        options.dataset,
+        datasets,
         split="train",
         seed=options.seed,
         pool_episodes=options.pool_episodes,
@@ -373,7 +405,7 @@ def train(options: TrainingOptions) -> Path:
     )
 
     def held_out() -> WindowStream:
-        return WindowStream(options.dataset, split="validation", seed=0, **shared)
+        return WindowStream(datasets, split="validation", seed=0, **shared)
 
     optimizer = torch.optim.AdamW(
         parameter_groups(model, options),
@@ -393,10 +425,8 @@ def train(options: TrainingOptions) -> Path:
     if accelerator.is_main_process:
         forget_after(losses_file, step)
     if options.tracker != "none":
-        accelerator.init_trackers("stereovla", asdict(options))
+        accelerator.init_trackers("stereovla", {name: str(value) for name, value in asdict(options).items()})
     feed = Feed(Batches(stream, part_size, processor, config), options.workers, step * options.accumulation)
-    told = []
-    signal.signal(signal.SIGTERM, lambda *_: told.append("SIGTERM"))
 
     means, since, waited = LossMeans(), time.perf_counter(), 0.0
     progress = tqdm(

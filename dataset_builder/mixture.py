@@ -34,8 +34,8 @@ def load_meta(path: str | Path | Mixture) -> dict[str, Any]:
     """What a dataset (folder, Hub id or `id@revision`) says of itself: meta/info.json (`tasks`, `fps`, `splits`, ...)
     and `stats`.
 
-    Of several datasets with weights: the `tasks` of all, and `stats` of the mixture (see `mix_statistics`); and `fps`,
-    which must be the same everywhere.
+    Of several datasets with weights: the `tasks` and the sums of the `splits` of all, and `stats` of the mixture (see
+    `mix_statistics`); and `fps`, which must be the same everywhere.
     """
     if isinstance(path, str | Path):
         return _load_meta(path)
@@ -44,8 +44,13 @@ def load_meta(path: str | Path | Mixture) -> dict[str, Any]:
     rates = {name: meta["fps"] for name, meta in metas.items()}
     if len(set(rates.values())) > 1:
         raise ValueError(f"the datasets have different frame rates, Hz: {rates}; actions are per frame")
+    splits: dict[str, Counter[str]] = {}
+    for meta in metas.values():
+        for split, counts in meta["splits"].items():
+            splits.setdefault(split, Counter()).update(counts)
     return {
         "fps": next(iter(rates.values())),
+        "splits": {split: dict(counts) for split, counts in splits.items()},
         "tasks": sorted({task for meta in metas.values() for task in meta["tasks"]}),
         "stats": mix_statistics([(metas[str(name)]["stats"], weight) for name, weight in mixture]),
     }

@@ -67,7 +67,7 @@ def rollout(options: RolloutOptions) -> None:
         )
         numbers = summarise(records)
         print(
-            f"{identity['kind']}: {numbers['successes']} of {numbers['episodes']} picked up, "
+            f"{identity['kind']}: {numbers['successes']} of {numbers['episodes']} succeeded, "
             f"{100 * numbers['success_rate']:.1f} % (95 % interval {100 * numbers['interval_low']:.1f} to "
             f"{100 * numbers['interval_high']:.1f} %), {time.perf_counter() - begin:.0f} s"
         )

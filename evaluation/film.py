@@ -65,7 +65,7 @@ def write_gif(path: Path, observations: Sequence[Observation], disparities: np.n
             panels.append((title, colour_disparity(disparities[number], low, high)))
         note = f"{seen.step / 10:.1f} s"
         if number == len(observations) - 1:
-            note += ", picked up" if success else ", not picked up"
+            note += ", succeeded" if success else ", failed"
         frames.append(compose(panels, f"“{seen.instruction}”", note))
     # one palette for the whole film: palettes that change from frame to frame flicker
     strip = Image.new("RGB", (frames[0].width, frames[0].height * 3))

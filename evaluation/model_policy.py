@@ -66,6 +66,10 @@ class ModelPolicy(Policy):
         return torch.from_numpy(np.stack(rows)).to(self.model.device)
 
     @torch.inference_mode()
-    def disparity(self, observations: Sequence[Observation]) -> np.ndarray:
-        """(B, H/4, W/4) float32: the disparity that the model sees, in px of the processed left view."""
+    def disparity(self, observations: Sequence[Observation]) -> np.ndarray | None:
+        """(B, H/4, W/4) float32: the disparity that the model sees, in px of the processed left view; None if it sees
+        with one eye.
+        """
+        if self.model.config.stereo_config is None:
+            return None
         return 4 * self.model(**self.inputs(observations), output_disparity=True).disparity[:, 0].float().cpu().numpy()

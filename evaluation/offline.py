@@ -50,7 +50,8 @@ class OfflineEvaluation:
             self.depths(batch)
             self.boxes(batch)
             self.keyframes(batch)
-            self.disparities(batch)
+            if self.model.config.stereo_config is not None:
+                self.disparities(batch)
         if not count:
             raise ValueError("no held-out rows: nothing can be evaluated")
         return {"rows": count, **self.report()}

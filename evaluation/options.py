@@ -12,7 +12,7 @@ MAX_SEED = 2**32  # recorded episodes use seeds from here on, so that no evaluat
 
 ROLLOUT_PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"seeds": 2, "baseline_seeds": 1, "max_steps": 6, "image_size": 64, "processes": 1},
-    "demo": {"seeds": 100, "baseline_seeds": 20},
+    "demo": {"seeds": 100, "baseline_seeds": 20, "max_steps": 50},
     "lab": {"seeds": 200, "baseline_seeds": 100},
 }
 
@@ -36,7 +36,7 @@ class RolloutOptions:
     baseline_seeds: int = option(40, "Episodes of every other policy, on the first of the same seeds (preset).")
     first_seed: int = option(0, "Seed of the first episode.")
     execution_horizon: int = option(3, "Actions executed of each predicted chunk.")
-    max_steps: int = option(50, "Steps of 0.1 s after which an episode has failed (preset).")
+    max_steps: int = option(120, "Steps of 0.1 s after which an episode has failed (preset).")
     num_steps: int = option(0, "Euler steps of the action expert; 0 = the model's own.")
     processes: int = option(2, "Processes, one core each.")
     environments: int = option(8, "Worlds in lockstep per process.")

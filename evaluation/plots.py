@@ -139,7 +139,7 @@ def plot_success(summaries: Mapping[str, Mapping[str, Any]], path: Path) -> None
     axis.set_ylim(0, 112)
     axis.set_yticks(range(0, 101, 20))
     axis.grid(axis="x", visible=False)
-    axis.set_ylabel("picked up, %")
+    axis.set_ylabel("succeeded, %")
     entitle(axis, "The right object, lifted at least 5 cm")
     save(figure, path)
 

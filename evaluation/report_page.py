@@ -39,7 +39,7 @@ details { margin: .6rem 0 } summary { cursor: pointer }
 {% endif %}
 {% for policy, records in episodes.items() %}
 <details>
-<summary>{{ policy }}: {{ summaries[policy].successes }} of {{ summaries[policy].episodes }} picked up
+<summary>{{ policy }}: {{ summaries[policy].successes }} of {{ summaries[policy].episodes }} succeeded
 {% if summaries[policy].mean_steps_to_success %}
 in {{ "%.1f"|format(summaries[policy].mean_steps_to_success / 10) }} s on average
 {% endif %}
@@ -48,7 +48,7 @@ in {{ "%.1f"|format(summaries[policy].mean_steps_to_success / 10) }} s on averag
 <tr><th>seed</th><th>instruction</th><th>result</th><th>steps</th><th>progress</th><th>picked instead</th></tr>
 {% for record in records %}
 <tr><td class="number">{{ record.seed }}</td><td>{{ record.instruction }}</td>
-<td class="{{ 'yes' if record.success else 'no' }}">{{ "picked up" if record.success else "failed" }}</td>
+<td class="{{ 'yes' if record.success else 'no' }}">{{ "succeeded" if record.success else "failed" }}</td>
 <td class="number">{{ record.steps }}</td><td class="number">{{ "%.2f"|format(record.progress) }}</td>
 <td>{{ record.wrong_object or "" }}</td></tr>
 {% endfor %}

@@ -375,7 +375,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
             found["language"] = (labels[:, 1:] != IGNORED).sum()
         if actions is not None:
             found["action"] = torch.tensor(len(actions)) if is_action is None else is_action.sum()
-        if disparity is not None:
+        if disparity is not None and self.config.stereo_config is not None:
             found["disparity"] = self._known_disparity(disparity)[1].sum()
         if self.pointers is not None and points is not None:
             found["pointing"] = in_picture(points, self.config.image_size).sum()

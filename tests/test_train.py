@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
 from dataset_builder.__main__ import main as build_dataset
 from modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
 from push_to_hub import PushOptions, check_folder, check_fresh_load, push
-from train import learning_rate, mixture_weights, parameter_groups, parse_options, train
+from train import dataset_mixture, learning_rate, mixture_weights, parameter_groups, parse_options, train
 from training.checkpoints import Average
 
 ROOT = Path(__file__).parent.parent
@@ -48,13 +49,23 @@ def losses(output: Path) -> list[dict]:
     return [{key: value for key, value in line.items() if key not in ("samples_per_s", "waiting")} for line in lines]
 
 
-def run(arguments: list[str], processes: int = 1, **options) -> subprocess.CompletedProcess:
-    launcher = (
-        [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    )
+def run_two(arguments: list[str]) -> subprocess.CompletedProcess:
+    """train.py in two processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [sys.executable, *launcher, "train.py", *arguments]
     environment = ENVIRONMENT | {"ACCELERATE_USE_CPU": "true"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, **options)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def run_here(arguments: list[str]) -> None:
+    """The same in this process, which saves the start; on one thread, as those."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        train(parse_options(arguments))
+    finally:
+        torch.set_num_threads(threads)
+        AcceleratorState._reset_state(reset_partial_state=True)  # the next one may choose another precision
 
 
 def assert_same_training(first: Path, second: Path) -> None:
@@ -73,15 +84,13 @@ def frozen_run(dataset, tmp_path_factory) -> tuple[list[str], Path]:
     """Arguments and output of a run in one process; without batch norm, whose statistics are those of a part."""
     output = tmp_path_factory.mktemp("training") / "frozen"
     own = [*arguments(dataset, output), "--freeze", "stereo", "--batch_size", "8"]
-    done = run(own)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_here(own)
     return own, output
 
 
 def test_parts_of_a_step_train_as_the_whole(frozen_run, tmp_path):
     own, output = frozen_run
-    done = run([*own, "--accumulation", "2", "--output_dir", str(tmp_path / "run")])
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_here([*own, "--accumulation", "2", "--output_dir", str(tmp_path / "run")])
     assert_same_training(output, tmp_path / "run")
 
 
@@ -92,7 +101,7 @@ def test_two_processes_train_as_one_also_from_its_checkpoint(frozen_run, tmp_pat
     shutil.copytree(output / "checkpoint-0000004", half_way / "checkpoint-0000004")
     shutil.copy(output / "losses.jsonl", half_way)
     for folder in (from_start, half_way):
-        done = run([*own, "--output_dir", str(folder)], processes=2)
+        done = run_two([*own, "--output_dir", str(folder)])
         assert done.returncode == 0, done.stderr[-2000:]
         assert_same_training(output, folder)
     assert "going on from checkpoint-0000004" in done.stdout
@@ -103,7 +112,7 @@ def test_told_to_end_it_saves_and_goes_on_in_the_same_bits(dataset, tmp_path):
     rates = json.dumps({"language_model": 0.5})
     own = ["--workers", "2", "--accumulation", "2", "--ema_decay", "0.5", "--part_rates", rates, "--steps", "8"]
     command = [*arguments(dataset, tmp_path / "whole"), *own, "--checkpoint_every", "100"]
-    assert run(command).returncode == 0
+    run_here(command)
     told = [*command, "--output_dir", str(tmp_path / "told")]
     process = subprocess.Popen(
         [sys.executable, "train.py", *told], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL
@@ -116,7 +125,7 @@ def test_told_to_end_it_saves_and_goes_on_in_the_same_bits(dataset, tmp_path):
     assert process.wait(timeout=60) == 128 + signal.SIGTERM
     (saved,) = (tmp_path / "told").glob("checkpoint-*")
     assert int(saved.name[-7:]) < 8
-    assert run(told).returncode == 0
+    run_here(told)
     weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "told")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert losses(tmp_path / "whole") == losses(tmp_path / "told")
@@ -126,9 +135,19 @@ def test_told_to_end_it_saves_and_goes_on_in_the_same_bits(dataset, tmp_path):
     assert torch.equal(weights[0][name], mean[name]) and not torch.equal(last[name], mean[name])
 
 
+def test_several_datasets_are_mixed(dataset, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(dataset, again)
+    run_here([*arguments(dataset, tmp_path / "run"), "--steps", "1", "--dataset", dataset, f"{again}=0.5"])
+    (state,) = json.loads((tmp_path / "run" / "checkpoint-0000001" / "stream-00000.json").read_text())
+    assert state["stream"]["weights"] == [1.0, 0.5] and len(state["stream"]["num_shards"]) == 2
+    with pytest.raises(ValueError, match="a weight must be a number"):
+        dataset_mixture(["a", "b=much"])
+
+
 def test_exploding_gradients_stop_with_the_batch_saved(dataset, tmp_path):
     with pytest.raises(FloatingPointError, match="bad-batch-0000000-0.safetensors"):
-        train(parse_options([*arguments(dataset, tmp_path / "run"), "--stop_grad_norm", "1e-6"]))
+        run_here([*arguments(dataset, tmp_path / "run"), "--stop_grad_norm", "1e-6"])
     saved = load_file(tmp_path / "run" / "bad-batch-0000000-0.safetensors")
     assert saved["0.pixel_values"].shape == (4, 2, 3, 64, 64) and "0.noise" in saved
     assert not list((tmp_path / "run").glob("checkpoint-*"))
@@ -136,8 +155,7 @@ def test_exploding_gradients_stop_with_the_batch_saved(dataset, tmp_path):
 
 def test_bfloat16_checkpointing_and_tensorboard(dataset, tmp_path):
     own = ["--mixed_precision", "bf16", "--gradient_checkpointing", "True", "--tracker", "tensorboard", "--steps", "2"]
-    done = run([*arguments(dataset, tmp_path / "run"), *own])
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_here([*arguments(dataset, tmp_path / "run"), *own])
     assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
     assert load_file(tmp_path / "run" / "model" / "model.safetensors")["lm_head.weight"].dtype == torch.float32
 
