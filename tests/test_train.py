@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,10 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel
 
 from dataset_builder.__main__ import main as build_dataset
 from modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
+from processing import StereoProcessor
 from push_to_hub import PushOptions, check_folder, check_fresh_load, push
 from train import dataset_mixture, learning_rate, mixture_weights, parameter_groups, parse_options, train
 from training.checkpoints import Average
@@ -143,6 +147,37 @@ def test_several_datasets_are_mixed(dataset, tmp_path):
     assert state["stream"]["weights"] == [1.0, 0.5] and len(state["stream"]["num_shards"]) == 2
     with pytest.raises(ValueError, match="a weight must be a number"):
         dataset_mixture(["a", "b=much"])
+
+
+def test_adapters_train_alone_and_load_with_their_base(dataset, trained, tmp_path):
+    base, output = trained / "model", tmp_path / "run"
+    run_here([*arguments(dataset, output), "--model", str(base), "--lora_rank", "2"])
+    saved = load_file(output / "model" / "adapter_model.safetensors")
+    heads = ("state_proj", "action_in_proj", "action_out_proj")
+    layers = re.compile(r"(language_model|action_expert\.transformer)\.layers\.\d+\.\w+\.\w+_proj\.lora_[AB]\.weight")
+    assert all(layers.search(name) or any(f"action_expert.{head}." in name for head in heads) for name in saved)
+    prediction = load_file(output / "model" / "reference_prediction.safetensors")
+    processor = StereoProcessor.from_pretrained(output / "model")
+    inputs = processor(
+        images=[prediction["left"].numpy(), prediction["right"].numpy()],
+        text=json.loads((output / "model" / "training.json").read_text())["example_instruction"],
+        state=prediction["state"].numpy(),
+        embodiment="franka_panda",
+    )
+    bases = StereoVLAForActionPrediction.from_pretrained(base).eval()
+    unadapted = bases.predict_action(**inputs, noise=prediction["noise"])
+    loaded = {
+        "peft": PeftModel.from_pretrained(StereoVLAForActionPrediction.from_pretrained(base), output / "model"),
+        "auto": AutoModel.from_pretrained(output / "model", trust_remote_code=True),
+    }
+    loaded["merged"] = PeftModel.from_pretrained(bases, output / "model").merge_and_unload()
+    for way, model in loaded.items():
+        chunk = model.eval().predict_action(**inputs, noise=prediction["noise"])
+        actions = processor.decode_actions(chunk, embodiment="franka_panda")
+        assert actions == pytest.approx(prediction["actions"].numpy(), abs=1e-5), way
+        assert (chunk - unadapted).abs().max() > 1e-3, way
+    with pytest.raises(ValueError, match="--lora_rank needs --model"):
+        parse_options([*arguments(dataset, output), "--lora_rank", "2"])
 
 
 def test_exploding_gradients_stop_with_the_batch_saved(dataset, tmp_path):
