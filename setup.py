@@ -15,7 +15,7 @@ EXTRAS = {
         "h5py>=3.11",
         "pyyaml>=6",
     ],
-    "report": ["matplotlib>=3.9", "jinja2>=3.1"],
+    "report": ["matplotlib>=3.9", "jinja2>=3.1", "tensorboard>=2.16"],
     "serve": ["websockets>=14", "msgpack>=1.1"],
     "convert": ["sentencepiece>=0.2.3", "protobuf>=7.36.1"],  # the oldest that the newest sentencepiece runs with
     "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.8", "torchdata>=0.11"],

@@ -381,6 +381,8 @@ def run(options: TrainingOptions, told: list[str]) -> Path:
     if (result / "training.json").exists():
         accelerator.print(f"{result} is complete; delete {output} to train again")
         return result
+    if options.tracker != "none" and not accelerator.log_with:
+        raise ValueError(f"--tracker {options.tracker} is not installed; pip install it, or use --tracker none")
     prepare_output(options, accelerator, output)
     datasets = dataset_mixture(options.dataset)
     meta = load_meta(datasets)

@@ -224,3 +224,33 @@ def test_published_sizes(release, gate):
     assert count(network.gate) == gate
     assert count(network.hourglass) == 4_741_700
     assert count(classifier) == 26_055
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_one_tap_convolutions_have_the_gradients_of_float32(dtype, autocast, threads):
+    """Whatever lay in the memory before: torch's own kernels do not write all of their bfloat16 gradients."""
+    torch.manual_seed(0)
+    layer = OneTapConvolution(32, 32, 5).to(dtype)
+    exact = torch.nn.Conv3d(32, 32, (5, 1, 1), padding=(2, 0, 0))
+    exact.load_state_dict(layer.state_dict())
+    before = torch.get_num_threads()
+    volume = torch.randn(24, 32, 4, 6, 6, dtype=dtype).to(memory_format=torch.channels_last_3d)
+    exact(volume.float()).square().mean().backward()
+    expected = exact.weight.grad / exact.weight.grad.abs().max()
+    tolerance = 1e-5 if dtype == torch.float32 and not autocast else 2e-2
+    torch.set_num_threads(threads)
+    try:
+        for _ in range(40):
+            rubbish = [torch.full((size,), 1e30) for size in (1000, 5120, 20480, 50000, 300000)]
+            del rubbish
+            layer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+                output = layer(volume)
+            assert output.dtype == (torch.bfloat16 if autocast else dtype)
+            output.float().square().mean().backward()
+            gradient = layer.weight.grad.float() / exact.weight.grad.abs().max()
+            torch.testing.assert_close(gradient, expected, atol=tolerance, rtol=0)
+    finally:
+        torch.set_num_threads(before)

@@ -155,7 +155,7 @@ def test_killed_at_any_moment_the_same_command_goes_on(expert_records, tmp_path)
     running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         deadline = time.monotonic() + 300
-        while not (log.is_file() and log.read_bytes().count(b"\n") >= 2):
+        while not (log.is_file() and log.read_bytes().count(b"\n") >= 1):
             assert running.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
         os.killpg(running.pid, signal.SIGSTOP)  # on a busy machine the workers would be done before the kill arrives
@@ -168,7 +168,7 @@ def test_killed_at_any_moment_the_same_command_goes_on(expert_records, tmp_path)
         time.sleep(0.1)
     assert not children_of_group(running.pid)
     kept = log.read_bytes()
-    assert 2 <= kept.count(b"\n") < 6
+    assert 1 <= kept.count(b"\n") < 6
     with log.open("ab") as file:
         file.write(b'{"seed": 5, "succ')
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
