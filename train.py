@@ -24,12 +24,12 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from dataset_builder.mixture import load_meta
+from dataset_builder.options import option
 from dataset_builder.streaming import WindowStream
 from modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
 from modeling_stereovla.modeling_stereovla import PARTS
@@ -64,10 +64,6 @@ LORA_TARGETS = (
     r"\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 )
 LORA_HEADS = [f"action_expert.{name}" for name in ("state_proj", "action_in_proj", "action_out_proj")]
-
-
-def option(default, text: str, **metadata):
-    return field(default=default, metadata={"help": text, **metadata})
 
 
 @dataclass
@@ -276,8 +272,7 @@ def save_result(
         "actions": torch.from_numpy(actions),
     }
     prompt = {"instruction": window["task"], "embodiment": window["embodiment"]}
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(tensors, partial / "reference_prediction.safetensors", metadata={"prompt": json.dumps(prompt)})
+    write_tensors(partial / "reference_prediction.safetensors", tensors, {"prompt": json.dumps(prompt)})
     frames = meta["splits"]["train"]["frames"]
     summary = {
         "summary": f"{options.steps:,} steps of {options.batch_size} samples from {frames:,} frames, AdamW, "

@@ -4,6 +4,6 @@ from dataclasses import field
 from typing import Any
 
 
-def option(default: Any, text: str) -> Any:
+def option(default: Any, text: str, **more: Any) -> Any:
     """Dataclass field with the help text that the command line shows."""
-    return field(default=default, metadata={"help": text})
+    return field(default=default, metadata={"help": text, **more})

@@ -57,8 +57,8 @@ class Average:
             mean.copy_(kept)
 
 
-def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata=metadata)
 
 
 def save_checkpoint(folder: Path, accelerator: Accelerator, model, optimizer, average: Average, step: int, feed: Feed):
