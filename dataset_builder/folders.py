@@ -2,12 +2,15 @@
 
 import fcntl
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from dataset_builder import shards
+from dataset_builder.card import write_card
 
 INFO = Path("meta/info.json")
 PLAN = Path("meta/build.json")  # the options that decide the bytes, written first
@@ -57,3 +60,29 @@ def work_folder(folder: Path, part: str) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     with suppress(OSError):  # other parts are at work
         partial.parent.rmdir()
+
+
+def count_shards(folder: Path, tasks: Sequence[tuple[str, Path, int]]) -> tuple[dict[str, dict[str, int]], list[str]]:
+    """{split: {"episodes", "frames", "shards"}} and the sorted instructions of recorded shards, each given as (split,
+    path in the folder, number of episodes).
+    """
+    splits: dict[str, dict[str, int]] = {}
+    sentences: set[str] = set()
+    for split, path, episodes in tqdm(tasks, desc="summing up", unit="shard"):
+        table = shards.read_table(folder / path, ["task"])
+        sentences |= set(table.column("task").to_pylist())
+        entry = splits.setdefault(split, {"episodes": 0, "frames": 0, "shards": 0})
+        entry["episodes"] += episodes
+        entry["frames"] += table.num_rows
+        entry["shards"] += 1
+    return splits, sorted(sentences)
+
+
+def describe_folder(folder: Path, info: Mapping[str, Any], tasks: Sequence[tuple[str, Path, int]]) -> None:
+    """Writes info, card, and at last the manifest, which says that the dataset is whole."""
+    shards.write_json(folder / INFO, info)
+    write_card(folder)
+    by_split: dict[str, list[Path]] = {}
+    for split, path, _ in tasks:
+        by_split.setdefault(split, []).append(path)
+    shards.write_manifest(folder, by_split)

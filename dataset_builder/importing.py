@@ -20,9 +20,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from dataset_builder import schema, shards
-from dataset_builder.card import write_card
 from dataset_builder.episode_checks import chosen_frames, pair_problems, timestamp_problems
-from dataset_builder.folders import INFO, PLAN, STATS, check_folder, work_folder
+from dataset_builder.folders import PLAN, STATS, check_folder, count_shards, describe_folder, work_folder
 from dataset_builder.options import option
 from dataset_builder.rig import Rig, check_value
 from dataset_builder.robot_mapping import Motion, map_motion
@@ -332,15 +331,8 @@ def _finish(
     folder: Path, tasks: list, rig: Rig, source: Source, findings: Mapping[str, Finding], content: dict[str, Any]
 ) -> None:
     """Statistics, info, card, and at last the manifest, which says that the dataset is whole."""
-    splits: dict[str, dict[str, int]] = {}
-    sentences: set[str] = set()
-    for split, path, _, names in tasks:
-        table = shards.read_table(folder / path, ["task"])
-        sentences |= set(table.column("task").to_pylist())
-        entry = splits.setdefault(split, {"episodes": 0, "frames": 0, "shards": 0})
-        entry["episodes"] += len(names)
-        entry["frames"] += table.num_rows
-        entry["shards"] += 1
+    imported = [(split, path, len(names)) for split, path, _, names in tasks]
+    splits, sentences = count_shards(folder, imported)
     shards.write_json(
         folder / STATS, compute_statistics([folder / path for split, path, *_ in tasks if split == "train"])
     )
@@ -348,7 +340,7 @@ def _finish(
     info = {
         "fps": source.fps,
         "embodiments": [rig.embodiment],
-        "tasks": sorted(sentences),
+        "tasks": sentences,
         "splits": splits,
         "columns": list(COLUMNS),
         "state_dim": first.state_dim,
@@ -360,7 +352,4 @@ def _finish(
         "not_judged": [name for name, finding in findings.items() if not finding.judged],
         "import": content,
     }
-    shards.write_json(folder / INFO, info)
-    write_card(folder)
-    by_split = {split: [path for name, path, *_ in tasks if name == split] for split in splits}
-    shards.write_manifest(folder, by_split)
+    describe_folder(folder, info, imported)

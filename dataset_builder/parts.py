@@ -15,8 +15,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from dataset_builder import schema, shards
-from dataset_builder.card import write_card
-from dataset_builder.folders import INFO, PLAN, STATS, changes, work_folder
+from dataset_builder.folders import PLAN, STATS, changes, count_shards, describe_folder, work_folder
 from dataset_builder.statistics import camera_ranges, compute_statistics
 
 _NAMED = 5  # missing shards that a message lists
@@ -101,17 +100,13 @@ def finish(folder: Path, content: Mapping[str, Any]) -> None:
     The caller holds `work_folder(folder, "finish")`.
     """
     failures: Counter[str] = Counter()
-    splits: dict[str, dict[str, int]] = {}
-    names: set[tuple[str, str]] = set()
+    objects: set[str] = set()
     tasks = plan_shards(content)
-    for task in tqdm(tasks, desc="summing up", unit="shard"):
+    recorded = [(task.split, task.path, len(task.episodes)) for task in tasks]
+    splits, sentences = count_shards(folder, recorded)
+    for task in tasks:
         failures.update(shards.shard_info(folder / task.path)["failures"])
-        table = shards.read_table(folder / task.path, ["task", "target.name"])
-        names |= set(zip(*(table.column(key).to_pylist() for key in ("task", "target.name")), strict=True))
-        entry = splits.setdefault(task.split, {"episodes": 0, "frames": 0, "shards": 0})
-        entry["episodes"] += len(task.episodes)
-        entry["frames"] += table.num_rows
-        entry["shards"] += 1
+        objects |= set(shards.read_table(folder / task.path, ["target.name"]).column("target.name").to_pylist())
     train = [folder / task.path for task in tasks if task.split == "train"]
     stats = compute_statistics(train)
     shards.write_json(folder / STATS, stats)
@@ -120,8 +115,8 @@ def finish(folder: Path, content: Mapping[str, Any]) -> None:
     info = {
         "fps": content["fps"],
         "embodiments": sorted(stats),
-        "tasks": sorted({task for task, _ in names}),
-        "objects": sorted({name for _, name in names}),
+        "tasks": sentences,
+        "objects": sorted(objects),
         "splits": splits,
         "failed_attempts": dict(sorted(failures.items())),
         "columns": columns,
@@ -131,7 +126,4 @@ def finish(folder: Path, content: Mapping[str, Any]) -> None:
         "cameras": camera_ranges([folder / task.path for task in tasks]),
         "build": content,
     }
-    shards.write_json(folder / INFO, info)
-    write_card(folder)
-    by_split = {split: [task.path for task in tasks if task.split == split] for split in splits}
-    shards.write_manifest(folder, by_split)
+    describe_folder(folder, info, recorded)
