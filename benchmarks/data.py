@@ -37,7 +37,8 @@ from transformers import HfArgumentParser
 from dataset_builder import shards
 from dataset_builder.build import BuildConfig, build
 from dataset_builder.checking import find_problems
-from dataset_builder.parts import INFO, PLAN, finish, work_folder
+from dataset_builder.folders import INFO, PLAN, work_folder
+from dataset_builder.parts import finish
 from dataset_builder.recording import FPS, Recorder
 from dataset_builder.streaming import WindowStream
 
