@@ -31,12 +31,15 @@ from transformers import HfArgumentParser
 from dataset_builder.mixture import load_meta
 from dataset_builder.options import option
 from dataset_builder.streaming import WindowStream
-from modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
+from modeling_stereovla import StereoVLAForActionPrediction
 from modeling_stereovla.modeling_stereovla import PARTS
-from processing import StereoImageProcessorPil, StereoProcessor, build_tokenizer
+from processing import StereoProcessor
 from training.checkpoints import WHOLE, Average, checkpoints, load_checkpoint, save_checkpoint, write_tensors
 from training.feed import Batches, Feed
 from training.losses import LossMeans, agree, to_device, validate
+from training.models import trained, untrained
+from training.options import dataset_mixture, mixture_weights
+from training.result import complete
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Options
@@ -57,7 +60,6 @@ PRESETS = {
         "workers": 4,
     },
 }
-OBJECTIVES = ("action", "depth", "box", "pose")
 # what adapters are put on, and what is trained whole beside them: what knows the robot's numbers
 LORA_TARGETS = (
     r"(model\.language_model|action_expert\.transformer)\.layers\.\d+"
@@ -124,80 +126,15 @@ def parse_options(arguments: list[str] | None = None) -> TrainingOptions:
     return options
 
 
-def mixture_weights(text: str) -> dict[str, float]:
-    """ "5:2:2:1" -> {"action": 5, "depth": 2, "box": 2, "pose": 1}."""
-    try:
-        shares = [float(share) for share in text.split(":")]
-    except ValueError:
-        shares = []
-    if len(shares) != len(OBJECTIVES) or min(shares) < 0 or sum(shares) == 0:
-        raise ValueError(f"--mixture is {text!r}; it needs four shares, action:depth:box:pose, such as 5:2:2:1")
-    return dict(zip(OBJECTIVES, shares, strict=True))
-
-
-def dataset_mixture(names: list[str]) -> str | list[tuple[str, float]]:
-    """["a", "b=0.3"] -> [("a", 1.0), ("b", 0.3)]; of a single dataset its name."""
-    if len(names) == 1:
-        return names[0]
-    pairs = [(name.rpartition("=") if "=" in name else (name, "", "1")) for name in names]
-    try:
-        return [(name, float(weight)) for name, _, weight in pairs]
-    except ValueError as error:
-        raise ValueError(f"--dataset {names}: a weight must be a number, as in PATH=0.3") from error
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Model and processor
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def untrained(options: TrainingOptions, meta: dict) -> tuple[StereoVLAForActionPrediction, StereoProcessor]:
-    """An untrained model of the preset's size and its processor, with the words and statistics of the dataset."""
-    config = StereoVLAConfig.from_preset(options.preset)
-    tokenizer = build_tokenizer(meta["tasks"], num_bins=config.num_bins)
-    processor = StereoProcessor(
-        StereoImageProcessorPil(size={"height": config.image_size, "width": config.image_size}),
-        tokenizer,
-        norm_stats=meta["stats"],
-        control_rates_hz={name: meta["fps"] for name in meta["stats"]},
-        chunk_size=config.chunk_size,
-        state_history=config.state_history,
-        state_dim=config.state_dim,
-        action_dim=config.action_dim,
-        num_visual_tokens=config.num_visual_tokens,
-        num_bins=config.num_bins,
-    )
-    config = StereoVLAConfig.from_preset(
-        options.preset,
-        image_token_id=tokenizer.convert_tokens_to_ids(processor.image_token),
-        action_vocab_size=len(tokenizer),
-        text_config={
-            "vocab_size": math.ceil(len(tokenizer) / 64) * 64,  # a multiple of 64 multiplies faster
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        },
-    )
-    return StereoVLAForActionPrediction(config), processor
-
-
-def trained(options: TrainingOptions, meta: dict) -> tuple[StereoVLAForActionPrediction, StereoProcessor]:
-    """The model to start from and its processor, with the statistics of the dataset beside its own."""
-    model = StereoVLAForActionPrediction.from_pretrained(options.model, dtype=torch.float32)
-    processor = StereoProcessor.from_pretrained(options.model)
-    rates = {name: meta["fps"] for name in meta["stats"]}
-    processor = StereoProcessor.from_pretrained(
-        options.model,
-        norm_stats={**(processor.norm_stats or {}), **meta["stats"]},
-        control_rates_hz={**(processor.control_rates_hz or {}), **rates},
-    )
-    return model, processor
-
-
 def build(options: TrainingOptions, meta: dict) -> tuple[StereoVLAForActionPrediction | PeftModel, StereoProcessor]:
     """The model as it is trained, with frozen parts and adapters, and its processor."""
     torch.manual_seed(options.seed)
-    model, processor = (untrained if options.model is None else trained)(options, meta)
+    model, processor = untrained(options.preset, meta) if options.model is None else trained(options.model, meta)
     model.freeze(*filter(None, options.freeze.split(",")))
     if options.gradient_checkpointing:
         model.activation_checkpointing_enable()
@@ -231,58 +168,29 @@ def parameter_groups(model, options: TrainingOptions) -> list[dict]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Result
+# Loop
 # ----------------------------------------------------------------------------------------------------------------------
 
 
 def save_result(
     folder: Path, accelerator, model, average: Average, processor, options, meta: dict, window: dict
 ) -> None:
-    """The folder that the Hub accepts: weights, config, processor, their code, how it was trained, and one recorded
-    prediction.
-    """
-    partial, unwrapped = folder.with_suffix(".partial"), accelerator.unwrap_model(model)
+    """Gathers the weights, or the adapter's, and writes the folder of the result."""
+    partial = folder.with_suffix(".partial")
     with average.in_place():
         state = get_model_state_dict(model, options=WHOLE)
         if accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
-            unwrapped.save_pretrained(partial, state_dict=state)
-    if not accelerator.is_main_process:
-        return
-    processor.save_pretrained(partial)
-    # whoever loads the folder can compare: a load that succeeds is not yet a load of these weights
-    if options.lora_rank:
-        loaded = PeftModel.from_pretrained(StereoVLAForActionPrediction.from_pretrained(options.model), partial).eval()
-    else:
-        loaded = StereoVLAForActionPrediction.from_pretrained(partial).eval()
-    config = loaded.config
-    inputs = processor(
-        images=[window["left"], window["right"]],
-        text=window["task"],
-        state=window["state_history"],
-        embodiment=window["embodiment"],
-    )
-    noise = torch.randn(1, config.chunk_size, config.action_dim, generator=torch.Generator().manual_seed(0))
-    actions = processor.decode_actions(loaded.predict_action(**inputs, noise=noise), embodiment=window["embodiment"])
-    tensors = {
-        "left": torch.from_numpy(window["left"]),
-        "right": torch.from_numpy(window["right"]),
-        "state": torch.from_numpy(window["state_history"]),
-        "noise": noise,
-        "actions": torch.from_numpy(actions),
-    }
-    prompt = {"instruction": window["task"], "embodiment": window["embodiment"]}
-    write_tensors(partial / "reference_prediction.safetensors", tensors, {"prompt": json.dumps(prompt)})
-    frames = meta["splits"]["train"]["frames"]
-    summary = {
-        "summary": f"{options.steps:,} steps of {options.batch_size} samples from {frames:,} frames, AdamW, "
-        f"peak learning rate {options.learning_rate:g}, seed {options.seed}.",
-        "mixture": options.mixture,
-        "example_instruction": window["task"],
-        "options": asdict(options),
-    }
-    (partial / "training.json").write_text(json.dumps(summary, indent=2))
-    os.replace(partial, folder)
+            accelerator.unwrap_model(model).save_pretrained(partial, state_dict=state)
+    if accelerator.is_main_process:
+        frames = meta["splits"]["train"]["frames"]
+        summary = {
+            "summary": f"{options.steps:,} steps of {options.batch_size} samples from {frames:,} frames, AdamW, "
+            f"peak learning rate {options.learning_rate:g}, seed {options.seed}.",
+            "mixture": options.mixture,
+            "options": asdict(options),
+        }
+        complete(partial, folder, processor, window, summary, options.model if options.lora_rank else None)
 
 
 def append_line(path: Path, record: dict) -> None:
@@ -303,11 +211,6 @@ def forget_after(path: Path, step: int) -> None:
         partial = path.with_suffix(".partial")
         partial.write_text("".join(f"{line}\n" for line in kept))
         os.replace(partial, path)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Loop
-# ----------------------------------------------------------------------------------------------------------------------
 
 
 def learning_rate(step: int, options: TrainingOptions) -> float:
