@@ -36,9 +36,9 @@ from modeling_stereovla.modeling_stereovla import PARTS
 from processing import StereoProcessor
 from training.checkpoints import WHOLE, Average, checkpoints, load_checkpoint, save_checkpoint, write_tensors
 from training.feed import Batches, Feed
-from training.losses import LossMeans, agree, to_device, validate
+from training.losses import LossMeans, agree, answer_counts, answer_weights, to_device, validate
 from training.models import trained, untrained
-from training.options import dataset_mixture, mixture_weights
+from training.options import augmentation, dataset_mixture, mixture_weights
 from training.result import complete
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -94,9 +94,21 @@ class TrainingOptions:
     mixed_precision: str = option("no", "Arithmetic of the activations (preset).", choices=["no", "bf16", "fp16"])
     gradient_checkpointing: bool = option(False, "Compute activations again instead of keeping them (preset).")
     compile: bool = option(False, "Compile the transformers' blocks.")
-    mixture: str = option("5:2:2:1", "Shares of action : depth : box : pose samples.")
+    mixture: str = option("5:2:2:1", "Shares of action : depth : box : pose; a fifth number is that of camera.")
+    mixture_as: str = option(
+        "samples",
+        "Whether these are shares of the samples, or weights of the losses of equally many samples.",
+        choices=["samples", "losses"],
+    )
     depth_points: str = option(
-        "interaction", "Where depth is asked: near gripper and target, or all over.", choices=["interaction", "uniform"]
+        "interaction",
+        "Where depth is asked: near gripper and target, all over, or nowhere.",
+        choices=["interaction", "uniform", "off"],
+    )
+    detection_failures: float = option(0.0, "Chance that target or gripper are taken to be where they are not.")
+    augmentation: float = option(0.0, "Largest relative change of brightness, contrast and saturation of a pair.")
+    on_bad_shard: str = option(
+        "raise", "A shard that cannot be read ends the training, or is skipped and counted.", choices=["raise", "skip"]
     )
     seed: int = option(0, "Seed of the weights, the order of the data and the noise.")
     disparity_share: float = option(0.25, "Share of the samples that teach the disparity (preset).")
@@ -286,9 +298,11 @@ def run(options: TrainingOptions, told: list[str]) -> Path:
     meta = load_meta(datasets)
     model, processor = build(options, meta)
     config = model.config
+    shares, as_losses = mixture_weights(options.mixture), options.mixture_as == "losses"
     shared = {
-        "mixture": mixture_weights(options.mixture),
+        "mixture": {name: float(share > 0) if as_losses else share for name, share in shares.items()},
         "depth_points": options.depth_points,
+        "detection_failures": options.detection_failures,
         "chunk_size": config.chunk_size,
         "history": config.state_history,
         "depth_map_share": options.disparity_share if config.disparity_loss_weight else 0.0,
@@ -301,6 +315,8 @@ def run(options: TrainingOptions, told: list[str]) -> Path:
         pool_episodes=options.pool_episodes,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
+        on_bad_shard=options.on_bad_shard,
+        augmentation=augmentation(options.augmentation),
         **shared,
     )
 
@@ -337,7 +353,16 @@ def run(options: TrainingOptions, told: list[str]) -> Path:
         parts = [feed.take() for _ in range(options.accumulation)]
         waited += time.perf_counter() - begin
         inputs = [to_device(part, accelerator) for part, _ in parts]
-        counts, present, stop = agree(accelerator, [unwrapped.loss_counts(**part) for part in inputs], bool(told))
+        counted = [unwrapped.loss_counts(**part) for part in inputs]
+        if as_losses:
+            counted = [
+                count | answer_counts(part["labels"], names)
+                for count, part, (_, names) in zip(counted, inputs, parts, strict=True)
+            ]
+        counts, present, stop = agree(accelerator, counted, bool(told))
+        if as_losses:
+            for part, (_, names) in zip(inputs, parts, strict=True):
+                part["language_weights"] = part["state"].new_tensor(answer_weights(shares, names, counts))
         # dropout: all randomness of a step follows from (seed, step, process), so there is nothing to save
         torch.manual_seed((options.seed * 1_000_003 + step) * 1009 + accelerator.process_index)
         rate = learning_rate(step, options)
@@ -368,6 +393,8 @@ def run(options: TrainingOptions, told: list[str]) -> Path:
             line = {"step": step, "lr": rate, "grad_norm": norm, "waiting": waited / seconds}
             line |= {"samples_per_s": options.batch_size * options.log_every / seconds} | means.pop()
             waited = 0.0
+            if skipped := stream.skipped_shards:
+                line["skipped_shards"] = sum(skipped.values())
             if options.tracker != "none":
                 accelerator.log(line, step=step)
             if accelerator.is_main_process:

@@ -28,12 +28,15 @@ class QuestionConfig:
             "uniform" = anywhere (its ablation), "off" = nowhere, whatever the mixture says.
         points_per_question: points per depth question.
         margin: points lie within this share of the image width around the target's or the gripper's visible pixels.
+        detection_failures: chance that a region is taken to be where it is not, as a detector of target and gripper
+            can fail on real data: its point then lies anywhere with a depth. Each point draws anew.
     """
 
     mixture: Mapping[str, float] = field(default_factory=lambda: dict(PAPER_MIXTURE))
     depth_points: Literal["interaction", "uniform", "off"] = "interaction"
     points_per_question: int = 1
     margin: float = 0.03
+    detection_failures: float = 0.0
 
     def __post_init__(self):
         unknown = sorted(set(self.mixture) - set(OBJECTIVES))
@@ -49,6 +52,8 @@ class QuestionConfig:
             raise ValueError(f"points_per_question={self.points_per_question} must be at least 1")
         if not 0 <= self.margin < 1:
             raise ValueError(f"margin={self.margin} must be a share of the image width in [0, 1)")
+        if not 0 <= self.detection_failures <= 1:
+            raise ValueError(f"detection_failures={self.detection_failures} must be in [0, 1]")
 
     def asks(self, objective: str) -> bool:
         """Whether the mixture contains `objective`."""
@@ -95,19 +100,23 @@ def depth_points(
     Returns:
         Pixel centres (n, 2) (u, v) and depths (n,) m, float32; None when no pixel asked for has a depth.
     """
+    # looking for all pixels with a depth costs more than the question itself
+    known = np.argwhere(depth_m > 0) if config.depth_points == "uniform" or config.detection_failures else []
     if config.depth_points == "uniform":
-        rows, columns = np.nonzero(depth_m > 0)
-        if not len(rows):
+        if not len(known):
             return None
-        chosen = rng.integers(len(rows), size=config.points_per_question)
-        return _answers(depth_m, rows[chosen], columns[chosen])
+        rows, columns = known[rng.integers(len(known), size=config.points_per_question)].T
+        return _answers(depth_m, rows, columns)
     regions = _regions(segmentation, tool_px)
     reach = int(round(config.margin * depth_m.shape[1]))
     rows, columns = [], []
     for _ in range(config.points_per_question):
         for number in rng.permutation(len(regions)):
             parts = regions[number]
-            pixel = _near(parts[int(rng.integers(len(parts)))], depth_m, reach, rng)
+            if len(known) and rng.random() < config.detection_failures:
+                pixel = known[rng.integers(len(known))]
+            else:
+                pixel = _near(parts[int(rng.integers(len(parts)))], depth_m, reach, rng)
             if pixel is not None:
                 rows.append(pixel[0])
                 columns.append(pixel[1])

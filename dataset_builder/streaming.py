@@ -41,7 +41,7 @@ class WindowStream(IterableDataset):
         chunk_size: actions per window, at most the data's plan length where it has `action_plan`.
         history: states per window, the present one included.
         mixture: relative frequency of the objectives; None = the paper's action : depth : box : pose = 5 : 2 : 2 : 1.
-        depth_points, points_per_question: see `questions.QuestionConfig`.
+        depth_points, points_per_question, detection_failures: see `questions.QuestionConfig`.
         depth_map_share: share of the windows that carry the depth map (for a disparity loss), drawn per window; 0 costs
             least, and needs no depth in the data where the mixture asks for none.
         shuffle: False reads units and frames in their stored order.
@@ -66,6 +66,7 @@ class WindowStream(IterableDataset):
         mixture: Mapping[str, float] | None = None,
         depth_points: str = "interaction",
         points_per_question: int = 1,
+        detection_failures: float = 0.0,
         depth_map_share: float = 1.0,
         seed: int = 0,
         shuffle: bool = True,
@@ -98,6 +99,7 @@ class WindowStream(IterableDataset):
             mixture=questions.PAPER_MIXTURE if mixture is None else mixture,
             depth_points=depth_points,
             points_per_question=points_per_question,
+            detection_failures=detection_failures,
         )
         self.chunk_size, self.history, self.depth_map_share = chunk_size, history, depth_map_share
         self.seed, self.shuffle, self.epochs = seed, shuffle, epochs

@@ -49,6 +49,7 @@ class StereoVLAOutput(ModelOutput):
     """
     loss: weighted sum of the losses below, when any of them could be computed.
     action_loss, language_loss, disparity_loss, pointing_loss, keyframe_loss: each alone, unweighted.
+    pointing_accuracy: share of the known points that lie in the visual token which is pointed at.
     sample_action_loss (B,), sample_language_loss (B,): means of each sample, NaN where it has none; without gradient.
     sample_token_accuracy (B,): share of the labelled tokens whose argmax is right, NaN where there is none.
     logits: (B, L, vocabulary) or the part that `logits_to_keep` names; with labels, only those of the labelled tokens
@@ -63,6 +64,7 @@ class StereoVLAOutput(ModelOutput):
     disparity_loss: torch.Tensor | None = None
     pointing_loss: torch.Tensor | None = None
     keyframe_loss: torch.Tensor | None = None
+    pointing_accuracy: torch.Tensor | None = None
     sample_action_loss: torch.Tensor | None = None
     sample_language_loss: torch.Tensor | None = None
     sample_token_accuracy: torch.Tensor | None = None
@@ -268,6 +270,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
         time: torch.Tensor | None = None,
         hide_pose: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
+        language_weights: torch.Tensor | None = None,
         counts: dict[str, torch.Tensor] | None = None,
         position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
@@ -295,6 +298,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
                 action loss are read; drawn (with `generator`) when absent.
             hide_pose: (B,) bool, the samples whose action expert does not see the keyframe pose; drawn with
                 `config.direct_probability` when absent.
+            language_weights: (B,), factors on the language losses of the samples (default: 1).
             counts: what each sum of losses is divided by, those of `loss_counts` when absent. Where a batch is split
                 over processes or accumulation steps, the counts of the whole batch make the losses, and their
                 gradients, add up to the whole batch's.
@@ -330,7 +334,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
             result.past_key_values = None if training_actions else outputs.past_key_values
             result.logits = self.lm_head(outputs.last_hidden_state[:, keep])
         else:
-            self._language_loss(result, outputs.last_hidden_state, labels, counts)
+            self._language_loss(result, outputs.last_hidden_state, labels, language_weights, counts)
         if training_actions:
             self._action_loss(
                 result,
@@ -383,16 +387,24 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
             found["keyframe"] = displacement.isfinite().all(-1).sum()
         return {name: count.to(self.device) for name, count in found.items()}
 
-    def _language_loss(self, result: StereoVLAOutput, hidden: torch.Tensor, labels: torch.Tensor, counts: dict) -> None:
+    def _language_loss(
+        self,
+        result: StereoVLAOutput,
+        hidden: torch.Tensor,
+        labels: torch.Tensor,
+        language_weights: torch.Tensor | None,
+        counts: dict,
+    ) -> None:
         """Next-token loss, one mean over all labelled tokens; logits are computed for these alone."""
         targets = labels[:, 1:]
         labelled = targets != IGNORED
         result.logits = self.lm_head(hidden[:, :-1][labelled])  # (T, vocabulary)
         losses = F.cross_entropy(result.logits.float(), targets[labelled], reduction="none")
+        rows = labelled.nonzero()[:, 0]
+        weighted = losses if language_weights is None else losses * language_weights[rows]
         # 0 * sum keeps every rank's graph alike where a batch has no labelled token
-        result.language_loss = losses.sum() / counts["language"] + 0.0 * result.logits.sum()
+        result.language_loss = weighted.sum() / counts["language"] + 0.0 * result.logits.sum()
         with torch.no_grad():
-            rows = labelled.nonzero()[:, 0]
             count = labelled.sum(-1).float()
             zeros = torch.zeros_like(count)
             right = (result.logits.argmax(-1) == targets[labelled]).float()
@@ -422,6 +434,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
         state_tokens, pointing, predicted = self._state_tokens(state, input_ids, attention_mask, outputs.visual_tokens)
         if pointing is not None and points is not None:
             result.pointing_loss = self.pointers.losses(pointing, points).sum() / counts["pointing"]
+            result.pointing_accuracy = self.pointers.hits(pointing, points).sum() / counts["pointing"]
         if predicted is not None and displacement is not None:
             losses = self.pointers.displacement_losses(predicted, displacement)
             result.keyframe_loss = losses.sum() / counts["keyframe"]

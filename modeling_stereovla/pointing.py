@@ -106,6 +106,12 @@ class Pointers(nn.Module):
         targets, _ = soft_token_targets(points.to(logits.dtype), self.grid, self.patch_size)
         return -(targets * logits.log_softmax(-1)).sum(-1)
 
+    @torch.no_grad()
+    def hits(self, logits: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        """Where the token with the largest of `logits` (B, 2, N) holds the point, (B, 2) bool; False where unknown."""
+        targets, known = soft_token_targets(points.to(logits.dtype), self.grid, self.patch_size)
+        return (logits.argmax(-1) == targets.argmax(-1)) & known
+
     def displacement_losses(self, predicted: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
         """Smooth L1 (B,) of (B, pose_dim) against the truth, 0 for the samples with NaN."""
         known = displacement.isfinite().all(-1)

@@ -116,3 +116,18 @@ def test_tool_pixels_agree_with_the_processors_projection():
 def test_wrong_configs_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         QuestionConfig(**arguments)
+
+
+def test_failed_detections_ask_anywhere():
+    """The share of points far from both regions is what was asked for, less those that fall into them by chance."""
+    depth = np.full((64, 64), 0.5, np.float32)
+    segmentation = np.zeros((64, 64), np.uint8)
+    segmentation[10:14, 10:14], segmentation[40:44, 40:44] = 3, 2
+    unseen = np.full(2, np.nan)
+    for chance in (0.0, 0.3, 1.0):
+        config = QuestionConfig(points_per_question=4000, margin=0.0, detection_failures=chance)
+        points, _ = questions.depth_points(depth, segmentation, unseen, config, np.random.default_rng(0))
+        inside = segmentation[tuple(points.astype(int).T[::-1])] > 0
+        assert 1 - inside.mean() == pytest.approx(chance * (1 - 32 / 4096), abs=0.03)
+    with pytest.raises(ValueError, match="detection_failures=2"):
+        QuestionConfig(detection_failures=2)

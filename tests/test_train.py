@@ -98,6 +98,15 @@ def test_parts_of_a_step_train_as_the_whole(frozen_run, tmp_path):
     assert_same_training(output, tmp_path / "run")
 
 
+def test_parts_train_as_the_whole_with_weights_of_the_losses(dataset, tmp_path):
+    own = ["--mixture", "4:1:2:1:1", "--mixture_as", "losses", "--detection_failures", "0.5", "--augmentation", "0.2"]
+    more = ["--freeze", "stereo", "--batch_size", "8", "--steps", "2"]
+    for name, parts in {"whole": "1", "parts": "2"}.items():
+        run_here([*arguments(dataset, tmp_path / name), *own, *more, "--accumulation", parts])
+    assert_same_training(tmp_path / "whole", tmp_path / "parts")
+    assert "loss/camera" in set().union(*losses(tmp_path / "whole"))
+
+
 def test_two_processes_train_as_one_also_from_its_checkpoint(frozen_run, tmp_path):
     own, output = frozen_run
     from_start, half_way = tmp_path / "start", tmp_path / "half"
@@ -269,6 +278,7 @@ def test_learning_rate_warms_up_stays_and_falls_to_zero():
 def test_bad_options_are_refused(tmp_path):
     with pytest.raises(ValueError, match="5:2:2:1"):
         mixture_weights("5:2:2")
+    assert mixture_weights("5:2:2:1") == {"action": 5, "depth": 2, "box": 2, "pose": 1, "camera": 0}
     with pytest.raises(ValueError, match="--steps is 0"):
         parse_options(["--dataset", "d", "--output_dir", "o", "--steps", "0"])
     with pytest.raises(ValueError, match="finished dataset"):

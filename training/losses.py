@@ -7,9 +7,36 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from modeling_stereovla.modeling_stereovla import IGNORED
 from training.feed import Batches
 
 LOSSES = ("action", "language", "disparity", "pointing", "keyframe")
+ANSWERS = ("depth", "box", "pose", "camera")  # what language losses are about
+
+
+def answer(objective: str) -> str:
+    """What a sample's language loss is about: action samples are taught the keyframe pose (the released rule)."""
+    return "pose" if objective == "action" else objective
+
+
+def answer_counts(labels: torch.Tensor, objectives: list[str]) -> dict[str, torch.Tensor]:
+    """Labelled tokens of each of `ANSWERS` in a batch of labels (B, L)."""
+    tokens = (labels[:, 1:] != IGNORED).sum(-1)
+    return {
+        name: tokens[[number for number, other in enumerate(objectives) if answer(other) == name]].sum()
+        for name in ANSWERS
+    }
+
+
+def answer_weights(shares: dict[str, float], objectives: list[str], counts: dict[str, float]) -> list[float]:
+    """Factors on the samples' language losses that make their sum over `counts["language"]` the sum of the means of
+    each of `ANSWERS`, times its share relative to the action's.
+
+    Args:
+        shares: of the objectives. counts: labelled tokens, in all ("language") and of each answer.
+    """
+    scale = shares["action"] or max(shares.values())
+    return [shares[answer(name)] / scale * counts["language"] / counts[answer(name)] for name in objectives]
 
 
 def agree(accelerator: Accelerator, counts: list[dict[str, torch.Tensor]], stop: bool) -> tuple[dict, set[str], bool]:
@@ -20,10 +47,12 @@ def agree(accelerator: Accelerator, counts: list[dict[str, torch.Tensor]], stop:
         are averaged over these; the names of the losses that the step has; whether any process was told to `stop`.
     """
     zero = torch.zeros((), device=accelerator.device)
-    mine = [sum((part[name].float() for part in counts if name in part), start=zero) for name in LOSSES]
+    names = (*LOSSES, *ANSWERS)
+    mine = [sum((part[name].float() for part in counts if name in part), start=zero) for name in names]
     *whole, stops = accelerator.reduce(torch.stack([*mine, zero + stop]), reduction="sum").tolist()
-    share = {name: max(count, 1.0) / accelerator.num_processes for name, count in zip(LOSSES, whole, strict=True)}
-    return share, {name for name, count in zip(LOSSES, whole, strict=True) if count}, stops > 0
+    totals = dict(zip(names, whole, strict=True))
+    share = {name: max(count, 1.0) / accelerator.num_processes for name, count in totals.items()}
+    return share, {name for name in LOSSES if totals[name]}, stops > 0
 
 
 class LossMeans:
@@ -36,10 +65,13 @@ class LossMeans:
     def add(self, outputs: list, objectives: list[list[str]], names: set[str]) -> None:
         """The parts of one step, and the losses that it has on any process. Nothing is read from the device here."""
         zero = outputs[0].loss.new_zeros(())
-        step = {"total": sum(output.loss.detach() for output in outputs)}
+        step = {"loss/total": sum(output.loss.detach() for output in outputs)}
         for name in names - {"language"}:  # told by objective, below
             values = [output.get(f"{name}_loss") for output in outputs]
-            step[name] = sum((value.detach() for value in values if value is not None), start=zero)
+            step[f"loss/{name}"] = sum((value.detach() for value in values if value is not None), start=zero)
+        if "pointing" in names:
+            values = [output.pointing_accuracy for output in outputs]
+            step["accuracy/pointing"] = sum((value for value in values if value is not None), start=zero)
         self.steps.append(step)
         for output, of_samples in zip(outputs, objectives, strict=True):
             self.samples.append((of_samples, output.sample_language_loss, output.sample_token_accuracy))
@@ -48,14 +80,12 @@ class LossMeans:
         sums: dict[str, list[float]] = defaultdict(list)
         for step in self.steps:
             for name, value in step.items():
-                sums[f"loss/{name}"].append(value.item())
+                sums[name].append(value.item())
         for names, losses, accuracies in self.samples:
             for objective, loss, accuracy in zip(names, losses.tolist(), accuracies.tolist(), strict=True):
                 if not math.isnan(loss):
-                    # action samples are taught the keyframe pose as well (the released rule)
-                    objective = "pose" if objective == "action" else objective
-                    sums[f"loss/{objective}"].append(loss)
-                    sums[f"accuracy/{objective}"].append(accuracy)
+                    sums[f"loss/{answer(objective)}"].append(loss)
+                    sums[f"accuracy/{answer(objective)}"].append(accuracy)
         self.steps, self.samples = [], []
         totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
         for part in gather_object([{name: (sum(values), len(values)) for name, values in sums.items()}]):

@@ -1,17 +1,22 @@
 """What several training commands are told in the same words."""
 
-OBJECTIVES = ("action", "depth", "box", "pose")
+from dataset_builder.augmentation import PhotometricAugmentation
+
+OBJECTIVES = ("action", "depth", "box", "pose", "camera")
 
 
 def mixture_weights(text: str) -> dict[str, float]:
-    """ "5:2:2:1" -> {"action": 5, "depth": 2, "box": 2, "pose": 1}."""
+    """ "5:2:2:1" -> {"action": 5, "depth": 2, "box": 2, "pose": 1, "camera": 0}; a fifth number is the camera's."""
     try:
         shares = [float(share) for share in text.split(":")]
     except ValueError:
         shares = []
-    if len(shares) != len(OBJECTIVES) or min(shares) < 0 or sum(shares) == 0:
-        raise ValueError(f"--mixture is {text!r}; it needs four shares, action:depth:box:pose, such as 5:2:2:1")
-    return dict(zip(OBJECTIVES, shares, strict=True))
+    if not 4 <= len(shares) <= 5 or min(shares) < 0 or sum(shares) == 0:
+        raise ValueError(
+            f"--mixture is {text!r}; it needs four or five shares, action:depth:box:pose or action:depth:box:pose:"
+            "camera, such as 5:2:2:1"
+        )
+    return dict(zip(OBJECTIVES, [*shares, 0.0][: len(OBJECTIVES)], strict=True))
 
 
 def dataset_mixture(names: list[str]) -> str | list[tuple[str, float]]:
@@ -23,3 +28,12 @@ def dataset_mixture(names: list[str]) -> str | list[tuple[str, float]]:
         return [(name, float(weight)) for name, _, weight in pairs]
     except ValueError as error:
         raise ValueError(f"--dataset {names}: a weight must be a number, as in PATH=0.3") from error
+
+
+def augmentation(strength: float) -> PhotometricAugmentation | None:
+    """Photometric changes of up to `strength` in brightness, contrast and saturation, and a tenth and a quarter of it
+    between the views and the colours; 0 = none.
+    """
+    if strength == 0:
+        return None
+    return PhotometricAugmentation(strength, strength, strength, balance=strength / 4, between_views=strength / 10)
