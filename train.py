@@ -65,7 +65,11 @@ LORA_TARGETS = (
     r"(model\.language_model|action_expert\.transformer)\.layers\.\d+"
     r"\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 )
-LORA_HEADS = [f"action_expert.{name}" for name in ("state_proj", "action_in_proj", "action_out_proj")]
+LORA_HEADS = (
+    *(f"action_expert.{name}" for name in ("state_proj", "action_in_proj", "action_out_proj")),
+    "pointers.displacement",
+    "pointers.displacement_token",
+)
 
 
 @dataclass
@@ -159,7 +163,7 @@ def build(options: TrainingOptions, meta: dict) -> tuple[StereoVLAForActionPredi
             r=options.lora_rank,
             lora_alpha=2 * options.lora_rank,
             target_modules=LORA_TARGETS,
-            modules_to_save=LORA_HEADS,
+            modules_to_save=[name for name in LORA_HEADS if name in dict(model.named_modules())],
         )
         model = get_peft_model(model, adapters)
     return model, processor

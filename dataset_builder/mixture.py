@@ -35,21 +35,28 @@ def load_meta(path: str | Path | Mixture) -> dict[str, Any]:
     and `stats`.
 
     Of several datasets with weights: the `tasks` and the sums of the `splits` of all, and `stats` of the mixture (see
-    `mix_statistics`); and `fps`, which must be the same everywhere.
+    `mix_statistics`); and `fps`, `state_dim` and `action_dim`, which must be the same everywhere.
     """
     if isinstance(path, str | Path):
         return _load_meta(path)
     mixture = check_mixture(path)
     metas = {str(name): _load_meta(name) for name, _ in mixture}
-    rates = {name: meta["fps"] for name, meta in metas.items()}
-    if len(set(rates.values())) > 1:
-        raise ValueError(f"the datasets have different frame rates, Hz: {rates}; actions are per frame")
+    common = {}
+    for key, why in (
+        ("fps", "frame rates, Hz: {}; actions are per frame"),
+        ("state_dim", "state sizes: {}; a model has one"),
+        ("action_dim", "action sizes: {}; a model has one"),
+    ):
+        values = {name: meta[key] for name, meta in metas.items()}
+        if len(set(values.values())) > 1:
+            raise ValueError(f"the datasets have different {why.format(values)}")
+        common[key] = next(iter(values.values()))
     splits: dict[str, Counter[str]] = {}
     for meta in metas.values():
         for split, counts in meta["splits"].items():
             splits.setdefault(split, Counter()).update(counts)
     return {
-        "fps": next(iter(rates.values())),
+        **common,
         "splits": {split: dict(counts) for split, counts in splits.items()},
         "tasks": sorted({task for meta in metas.values() for task in meta["tasks"]}),
         "stats": mix_statistics([(metas[str(name)]["stats"], weight) for name, weight in mixture]),

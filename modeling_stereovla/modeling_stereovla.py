@@ -3,19 +3,21 @@
 from dataclasses import dataclass
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from torch.nn import functional as F
 from transformers import GenerationMixin, LlamaModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, cached_file
 
 from .action_expert import ActionExpert
 from .configuration_stereovla import StereoVLAConfig
 from .flow_matching import euler_integrate, euler_times, interpolate, sample_time
 from .layer_caches import RecordingCache
 from .pointing import Pointers, in_picture
+from .robot_heads import resize_heads, sizes_in_tensors, sizes_of_robot
 from .visual_tokens import StereoVisualTokens
 
 IGNORED = -100  # label of a token without a loss, as in transformers
@@ -220,6 +222,26 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
         for parameter in self._held:
             parameter.requires_grad_(False)
         return self.train(self.training)
+
+    def resize_heads(self, state_dim: int, action_dim: int) -> "StereoVLAForActionPrediction":
+        """Gives the model the sizes of another robot; the layers whose size changes start untrained."""
+        resize_heads(self, sizes_of_robot(state_dim, action_dim))
+        return self
+
+    def load_adapter(self, peft_model_id: str | None = None, *args, **kwargs):
+        """As in transformers (and called by `AutoModel.from_pretrained` of an adapter). An adapter for a robot of other
+        sizes brings its own heads, which get their places first.
+        """
+        tensors = kwargs.get("adapter_state_dict")
+        if tensors is not None:
+            shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        else:
+            options = {k: v for k, v in (kwargs.get("adapter_kwargs") or {}).items() if k in ("token", "revision")}
+            with safe_open(cached_file(peft_model_id, "adapter_model.safetensors", **options), "pt") as file:
+                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        if (sizes := sizes_in_tensors(shapes)) is not None:
+            resize_heads(self, sizes)
+        return super().load_adapter(peft_model_id, *args, **kwargs)
 
     def train(self, mode: bool = True):
         super().train(mode)

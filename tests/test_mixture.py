@@ -1,6 +1,7 @@
 """Several datasets with weights in one stream: shares, completeness, exact resume, and their common statistics."""
 
 import json
+import shutil
 from itertools import islice
 
 import numpy as np
@@ -32,7 +33,7 @@ def datasets(tmp_path_factory):
         paths.append(shards.shard_path("train", index, 2))
         shards.write_shard(folder / "second" / paths[-1], rows, temporary=folder / "temporary")
     for name, task in (("first", "pick up the red cube"), ("second", "stack it")):
-        meta = {"fps": 10, "tasks": [task], "splits": {}}
+        meta = {"fps": 10, "state_dim": 7, "action_dim": 7, "tasks": [task], "splits": {}}
         shards.write_json(folder / name / "meta/info.json", meta)
         stats = compute_statistics(sorted((folder / name / "data").iterdir()))
         shards.write_json(folder / name / "meta/stats.json", stats)
@@ -119,6 +120,15 @@ def test_meta_of_a_mixture(datasets):
     assert meta["tasks"] == ["pick up the red cube", "stack it"] and meta["fps"] == 10
     assert set(meta["stats"]) == {"franka_panda", "other_robot"}
     assert meta["stats"]["franka_panda"] == load_meta(datasets[0])["stats"]["franka_panda"]
+
+
+def test_one_model_has_one_size_of_states(datasets, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(datasets[1], other)
+    info = json.loads((other / "meta/info.json").read_text())
+    (other / "meta/info.json").write_text(json.dumps(info | {"state_dim": 14}))
+    with pytest.raises(ValueError, match="different state sizes: .* 14"):
+        load_meta([(datasets[0], 1), (other, 1)])
 
 
 def test_statistics_of_one_robot_in_two_datasets_are_those_of_the_mixture():

@@ -33,6 +33,7 @@ def complete(
     # whoever loads the folder can compare: a load that succeeds is not yet a load of these weights
     loaded = StereoVLAForActionPrediction.from_pretrained(partial if base is None else base)
     if base is not None:
+        loaded.resize_heads(processor.state_dim, processor.action_dim)
         loaded = PeftModel.from_pretrained(loaded, partial)
     config = loaded.eval().config
     inputs = processor(
