@@ -48,6 +48,7 @@ from training.result import complete
 PRESETS = {
     "tiny": {"steps": 20, "batch_size": 8, "warmup_steps": 5, "checkpoint_every": 10, "log_every": 1},
     "demo": {"steps": 700, "batch_size": 48, "learning_rate": 1e-3, "warmup_steps": 100, "disparity_share": 0.125},
+    "lab": {"steps": 3000, "batch_size": 48, "learning_rate": 7e-4, "warmup_steps": 200, "disparity_share": 0.125},
     "full": {
         "steps": 160_000,
         "batch_size": 384,

@@ -36,6 +36,7 @@ from simulation import WorldConfig
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"train_episodes": 4, "validation_episodes": 2, "episodes_per_shard": 2, "image_size": 64, "processes": 1},
     "demo": {"train_episodes": 480, "validation_episodes": 48, "episodes_per_shard": 16},
+    "lab": {"train_episodes": 1920, "validation_episodes": 96, "episodes_per_shard": 32},
 }
 # how a build runs and where to; all other options decide what it makes
 _NOT_CONTENT = ("out", "preset", "processes", "shard_index", "num_shards")

@@ -361,4 +361,20 @@ def _demo() -> dict:
     }
 
 
-PRESETS = {"tiny": _tiny, "demo": _demo, "full": full_parts}
+def _lab() -> dict:
+    return {
+        **_demo(),
+        **_small(128, 8, 192, 3, 96, SMALL_STEREO),
+        "semantic_config": {
+            "model_type": "resnet",
+            "embedding_size": 32,
+            "hidden_sizes": [32, 96],
+            "depths": [1, 1],
+            "layer_type": "basic",
+        },
+        "spatial_config": None,
+        "language_loss_weight": 1.0,
+    }
+
+
+PRESETS = {"tiny": _tiny, "demo": _demo, "lab": _lab, "full": full_parts}

@@ -269,7 +269,7 @@ def test_config_refuses_what_cannot_work():
 
 
 def test_config_survives_saving(tmp_path):
-    for preset in ("tiny", "demo"):
+    for preset in ("tiny", "demo", "lab"):
         config = StereoVLAConfig.from_preset(preset)
         config.save_pretrained(tmp_path / preset)
         again = StereoVLAConfig.from_pretrained(tmp_path / preset)
