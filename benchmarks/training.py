@@ -3,10 +3,11 @@ same run.
 
     python -m benchmarks.training --preset demo --dataset DATASET
 
-Every way trains from the same stream: forward, backward, clipping and AdamW; PI0 sees the left view, a SigLIP of one
-layer giving it as many tokens, and has the flow loss alone, with as many draws as the preset has, one after the other as
-its forward takes one. Times are medians over alternating rounds: only ratios within one run mean something. Memory is
-what a step needs beyond weights, gradients and optimizer (resident set on a CPU, Linux only; the allocator's on a GPU).
+Every way trains from the same stream: forward, backward, clipping and AdamW. PI0 sees the left view, a SigLIP of one
+layer giving it as many tokens, and has the flow loss alone, with as many draws as the preset has, one after the other
+as its forward takes one. Times are medians over alternating rounds: only ratios within one run mean something. Memory
+is what a step needs beyond weights, gradients and optimizer (resident set on a CPU, Linux only; the allocator's on a
+GPU).
 """
 
 import statistics
