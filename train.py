@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from tqdm.auto import tqdm
@@ -39,6 +39,7 @@ from training.feed import Batches, Feed
 from training.losses import LossMeans, agree, answer_counts, answer_weights, to_device, validate
 from training.models import trained, untrained
 from training.options import augmentation, dataset_mixture, mixture_weights
+from training.processes import join
 from training.result import complete
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -248,12 +249,6 @@ def prepare_output(options: TrainingOptions, accelerator: Accelerator, output: P
         raise ValueError(
             f"{output} holds a run with other options ({', '.join(changed)}); choose another --output_dir or delete it"
         )
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started != accelerator.num_processes:
-        raise RuntimeError(
-            f"{started} processes were started, but Accelerate sees {accelerator.num_processes}: without GPUs use "
-            "`accelerate launch --cpu`, or set ACCELERATE_USE_CPU=true"
-        )
     parts = accelerator.num_processes * options.accumulation
     if options.batch_size % parts:
         raise ValueError(
@@ -286,12 +281,8 @@ def train(options: TrainingOptions) -> Path:
 def run(options: TrainingOptions, told: list[str]) -> Path:
     """The training itself; it saves a checkpoint and ends where something comes into `told`."""
     output = Path(options.output_dir)
-    accelerator = Accelerator(
-        mixed_precision=options.mixed_precision,
-        log_with=None if options.tracker == "none" else options.tracker,
-        project_dir=output,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
+    tracker = None if options.tracker == "none" else options.tracker
+    accelerator = join(options.mixed_precision, log_with=tracker, project_dir=output)
     result, losses_file = output / "model", output / "losses.jsonl"
     if (result / "training.json").exists():
         accelerator.print(f"{result} is complete; delete {output} to train again")

@@ -465,8 +465,11 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
             hide_pose = draw < config.direct_probability
         batch, device = state.shape[0], state.device
         rows = torch.arange(batch, device=device) if is_action is None else is_action.nonzero()[:, 0]
-        if len(rows) == 0:
-            return
+        counted = len(rows)
+        if counted == 0:
+            # the expert runs all the same, on one sample without a loss: of processes that share its weights, each
+            # waits for the others there
+            rows = rows.new_zeros(1)
         draws = (batch, config.flow_draws)
         if noise is None:
             noise = torch.randn(*draws, *actions.shape[1:], generator=generator, device=device, dtype=actions.dtype)
@@ -483,10 +486,11 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
             noisy.to(state_tokens.dtype),
             time,
         )
-        losses = (result.velocity.float() - target.float()).square().mean((1, 2, 3))
+        losses = (result.velocity.float() - target.float()).square().mean((1, 2, 3))[:counted]
+        result.velocity = result.velocity[:counted]
         result.action_loss = losses.sum() / counts["action"]
         result.sample_action_loss = torch.full((batch,), float("nan"), device=device).index_put(
-            (rows,), losses.detach()
+            (rows[:counted],), losses.detach()
         )
 
     def _without_pose(self, attention_mask: torch.Tensor, hide_pose: torch.Tensor) -> torch.Tensor:
