@@ -34,7 +34,7 @@ from processing import StereoProcessor
 from training.checkpoints import WHOLE, Average, checkpoints, load_checkpoint, save_checkpoint, write_tensors
 from training.feed import Batches, Feed
 from training.losses import LossMeans, agree, answer_counts, answer_weights, to_device, validate
-from training.models import trained, untrained
+from training.models import give_stereo_encoder, trained, untrained
 from training.options import augmentation, dataset_mixture, mixture_weights
 from training.result import complete
 from training.running import append_line, forget_after, learning_rate, prepare_output, told_to_end
@@ -76,6 +76,9 @@ class TrainingOptions:
     output_dir: str = field(metadata={"help": "Where checkpoints, losses and the trained model go."})
     preset: str = option("demo", "Size of model and run.", choices=list(PRESETS))
     model: str | None = option(None, "Folder or Hub id of a model to start from; an untrained one if not given.")
+    stereo_encoder: str | None = option(
+        None, "Folder or Hub id of a stereo encoder to start with, such as that of `python -m training stereo`."
+    )
     steps: int = option(1000, "Optimizer steps (preset).")
     batch_size: int = option(48, "Samples of one step, over all processes (preset).")
     accumulation: int = option(1, "Parts that each process computes its share of a step in, one after the other.")
@@ -145,6 +148,8 @@ def build(options: TrainingOptions, meta: dict) -> tuple[StereoVLAForActionPredi
     """The model as it is trained, with frozen parts and adapters, and its processor."""
     torch.manual_seed(options.seed)
     model, processor = untrained(options.preset, meta) if options.model is None else trained(options.model, meta)
+    if options.stereo_encoder is not None:
+        give_stereo_encoder(model, options.stereo_encoder)
     model.freeze(*filter(None, options.freeze.split(",")))
     if options.gradient_checkpointing:
         model.activation_checkpointing_enable()
