@@ -10,19 +10,15 @@ many processes as before or with others. The result is OUTPUT/model, a folder th
 """
 
 import json
-import math
-import os
 import shutil
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from tqdm.auto import tqdm
@@ -37,10 +33,11 @@ from processing import StereoProcessor
 from training.checkpoints import WHOLE, Average, checkpoints, load_checkpoint, save_checkpoint, write_tensors
 from training.feed import Batches, Feed
 from training.losses import LossMeans, agree, answer_counts, answer_weights, to_device, validate
-from training.models import trained, untrained
+from training.models import give_stereo_encoder, trained, untrained
 from training.options import augmentation, dataset_mixture, mixture_weights
 from training.processes import join
 from training.result import complete
+from training.running import append_line, forget_after, learning_rate, prepare_output, told_to_end
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Options
@@ -84,6 +81,9 @@ class TrainingOptions:
     output_dir: str = field(metadata={"help": "Where checkpoints, losses and the trained model go."})
     preset: str = option("demo", "Size of model and run.", choices=list(PRESETS))
     model: str | None = option(None, "Folder or Hub id of a model to start from; an untrained one if not given.")
+    stereo_encoder: str | None = option(
+        None, "Folder or Hub id of a stereo encoder to start with, such as that of `python -m training stereo`."
+    )
     steps: int = option(1000, "Optimizer steps (preset).")
     batch_size: int = option(48, "Samples of one step, over all processes (preset).")
     accumulation: int = option(1, "Parts that each process computes its share of a step in, one after the other.")
@@ -153,6 +153,8 @@ def build(options: TrainingOptions, meta: dict) -> tuple[StereoVLAForActionPredi
     """The model as it is trained, with frozen parts and adapters, and its processor."""
     torch.manual_seed(options.seed)
     model, processor = untrained(options.preset, meta) if options.model is None else trained(options.model, meta)
+    if options.stereo_encoder is not None:
+        give_stereo_encoder(model, options.stereo_encoder)
     model.freeze(*filter(None, options.freeze.split(",")))
     if options.gradient_checkpointing:
         model.activation_checkpointing_enable()
@@ -209,67 +211,6 @@ def save_result(
             "options": asdict(options),
         }
         complete(partial, folder, processor, window, summary, options.model if options.lora_rank else None)
-
-
-def append_line(path: Path, record: dict) -> None:
-    with path.open("a") as lines:
-        lines.write(json.dumps(record) + "\n")
-
-
-def forget_after(path: Path, step: int) -> None:
-    """Removes the lines of `path` that a resumed run will write again."""
-    if path.exists():
-        kept = []
-        for line in path.read_text().splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except json.JSONDecodeError:
-                break  # cut off by a kill
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(f"{line}\n" for line in kept))
-        os.replace(partial, path)
-
-
-def learning_rate(step: int, options: TrainingOptions) -> float:
-    """Linear warm-up, flat, cosine to zero; `step` counts from 0."""
-    if step < options.warmup_steps:
-        return options.learning_rate * (step + 1) / options.warmup_steps
-    start = options.warmup_steps + options.flat_share * (options.steps - options.warmup_steps)
-    if step < start:
-        return options.learning_rate
-    return options.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - start) / max(1, options.steps - start)))
-
-
-def prepare_output(options: TrainingOptions, accelerator: Accelerator, output: Path) -> None:
-    """Writes the options; refuses a folder with a run of other options."""
-    record, saved = asdict(options), output / "options.json"
-    if saved.exists() and (before := json.loads(saved.read_text())) != record:
-        changed = sorted(key for key in before.keys() | record.keys() if before.get(key) != record.get(key))
-        raise ValueError(
-            f"{output} holds a run with other options ({', '.join(changed)}); choose another --output_dir or delete it"
-        )
-    parts = accelerator.num_processes * options.accumulation
-    if options.batch_size % parts:
-        raise ValueError(
-            f"--batch_size {options.batch_size} does not divide among {accelerator.num_processes} processes with "
-            f"--accumulation {options.accumulation}"
-        )
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        output.mkdir(parents=True, exist_ok=True)
-        saved.write_text(json.dumps(record, indent=2))
-
-
-@contextmanager
-def told_to_end() -> Iterator[list[str]]:
-    """A list that is no longer empty once this process got SIGTERM."""
-    told: list[str] = []
-    before = signal.signal(signal.SIGTERM, lambda *_: told.append("SIGTERM"))
-    try:
-        yield told
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def train(options: TrainingOptions) -> Path:

@@ -19,11 +19,11 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
 
 from dataset_builder import questions, schema
 from dataset_builder.augmentation import PhotometricAugmentation
 from dataset_builder.episodes import EpisodeSource
+from dataset_builder.lanes import LaneStream
 from dataset_builder.mixture import Mixture, check_mixture
 from dataset_builder.shards import ShardError
 from dataset_builder.windows import DEPTH, SEGMENTATION, WindowPool
@@ -31,7 +31,7 @@ from dataset_builder.windows import DEPTH, SEGMENTATION, WindowPool
 _EMPTY_EPOCHS = 200  # an endless lane that found no window in so many epochs never will
 
 
-class WindowStream(IterableDataset):
+class WindowStream(LaneStream):
     """Endless (or `epochs` long) stream of windows as in `schema.WINDOW`.
 
     Args:
@@ -80,17 +80,10 @@ class WindowStream(IterableDataset):
         on_bad_shard: Literal["raise", "skip"] = "raise",
         augmentation: PhotometricAugmentation | None = None,
     ):
-        super().__init__()
-        for name, value in {
-            "chunk_size": chunk_size,
-            "history": history,
-            "lanes": lanes,
-            "pool_episodes": pool_episodes,
-        }.items():
+        super().__init__(lanes, rank, world_size)
+        for name, value in {"chunk_size": chunk_size, "history": history, "pool_episodes": pool_episodes}.items():
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank={rank} must be in [0, world_size={world_size})")
         if on_bad_shard not in ("raise", "skip"):
             raise ValueError(f"on_bad_shard={on_bad_shard!r}; valid: 'raise', 'skip'")
         if not 0 <= depth_map_share <= 1:
@@ -103,8 +96,7 @@ class WindowStream(IterableDataset):
         )
         self.chunk_size, self.history, self.depth_map_share = chunk_size, history, depth_map_share
         self.seed, self.shuffle, self.epochs = seed, shuffle, epochs
-        self.lanes, self.pool_episodes = lanes, pool_episodes
-        self.rank, self.world_size = rank, world_size
+        self.pool_episodes = pool_episodes
         self.on_bad_shard, self.augmentation = on_bad_shard, augmentation
         self._paths, self._weights = zip(*check_mixture(path), strict=True)
         self._source_arguments = {
@@ -128,10 +120,6 @@ class WindowStream(IterableDataset):
         self._stripes = [-(-lanes // len(names)) for names in self._shards]
         # how often each shard was given up by each lane; in memory that DataLoader workers share with this process
         self._skips = torch.zeros(lanes, sum(map(len, self._shards)), dtype=torch.int32).share_memory_()
-        self._loaded: dict[str, Any] | None = None
-        self._positions: dict[int, dict[str, Any]] = {}
-        self._next_lane = 0
-        self.rotation = 0  # worker w reads what belongs to worker w + rotation: where DataLoader would have gone on
 
     def _needed_columns(self) -> list[str]:
         config, needed = self.question_config, []
@@ -160,12 +148,6 @@ class WindowStream(IterableDataset):
         counts = self._skips.sum(0).tolist()
         return {name: count for name, count in zip(names, counts, strict=True) if count}
 
-    def _consumer(self) -> tuple[int, int]:
-        """(number of this consumer, number of consumers) over all ranks and DataLoader workers."""
-        worker = get_worker_info()
-        workers, worker_id = (1, 0) if worker is None else (worker.num_workers, worker.id)
-        return self.rank * workers + (worker_id + self.rotation) % workers, self.world_size * workers
-
     def _identity(self) -> dict[str, Any]:
         """What must not change between saving and loading a state."""
         return {
@@ -178,83 +160,20 @@ class WindowStream(IterableDataset):
             "pool_episodes": self.pool_episodes,
         }
 
-    def _rewind(self) -> None:
-        consumer, consumers = self._consumer()
-        start = {"epoch": 0, "unit": 0, "row": 0, "offset": 0}
-        self._positions = {
-            lane: {"drawn": 0, "datasets": [dict(start) for _ in self._paths]}
-            for lane in range(consumer, self.lanes, consumers)
-        }
-        self._next_lane = consumer
+    def _start(self) -> dict[str, Any]:
+        return {"drawn": 0, "datasets": [{"epoch": 0, "unit": 0, "row": 0, "offset": 0} for _ in self._paths]}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Position after the last window yielded by this consumer; JSON-able."""
-        if not self._positions:
-            self._rewind()
-        lanes = {}
-        consumer, consumers = self._consumer()
-        for lane, position in self._positions.items():
-            if lane % consumers != consumer:  # loaded with those of all consumers, and not yet iterated
-                continue
-            skipped = self._skips[lane]
-            counts = {str(shard): int(skipped[shard]) for shard in skipped.nonzero().flatten().tolist()}
-            lanes[str(lane)] = {**_copied(position), "skipped": counts}
-        return {
-            "stream": self._identity(),
-            "lanes": lanes,
-            "next_lane": self._next_lane if self._loaded is None else self._turn(),
-        }
+    def _lane_state(self, lane: int) -> dict[str, Any]:
+        skipped = self._skips[lane]
+        counts = {str(shard): int(skipped[shard]) for shard in skipped.nonzero().flatten().tolist()}
+        return {**super()._lane_state(lane), "skipped": counts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state` at the next `iter()`. It must cover this consumer's lanes; `merge_states` joins those of
-        several.
-        """
-        for name, value in self._identity().items():
-            if state["stream"].get(name) != value:
-                raise ValueError(f"the saved stream has {name}={state['stream'].get(name)}, this one {name}={value}")
-        self._loaded = dict(state)
-        self._positions = {int(lane): _copied(position) for lane, position in state["lanes"].items()}
+        super().load_state_dict(state)
         self._skips.zero_()
         for lane, position in state["lanes"].items():
             for shard, count in position["skipped"].items():
                 self._skips[int(lane), int(shard)] = count
-        self._next_lane = state["next_lane"]
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        consumer, consumers = self._consumer()
-        if consumers > self.lanes:
-            raise ValueError(
-                f"{consumers} consumers (ranks x workers) share {self.lanes} lanes; raise lanes to {consumers} or more"
-            )
-        mine = range(consumer, self.lanes, consumers)
-        if self._loaded is None:
-            self._rewind()
-        else:
-            missing = [lane for lane in mine if str(lane) not in self._loaded["lanes"]]
-            if missing:
-                raise ValueError(
-                    f"the saved state lacks lanes {missing} of consumer {consumer} of {consumers}: merge_states first"
-                )
-            self._positions = {lane: _copied(self._loaded["lanes"][str(lane)]) for lane in mine}
-            self._next_lane = self._turn()
-            self._loaded = None
-        streams = {lane: self._lane(lane, self._positions[lane]) for lane in mine}
-        while streams:
-            lane = self._next_lane
-            window = next(streams[lane], None) if lane in streams else None
-            following = lane + consumers
-            self._next_lane = following if following < self.lanes else consumer
-            if window is None:
-                streams.pop(lane, None)
-            else:
-                yield window
-
-    def _turn(self) -> int:
-        """The lane that comes next in the loaded state; this consumer's first one if it was of other consumers."""
-        consumer, consumers = self._consumer()
-        turns = self._loaded.get("turns", [self._loaded["next_lane"]])
-        mine = [lane for lane in turns if lane % consumers == consumer] if len(turns) == consumers else []
-        return mine[0] if mine else consumer
 
     def _lane(self, lane: int, state: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Windows of one lane from `state` on, which is kept up to date."""
@@ -373,21 +292,3 @@ class WindowStream(IterableDataset):
                 window["points_px"], window["depths_m"] = asked
         window["objective"] = objective
         return window
-
-
-def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Join the states of all consumers of one stream, so that any number of consumers can load the result."""
-    lanes: dict[str, Any] = {}
-    for state in states:
-        if state["stream"] != states[0]["stream"]:
-            raise ValueError(f"states of different streams: {states[0]['stream']} and {state['stream']}")
-        repeated = sorted(set(lanes) & set(state["lanes"]))
-        if repeated:
-            raise ValueError(f"two states hold the lanes {repeated}: they are not of one moment of one stream")
-        lanes |= state["lanes"]
-    turns = [state["next_lane"] for state in states]
-    return {"stream": states[0]["stream"], "lanes": lanes, "next_lane": turns[0], "turns": turns}
-
-
-def _copied(lane: Mapping[str, Any]) -> dict[str, Any]:
-    return {"drawn": lane["drawn"], "datasets": [dict(position) for position in lane["datasets"]]}

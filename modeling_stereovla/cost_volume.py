@@ -110,6 +110,28 @@ def regress_disparity(logits: torch.Tensor) -> torch.Tensor:
     return torch.einsum("bcdhw,d->bchw", logits.float().softmax(2), bins)
 
 
+def known_disparity(disparity_px: torch.Tensor, max_disparity: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What predictions at a quarter of the resolution are compared with.
+
+    Args:
+        disparity_px: true disparity (B, H, W) in px of the left view, 0 = unknown; H and W multiples of 4.
+        max_disparity: of the volume, px, exclusive.
+    Returns:
+        truth (B, 1, H/4, W/4) float32 in quarter-resolution px, taken at the centre of each 4x4 block, and where it is
+        known and within the volume, bool of the same shape.
+    """
+    truth = disparity_px[:, None, 2::4, 2::4].float() / 4
+    return truth, (truth > 0) & (truth < max_disparity / 4)
+
+
+def disparity_loss(predicted: torch.Tensor, disparity_px: torch.Tensor, max_disparity: int) -> torch.Tensor:
+    """Sum of the smooth L1 losses of the known pixels, in quarter-resolution px: FoundationStereo's loss of its initial
+    disparity, `predicted` (B, 1, H/4, W/4).
+    """
+    truth, known = known_disparity(disparity_px, max_disparity)
+    return (F.smooth_l1_loss(predicted.float(), truth, reduction="none") * known).sum()
+
+
 def sample_rows(rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Linear interpolation along the last axis, zero outside.
 

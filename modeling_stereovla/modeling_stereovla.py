@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput, cached_file
 
 from .action_expert import ActionExpert
 from .configuration_stereovla import StereoVLAConfig
+from .cost_volume import disparity_loss, known_disparity
 from .flow_matching import euler_integrate, euler_times, interpolate, sample_time
 from .layer_caches import RecordingCache
 from .pointing import Pointers, in_picture
@@ -376,7 +377,8 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
                 counts,
             )
         if disparity is not None and outputs.disparity is not None:
-            result.disparity_loss = self._disparity_losses(outputs.disparity, disparity) / counts["disparity"]
+            losses = disparity_loss(outputs.disparity, disparity, self.config.stereo_config.max_disparity)
+            result.disparity_loss = losses / counts["disparity"]
         weighted = [
             getattr(self.config, f"{name}_weight") * value
             for name in ("action_loss", "language_loss", "disparity_loss", "pointing_loss", "keyframe_loss")
@@ -402,7 +404,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
         if actions is not None:
             found["action"] = torch.tensor(len(actions)) if is_action is None else is_action.sum()
         if disparity is not None and self.config.stereo_config is not None:
-            found["disparity"] = self._known_disparity(disparity)[1].sum()
+            found["disparity"] = known_disparity(disparity, self.config.stereo_config.max_disparity)[1].sum()
         if self.pointers is not None and points is not None:
             found["pointing"] = in_picture(points, self.config.image_size).sum()
         if self.pointers is not None and displacement is not None:
@@ -498,18 +500,6 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
         from_end = attention_mask.flip(-1).cumsum(-1).flip(-1)  # 1 at the last valid token
         is_pose = from_end <= self.config.pose_dim + 1
         return attention_mask * ~(is_pose & hide_pose[:, None])
-
-    def _known_disparity(self, disparity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """True disparity (B, 1, H/4, W/4) in quarter-resolution px, taken at the centre of each 4x4 block of
-        (B, H, W) px, and where it is known and within the volume.
-        """
-        truth = disparity[:, None, 2::4, 2::4].float() / 4
-        return truth, (truth > 0) & (truth < self.config.stereo_config.max_disparity / 4)
-
-    def _disparity_losses(self, predicted: torch.Tensor, disparity: torch.Tensor) -> torch.Tensor:
-        """Sum of the smooth L1 losses of the known pixels, in quarter-resolution px."""
-        truth, known = self._known_disparity(disparity)
-        return (F.smooth_l1_loss(predicted.float(), truth, reduction="none") * known).sum()
 
     # ---- inference
     # ----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ from synthetic_dataset import make_row, write_dataset
 from torch.utils.data import DataLoader
 
 from dataset_builder import shards
-from dataset_builder.streaming import WindowStream, merge_states
+from dataset_builder.lanes import merge_states
+from dataset_builder.streaming import WindowStream
 
 LENGTHS = [5, 6, 4, 7, 5, 6]
 SECOND = shards.shard_path("train", 1, 3)

@@ -8,8 +8,10 @@ from torch.nn import functional as F
 from modeling_stereovla.cost_volume import (
     all_pairs_correlation,
     depth_to_disparity,
+    disparity_loss,
     disparity_to_depth,
     groupwise_correlation,
+    known_disparity,
     lookup_features,
     matching_volume,
     regress_disparity,
@@ -140,3 +142,15 @@ def test_depth_and_disparity_are_inverse():
     depth = disparity_to_depth(disparity, focal, baseline)
     torch.testing.assert_close(depth, torch.tensor([3.15, 0.42]))
     torch.testing.assert_close(depth_to_disparity(depth, focal, baseline), disparity)
+
+
+def test_disparity_loss_is_zero_at_the_truth_and_ignores_unknown_and_too_large_ones():
+    truth = torch.rand(2, 64, 64) * 20 + 1
+    predicted = (truth[:, None, 2::4, 2::4] / 4).clone()
+    assert disparity_loss(predicted, truth, 32) == 0
+    predicted[0, 0, 0, 0] += 5
+    assert disparity_loss(predicted, truth, 32) == pytest.approx(4.5)  # smooth L1: |e| - 1/2 beyond 1
+    for value in (0, 32):
+        truth[0, 2, 2] = value
+        assert disparity_loss(predicted, truth, 32) == 0
+        assert known_disparity(truth, 32)[1].sum() == 2 * 16 * 16 - 1

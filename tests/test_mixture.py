@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from synthetic_dataset import make_row, write_dataset
 
 from dataset_builder import shards
+from dataset_builder.lanes import merge_states
 from dataset_builder.mixture import load_meta
 from dataset_builder.statistics import compute_statistics, mix_statistics
-from dataset_builder.streaming import WindowStream, merge_states
+from dataset_builder.streaming import WindowStream
 
 FIRST, SECOND = [3, 5, 4, 6], [4, 2, 7, 3, 5, 4, 3]  # the robot of the second is called other_robot
 

@@ -11,8 +11,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from synthetic_dataset import make_row, write_dataset
 
-from dataset_builder import shards, streaming
-from dataset_builder.streaming import WindowStream, merge_states
+from dataset_builder import lanes as lane_streams
+from dataset_builder import shards
+from dataset_builder.lanes import merge_states
+from dataset_builder.streaming import WindowStream
 from dataset_builder.windows import WindowPool
 
 QUICK = (Phase.explicit, Phase.reuse, Phase.generate)
@@ -91,13 +93,13 @@ def consume(folder, rank, world_size, worker, workers, state=None, count=None, *
     )
     if state is not None:
         stream.load_state_dict(state)
-    original = streaming.get_worker_info
-    streaming.get_worker_info = lambda: SimpleNamespace(id=worker, num_workers=workers) if workers else None
+    original = lane_streams.get_worker_info
+    lane_streams.get_worker_info = lambda: SimpleNamespace(id=worker, num_workers=workers) if workers else None
     try:
         windows = list(islice(stream, count))
         return [(w["episode_index"], w["frame_index"]) for w in windows], json.loads(json.dumps(stream.state_dict()))
     finally:
-        streaming.get_worker_info = original
+        lane_streams.get_worker_info = original
 
 
 @settings(max_examples=15, deadline=None, phases=QUICK)

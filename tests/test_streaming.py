@@ -13,9 +13,10 @@ from synthetic_dataset import make_row, write_dataset
 from torch.utils.data import DataLoader
 
 from dataset_builder import schema, shards
+from dataset_builder.lanes import merge_states
 from dataset_builder.questions import processor_arguments
 from dataset_builder.statistics import compute_statistics
-from dataset_builder.streaming import WindowStream, merge_states
+from dataset_builder.streaming import WindowStream
 from processing import StereoImageProcessorPil, StereoProcessor, build_tokenizer
 
 LENGTHS = [3, 7, 4, 5, 6, 3, 8, 4, 5, 9, 3, 4]

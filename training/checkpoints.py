@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from dataset_builder.streaming import merge_states
+from dataset_builder.lanes import merge_states
 from training.feed import Feed
 
 # whole tensors on the main process, whatever the model is split over

@@ -1,12 +1,17 @@
 """Models to train, and their processors: of a preset's size, or one that was trained before."""
 
+import json
 import math
+from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 
-from modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
+from modeling_stereovla import StereoEncoderConfig, StereoEncoderModel, StereoVLAConfig, StereoVLAForActionPrediction
 from modeling_stereovla.robot_heads import sizes_of_robot
 from processing import StereoImageProcessorPil, StereoProcessor, build_tokenizer
+
+ADDED = ("architectures", "dtype", "transformers_version", "_name_or_path")  # to the configs within a config
 
 
 def untrained(preset: str, meta: dict) -> tuple[StereoVLAForActionPrediction, StereoProcessor]:
@@ -56,3 +61,40 @@ def trained(source: str, meta: dict) -> tuple[StereoVLAForActionPrediction, Ster
         **sizes,
     )
     return model.resize_heads(**sizes), processor
+
+
+def trained_stereo_encoder(source: str, **fields: Any) -> StereoEncoderModel:
+    """The stereo encoder in a folder or on the Hub, in float32, with single fields of its config replaced; ValueError
+    where there is none or where it lacks weights.
+    """
+    kind = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+    if kind != StereoEncoderConfig.model_type:
+        raise ValueError(f"{source} is a {kind!r}; expected a {StereoEncoderConfig.model_type!r}, a StereoEncoderModel")
+    model, report = StereoEncoderModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **fields)
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"{source} lacks {len(missing)} weights of a stereo encoder: {', '.join(missing[:5])}, ...")
+    return model
+
+
+def give_stereo_encoder(model: StereoVLAForActionPrediction, source: str) -> None:
+    """Loads the weights of the stereo encoder in `source` into the policy's; ValueError names the fields of their
+    configs that differ.
+    """
+    encoder, policy = trained_stereo_encoder(source), model.model.visual_tokens.stereo
+    if policy is None:
+        raise ValueError(f"{source} has nowhere to go: this model has no stereo encoder (stereo_config is None)")
+    wanted, given = (own_fields(part.config) for part in (policy, encoder))
+    if differing := [f"{name} ({wanted[name]}, {given[name]})" for name in wanted if wanted[name] != given[name]]:
+        raise ValueError(f"the stereo encoders of the model and of {source} differ in {', '.join(differing)}")
+    policy.load_state_dict(encoder.state_dict())
+
+
+def own_fields(config: StereoEncoderConfig) -> dict[str, Any]:
+    """The fields of the config as in JSON, without what saving and loading a folder adds."""
+
+    def plain(value: Any) -> Any:
+        return {k: plain(v) for k, v in value.items() if k not in ADDED} if isinstance(value, dict) else value
+
+    names = StereoEncoderConfig.__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__.keys()
+    fields = json.loads(config.to_json_string(use_diff=False))
+    return {name: plain(fields[name]) for name in sorted(names)}

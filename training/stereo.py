@@ -1,0 +1,369 @@
+"""Trains the stereo encoder alone, on pairs with true disparity.
+
+Smooth L1 on the initial disparity at a quarter of the resolution, as FoundationStereo trains it (arXiv 2501.09898,
+section 3.4) before its refinement, which StereoVLA does not use.
+"""
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from torch.nn.modules.batchnorm import _BatchNorm
+from tqdm.auto import tqdm
+
+from dataset_builder.disparity_sets import FORMATS, PairStream, open_pairs
+from dataset_builder.lanes import LaneStream
+from dataset_builder.options import option
+from dataset_builder.streaming import WindowStream
+from modeling_stereovla import StereoEncoderModel, StereoVLAConfig
+from modeling_stereovla.cost_volume import disparity_loss, known_disparity
+from processing import StereoImageProcessorPil
+from training.checkpoints import WHOLE, Average, checkpoints, load_checkpoint, save_checkpoint, write_tensors
+from training.disparity_errors import PICTURE_PAIRS, best_constant, draw_disparities, error_numbers, error_sums
+from training.feed import Feed
+from training.losses import agree, to_device
+from training.models import trained_stereo_encoder
+from training.options import augmentation, dataset_mixture
+from training.running import append_line, forget_after, learning_rate, prepare_output, told_to_end
+from training.stereo_pairs import Framing, PairBatches, collate
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Options
+# ----------------------------------------------------------------------------------------------------------------------
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"height": 64, "width": 64, "steps": 40, "batch_size": 8, "warmup_steps": 5, "checkpoint_every": 20},
+    "demo": {"height": 96, "width": 96, "zoom": 1.3, "steps": 1000, "batch_size": 16, "warmup_steps": 100},
+    # FoundationStereo's own sizes (section 4.1 there)
+    "full": {
+        "height": 320,
+        "width": 736,
+        "steps": 200_000,
+        "batch_size": 128,
+        "learning_rate": 1e-4,
+        "warmup_steps": 1000,
+        "flat_share": 0.8,
+        "checkpoint_every": 1000,
+        "mixed_precision": "bf16",
+        "workers": 4,
+    },
+}
+
+
+@dataclass
+class StereoOptions:
+    """Trains a StereoEncoderModel. Options marked (preset) default to the preset's value."""
+
+    dataset: list[str] = field(
+        metadata={
+            "help": "Datasets of this project, folders or Hub ids; of several, each may have a weight: PATH=0.3. With "
+            "--format the folders of a stereo set, or one dataset with columns."
+        }
+    )
+    output_dir: str = field(metadata={"help": "Where checkpoints, losses and the trained model go."})
+    preset: str = option("demo", "Size of model and run.", choices=list(PRESETS))
+    format: str = option("windows", "What the dataset is; windows = of this project.", choices=["windows", *FORMATS])
+    columns: str = option("left,right,disparity", "Names of these columns, for --format columns.")
+    disparity_unit: float = option(1.0, "Px per step of the disparity column; KITTI's PNG has 1/256 = 0.00390625.")
+    held_out: float = option(0.05, "Share of the pairs that is held out where a stereo set has no split validation.")
+    model: str | None = option(None, "Folder or Hub id of a stereo encoder to start from; untrained if not given.")
+    max_disparity: int = option(0, "Largest disparity in px, exclusive, a multiple of 32; 0 = the model's own.")
+    height: int = option(96, "Height of the training pairs, px, a multiple of 32 (preset).")
+    width: int = option(96, "Width of the training pairs, px, a multiple of 32 (preset).")
+    scale: str = option(
+        "fit",
+        "Pairs of other sizes are scaled until they just fill height and width, or keep their px; the rest is cut off.",
+        choices=["fit", "native"],
+    )
+    zoom: float = option(1.0, "Training pairs are enlarged further by a random factor of up to this (preset).")
+    augmentation: float = option(0.2, "Largest relative change of brightness, contrast and saturation of a pair.")
+    steps: int = option(1000, "Optimizer steps (preset).")
+    batch_size: int = option(16, "Pairs of one step, over all processes (preset).")
+    accumulation: int = option(1, "Parts that each process computes its share of a step in, one after the other.")
+    learning_rate: float = option(1e-3, "Peak learning rate (preset).")
+    warmup_steps: int = option(100, "Steps of linear warm-up (preset).")
+    flat_share: float = option(0.0, "Share of the steps at the peak, before the cosine to zero (preset).")
+    weight_decay: float = option(0.01, "Weight decay of AdamW.")
+    max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.")
+    freeze_batch_norm: bool = option(
+        False, "Batch norm keeps the statistics that the model came with: for small batches on a trained model."
+    )
+    mixed_precision: str = option("no", "Arithmetic of the activations (preset).", choices=["no", "bf16"])
+    seed: int = option(0, "Seed of the weights, the order of the data and the cuts.")
+    pool_episodes: int = option(30, "Episodes of each of 8 lanes that are shuffled together, for --format windows.")
+    workers: int = option(0, "Processes that prepare batches for each training process; 0 = itself (preset).")
+    log_every: int = option(10, "Steps between two lines of losses.jsonl.")
+    checkpoint_every: int = option(
+        100, "Steps between two checkpoints, each with the errors on held-out pairs (preset)."
+    )
+    keep_checkpoints: int = option(2, "Checkpoints that are kept.")
+    validation_pairs: int = option(64, "Held-out pairs that are scored at a checkpoint.")
+
+    def __post_init__(self):
+        counts = ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep_checkpoints")
+        for name in (*counts, "pool_episodes", "validation_pairs", "zoom"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("height", "width"):
+            if getattr(self, name) < 32 or getattr(self, name) % 32:
+                raise ValueError(f"--{name} is {getattr(self, name)} px; it must be a multiple of 32")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"--held_out is {self.held_out}; it must be a share in (0, 1)")
+        if len(self.columns.split(",")) != 3:
+            raise ValueError(f"--columns is {self.columns!r}; it needs three names, such as left,right,disparity")
+
+    @property
+    def framing(self) -> Framing:
+        return Framing(self.height, self.width, self.scale, self.zoom)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Model and data
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def build(options: StereoOptions) -> StereoEncoderModel:
+    """The model as it is trained: of the preset's size, the same as in the preset's policy, or given."""
+    torch.manual_seed(options.seed)
+    fields = {"max_disparity": options.max_disparity} if options.max_disparity else {}
+    if options.model is not None:
+        return trained_stereo_encoder(options.model, **fields)
+    config = StereoVLAConfig.from_preset(options.preset).stereo_config
+    if config.depth_anything_config is not None:
+        raise ValueError(
+            f"--preset {options.preset} has FoundationStereo's frozen monocular features, which must come trained: "
+            "give --model FOLDER, such as `python -m modeling_stereovla.convert_foundationstereo` writes"
+        )
+    return StereoEncoderModel(type(config)(**{**config.to_dict(), **fields}))
+
+
+def training_stream(options: StereoOptions, rank: int, world_size: int) -> LaneStream:
+    """Endless training pairs of this process."""
+    share = {"seed": options.seed, "rank": rank, "world_size": world_size}
+    if options.format == "windows":
+        return windows(options, "train", pool_episodes=options.pool_episodes, **share)
+    return PairStream(stereo_set(options, "train"), **share)
+
+
+def held_out_pairs(options: StereoOptions) -> Iterator[dict[str, Any]]:
+    """The held-out pairs that are scored: of random frames, or evenly spaced in a stereo set."""
+    if options.format == "windows":
+        return islice(windows(options, "validation", epochs=1), options.validation_pairs)
+    pairs = stereo_set(options, "validation")
+    chosen = np.linspace(0, len(pairs) - 1, min(len(pairs), options.validation_pairs)).round()
+    return (pairs[int(index)] for index in chosen)
+
+
+def windows(options: StereoOptions, split: str, **more: Any) -> WindowStream:
+    # camera questions need nothing of the data; they are not looked at
+    unasked = {"mixture": {"camera": 1.0}, "chunk_size": 1, "history": 1}
+    return WindowStream(dataset_mixture(options.dataset), split, depth_map_share=1.0, **unasked, **more)
+
+
+def stereo_set(options: StereoOptions, split: str) -> Any:
+    return open_pairs(
+        options.dataset, options.format, split, options.held_out, options.columns.split(","), options.disparity_unit
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Held-out errors
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def predict(model, pixel_values: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """Disparities (B, H, W) px on the CPU of pairs (B, 2, 3, H, W), in evaluation mode."""
+    trained = [module for module in model.modules() if module.training]  # not all: batch norm may be frozen
+    model.eval()
+    parts = [model(part.to(model.device)).disparity.float().cpu() for part in pixel_values.split(batch_size)]
+    for module in trained:
+        module.training = True
+    return torch.cat(parts)
+
+
+class HeldOut:
+    """Pairs that are not learned from, on the CPU of every process; each process scores its share of them."""
+
+    def __init__(self, options: StereoOptions, accelerator: Accelerator, max_disparity: int, batch_size: int):
+        pairs = [options.framing.apply(pair, random=False) for pair in held_out_pairs(options)]
+        self.pairs, self.accelerator = collate(pairs), accelerator
+        self.max_disparity, self.batch_size = max_disparity, batch_size
+        self.constant = best_constant(self.pairs["disparity"], max_disparity)
+        self.constant_errors = error_numbers(error_sums(self.constant, self.pairs["disparity"], max_disparity))
+
+    def errors(self, model) -> dict[str, float]:
+        """Errors over all pairs; the same on every process."""
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        mine = {name: values[rank::processes] for name, values in self.pairs.items()}
+        sums = torch.zeros(5, dtype=torch.float64)
+        if len(mine["disparity"]):
+            predicted = predict(model, mine["pixel_values"], self.batch_size)
+            sums = error_sums(predicted, mine["disparity"], self.max_disparity)
+        return error_numbers(self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum"))
+
+    def draw(self, model, path: Path) -> None:
+        """Picture of the first pairs."""
+        first = {name: values[:PICTURE_PAIRS] for name, values in self.pairs.items()}
+        predicted = predict(model, first["pixel_values"], self.batch_size)
+        draw_disparities(path, first["pixel_values"][:, 0], first["disparity"], predicted)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Loop
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def save_result(folder: Path, accelerator: Accelerator, model, options: StereoOptions, held_out: HeldOut) -> None:
+    """Writes the folder of the result, with its errors and one prediction, all of it or nothing."""
+    state = get_model_state_dict(model, options=WHOLE)
+    errors = held_out.errors(accelerator.unwrap_model(model))
+    if not accelerator.is_main_process:
+        return
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    accelerator.unwrap_model(model).save_pretrained(partial, state_dict=state)
+    StereoImageProcessorPil(size={"height": options.height, "width": options.width}).save_pretrained(partial)
+    # whoever loads the folder can compare: a load that succeeds is not yet a load of these weights
+    pair = held_out.pairs["pixel_values"][:1]
+    disparity = predict(StereoEncoderModel.from_pretrained(partial), pair, 1)
+    write_tensors(partial / "reference_prediction.safetensors", {"pixel_values": pair, "disparity": disparity})
+    summary = {
+        "summary": f"{options.steps:,} steps of {options.batch_size} pairs of {options.height} x {options.width} px, "
+        f"AdamW, peak learning rate {options.learning_rate:g}, seed {options.seed}.",
+        "held_out_pairs": len(held_out.pairs["disparity"]),
+        "errors": errors,
+        "best_constant": {"px": held_out.constant, **held_out.constant_errors},
+        "options": asdict(options),
+    }
+    (partial / "training.json").write_text(json.dumps(summary, indent=2))
+    os.replace(partial, folder)
+    print(f"held-out pairs: {in_words(errors)}; the best constant: {in_words(held_out.constant_errors)}")
+
+
+def in_words(errors: dict[str, float]) -> str:
+    text = f"end-point error {errors['end_point_px']:.2f} px, {100 * errors['bad_2']:.1f} % off by more than 2 px"
+    if errors["beyond_range"]:
+        text += f" ({100 * errors['beyond_range']:.1f} % beyond the volume left out)"
+    return text
+
+
+def train(options: StereoOptions) -> Path:
+    """Trains, or goes on training, and returns the folder of the model."""
+    with told_to_end() as signals:
+        return run(options, signals)
+
+
+def run(options: StereoOptions, signals: list[str]) -> Path:
+    """The training itself; it saves a checkpoint and ends where something comes into `signals`."""
+    output = Path(options.output_dir)
+    accelerator = Accelerator(mixed_precision=options.mixed_precision)
+    result, losses_file = output / "model", output / "losses.jsonl"
+    if (result / "training.json").exists():
+        accelerator.print(f"{result} is complete; delete {output} to train again")
+        return result
+    prepare_output(options, accelerator, output)
+    model = build(options)
+    max_disparity = model.config.max_disparity
+    part_size = options.batch_size // (accelerator.num_processes * options.accumulation)
+    stream = training_stream(options, accelerator.process_index, accelerator.num_processes)
+    held_out = HeldOut(options, accelerator, max_disparity, part_size)
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=options.learning_rate,
+        weight_decay=options.weight_decay,
+        fused=True,
+    )
+    model, optimizer = accelerator.prepare(model, optimizer)
+    unwrapped, average = accelerator.unwrap_model(model), Average(model, 0.0)
+    model.train()
+    for module in model.modules():
+        if options.freeze_batch_norm and isinstance(module, _BatchNorm):
+            module.eval()
+
+    step = 0
+    if found := checkpoints(output):
+        step = load_checkpoint(found[-1], accelerator, model, optimizer, average, stream)
+        accelerator.print(f"going on from {found[-1].name}")
+    if accelerator.is_main_process:
+        forget_after(losses_file, step)
+    batches = PairBatches(stream, part_size, options.framing, augmentation(options.augmentation))
+    feed = Feed(batches, options.workers, step * options.accumulation)
+
+    # since the last line of the log: steps, sum of their losses, pixels beyond the volume, known pixels
+    sums, since, waited = torch.zeros(4, device=accelerator.device), time.perf_counter(), 0.0
+    progress = tqdm(
+        total=options.steps, initial=step, desc="training", disable=not accelerator.is_main_process, unit="step"
+    )
+    while step < options.steps:
+        begin = time.perf_counter()
+        parts = [feed.take()[0] for _ in range(options.accumulation)]
+        waited += time.perf_counter() - begin
+        parts = [to_device(part, accelerator) for part in parts]
+        known = [{"disparity": known_disparity(part["disparity"], max_disparity)[1].sum()} for part in parts]
+        counts, _, stop = agree(accelerator, known, bool(signals))
+        # dropout: all randomness of a step follows from (seed, step, process), so there is nothing to save
+        torch.manual_seed((options.seed * 1_000_003 + step) * 1009 + accelerator.process_index)
+        rate = learning_rate(step, options)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        for number, part in enumerate(parts):
+            with nullcontext() if number == len(parts) - 1 else accelerator.no_sync(model):
+                predicted = model(part["pixel_values"]).initial_disparity
+                loss = disparity_loss(predicted, part["disparity"], max_disparity) / counts["disparity"]
+                accelerator.backward(loss)
+            beyond, seen = (part["disparity"] >= max_disparity).sum(), (part["disparity"] > 0).sum()
+            sums += torch.stack([loss.new_tensor(1 / len(parts)), loss.detach(), beyond, seen])
+        norm = float(accelerator.clip_grad_norm_(model.parameters(), options.max_grad_norm))
+        if not norm < float("inf"):
+            path = output / f"bad-batch-{step:07d}-{accelerator.process_index}.safetensors"
+            write_tensors(path, {f"{n}.{name}": value for n, part in enumerate(parts) for name, value in part.items()})
+            raise FloatingPointError(f"the gradient norm is {norm} at step {step}; its batch is saved as {path}")
+        optimizer.step()
+        optimizer.zero_grad()
+        step += 1
+        progress.update()
+        if step % options.log_every == 0:
+            seconds, since = time.perf_counter() - since, time.perf_counter()
+            count, loss, beyond, seen = accelerator.reduce(sums, reduction="sum").tolist()
+            line = {"step": step, "lr": rate, "grad_norm": norm, "waiting": waited / seconds}
+            line["samples_per_s"] = options.batch_size * options.log_every / seconds
+            line |= {"loss/disparity": loss / count, "beyond_range": beyond / max(seen, 1)}
+            sums, waited = torch.zeros_like(sums), 0.0
+            if accelerator.is_main_process:
+                append_line(losses_file, line)
+            progress.set_postfix(loss=f"{line['loss/disparity']:.3f}")
+        if step % options.checkpoint_every == 0 or step == options.steps or stop:
+            if not stop:
+                line = {"step": step}
+                line |= {f"validation/{name}": value for name, value in held_out.errors(unwrapped).items()}
+                if accelerator.is_main_process:
+                    append_line(losses_file, line)
+                    held_out.draw(unwrapped, output / "disparity.png")
+            folder = output / f"checkpoint-{step:07d}"
+            save_checkpoint(folder, accelerator, model, optimizer, average, step, feed)
+            if accelerator.is_main_process:
+                for old in checkpoints(output)[: -options.keep_checkpoints]:
+                    shutil.rmtree(old)
+            if stop:
+                accelerator.print(f"told to end: {folder.name} is saved, the same command goes on from it")
+                raise SystemExit(128 + signal.SIGTERM)
+    progress.close()
+
+    save_result(result, accelerator, model, options, held_out)
+    accelerator.print(f"trained model: {result}")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return result
