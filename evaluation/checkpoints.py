@@ -8,7 +8,9 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # one file, or an index of shards
-NEEDED = ("config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
+PROCESSOR = ("processor_config.json", "tokenizer.json", "tokenizer_config.json")
+NEEDED = ("config.json", *PROCESSOR)
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -17,7 +19,8 @@ class InputError(ValueError):
 
 
 def check_checkpoint(source: str, weights: bool = True) -> None:
-    """InputError unless `source` is a folder with all that a checkpoint needs, or has the form of a Hub id, owner/name.
+    """InputError unless `source` is a folder with all that a checkpoint or an adapter needs, or has the form of a Hub
+    id, owner/name.
 
     Args:
         weights: whether weights are needed too.
@@ -29,6 +32,8 @@ def check_checkpoint(source: str, weights: bool = True) -> None:
         raise InputError(f"{source!r} is neither a folder nor a Hub id such as 'owner/name'")
     if not folder.is_dir():
         raise InputError(f"{source!r} is a file; a checkpoint is a folder with {', '.join(NEEDED)} and {WEIGHTS[0]}")
+    if (folder / ADAPTER).is_file():
+        return _check_adapter(folder)
     missing = [name for name in NEEDED if not (folder / name).is_file()]
     if weights and not any((folder / name).is_file() for name in WEIGHTS):
         missing.append(" or ".join(WEIGHTS))
@@ -37,6 +42,22 @@ def check_checkpoint(source: str, weights: bool = True) -> None:
             missing += [file for file in _remote_code(folder / name) if not (folder / file).is_file()]
     if missing:
         raise InputError(f"{source!r} is no checkpoint: it lacks {', '.join(dict.fromkeys(missing))}")
+
+
+def adapted_model(source: str) -> str | None:
+    """Folder or Hub id of the model that the adapter `source`, a folder, changes; None where it is no adapter."""
+    path = Path(source) / ADAPTER
+    return json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"] if path.is_file() else None
+
+
+def _check_adapter(folder: Path) -> None:
+    missing = [name for name in (ADAPTER_WEIGHTS, *PROCESSOR) if not (folder / name).is_file()]
+    if missing:
+        raise InputError(f"{str(folder)!r} is no adapter: it lacks {', '.join(missing)}")
+    try:
+        check_checkpoint(adapted_model(str(folder)))
+    except InputError as error:
+        raise InputError(f"the model that the adapter {str(folder)!r} changes is missing: {error}") from error
 
 
 def _remote_code(path: Path) -> list[str]:
@@ -55,6 +76,8 @@ def fingerprint(source: str) -> str:
     if not folder.is_dir():
         return str(HfApi().model_info(source).sha)
     digest = hashlib.sha256()
+    if (base := adapted_model(source)) is not None:
+        digest.update(fingerprint(base).encode())
     for path in sorted([*folder.glob("*.safetensors"), *(folder / name for name in NEEDED)]):
         if path.is_file():
             with path.open("rb") as file:

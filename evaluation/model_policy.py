@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
-from evaluation.checkpoints import check_checkpoint
+from evaluation.checkpoints import adapted_model, check_checkpoint
 from evaluation.policies import Observation, Policy
 
 
@@ -19,8 +19,16 @@ def load_checkpoint(source: str, device: str = "cpu") -> tuple[Any, Any]:
 
 
 def load_untrained(source: str, seed: int = 0, device: str = "cpu") -> tuple[Any, Any]:
-    """A model of the same config with fresh weights drawn from `seed`, and the checkpoint's own processor."""
+    """A model of the same config with fresh weights drawn from `seed`, and the checkpoint's own processor. Of an
+    adapter in a folder: the model that it changes, with fresh heads where its robot has other sizes.
+    """
     check_checkpoint(source, weights=False)
+    if (base := adapted_model(source)) is not None:
+        model, _ = load_checkpoint(base, device)
+        processor = AutoProcessor.from_pretrained(source, trust_remote_code=True)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return model.resize_heads(processor.state_dim, processor.action_dim), processor
     config = AutoConfig.from_pretrained(source, trust_remote_code=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
