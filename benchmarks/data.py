@@ -40,9 +40,9 @@ from dataset_builder.checking import find_problems
 from dataset_builder.folders import INFO, PLAN, work_folder
 from dataset_builder.parts import finish
 from dataset_builder.recording import FPS, Recorder
+from dataset_builder.schema import VIEWS
 from dataset_builder.streaming import WindowStream
 
-VIEWS = ("observation.images.left", "observation.images.right")
 NUMBERS = ("observation.state", "action_plan", "action_plan_length", "keyframe_pose")
 CALIBRATION = ("focal_length_px", "principal_point_px", "baseline_m", "transform_camera_to_base")
 CODECS = {  # PyAV encoder and its options; both as LeRobot writes: 4:2:0, a key frame every 2 frames, quality 30

@@ -48,6 +48,8 @@ def _description_problems(folder: Path, entries: list[Mapping[str, Any]]) -> Ite
     except ValueError as error:
         yield f"{INFO}: {error}"
     else:
+        if "vertical_misalignment_px" not in info:
+            yield f"{INFO}: vertical_misalignment_px is missing: how many rows apart the views may lie, 0 = none"
         for split in sorted({*info["splits"], *(entry["split"] for entry in entries)}):
             own = [entry for entry in entries if entry["split"] == split]
             counted = {

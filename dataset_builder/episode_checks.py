@@ -1,16 +1,25 @@
 """What must be true of an episode of any origin: its timestamps, its views, and that these are a rectified pair.
 
 Every function returns the problems that it finds as lines of text that name the frame.
+
+Imports and `check` judge the same data by the same functions: the episode as a dataset of ours stores it, timestamps in
+float32 and views as they come out of their files, the one before it is written, the other after. So what an import
+accepts, `check` accepts. An import that crops or resizes judges the whole views too: nobody can do so later.
+
+Views may be misaligned on purpose (`simulation.WorldConfig`) or be known to be. A dataset says so in meta/info.json,
+`vertical_misalignment_px`, and offsets are judged beyond that. The unit is one row of the views, whatever their height:
+offsets cannot be measured to less. Renderings without anti-aliasing, drawn half a row apart, measure anything between 0
+and 1 row, at 64 px and at 128 px alike.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dataset_builder import shards
 from dataset_builder.folders import INFO
+from dataset_builder.schema import VIEWS
 from processing.camera_geometry import StereoReport, measure_stereo_pair
 
 # A step of two frame durations or more means that a frame is missing between; recorders jitter by less.
@@ -23,7 +32,7 @@ _FINE_WIDTH = 1280
 
 
 def timestamp_problems(timestamps_s: np.ndarray, fps: float) -> list[str]:
-    """Timestamps (n,) s that do not rise, leave out frames, or have another mean rate than `fps`."""
+    """Timestamps (n,) s, float32, that do not rise, leave out frames, or have another mean rate than `fps`."""
     bad = np.flatnonzero(~np.isfinite(timestamps_s))
     if len(bad):
         return [f"frame {frame}: the timestamp is {timestamps_s[frame]}" for frame in bad]
@@ -38,22 +47,23 @@ def timestamp_problems(timestamps_s: np.ndarray, fps: float) -> list[str]:
     return problems
 
 
-def measure_pair(left: np.ndarray, right: np.ndarray) -> StereoReport:
+def measure_pair(left: np.ndarray, right: np.ndarray, misalignment_px: float = 0.0) -> StereoReport:
     """The verdict on one pair of views, uint8 (h, w, 3) each, by matched patches: first coarse, then fine."""
-    coarse = measure_stereo_pair(left, right)
+    coarse = measure_stereo_pair(left, right, misalignment_px=misalignment_px)
     if coarse.status in ("identical", "swapped", "unrectified") or left.shape[1] <= 160:
         return coarse
-    fine = measure_stereo_pair(left, right, working_width=_FINE_WIDTH)
+    fine = measure_stereo_pair(left, right, working_width=_FINE_WIDTH, misalignment_px=misalignment_px)
     return coarse if fine.status == "unknown" else fine
 
 
-def pair_problems(pairs: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> tuple[list[str], bool]:
-    """Problems of some pairs {frame: (left, right)} of one episode, and whether any of them could be judged.
+def pair_problems(pairs: Mapping[int, Sequence[np.ndarray]], misalignment_px: float = 0.0) -> tuple[list[str], bool]:
+    """Problems of some pairs {frame: (left, right)} of one episode, and whether any of them could be judged. The views
+    of a pair may lie `misalignment_px` rows apart.
 
     A single pair can mislead (a mirror, a hand before one lens), so a verdict counts where at least half of the pairs
     that can be judged agree on it.
     """
-    reports = {frame: measure_pair(*pair) for frame, pair in pairs.items()}
+    reports = {frame: measure_pair(*pair, misalignment_px) for frame, pair in pairs.items()}
     judged = {frame: report for frame, report in reports.items() if report.status != "unknown"}
     problems = []
     for status in ("identical", "swapped", "unrectified"):
@@ -73,7 +83,7 @@ def _words(report: StereoReport) -> str:
         )
     return (
         f"the views are not rectified: matching points lie {report.vertical_offset_px:.1f} rows apart "
-        f"(median of {report.matches} matches)"
+        f"(median of {report.matches} matches), at most {report.vertical_limit_px:.1f} are allowed"
     )
 
 
@@ -82,36 +92,31 @@ def chosen_frames(length: int) -> list[int]:
     return sorted(set(np.linspace(0, length - 1, PAIRS_PER_EPISODE).round().astype(int).tolist()))
 
 
-def dataset_problems(folder: Path) -> list[str]:
-    """The same checks on a dataset folder of ours, whose shards can be read: one line per problem.
+def view_problems(images: Mapping[int, Sequence[bytes]], misalignment_px: float) -> tuple[list[str], bool]:
+    """`pair_problems` of stored views: {frame: files of left and right} of `chosen_frames`."""
+    problems, pairs = [], {}
+    for frame, files in images.items():
+        views = [shards.decode_image(key, data) for key, data in zip(VIEWS, files, strict=True)]
+        if views[0].shape != views[1].shape:
+            problems.append(f"frame {frame}: the left view is {views[0].shape}, the right one {views[1].shape}")
+        else:
+            pairs[frame] = views
+    found, judged = pair_problems(pairs, misalignment_px)
+    return problems + found, judged
 
-    Simulated views may be misaligned on purpose (`simulation.WorldConfig`), so rectification is checked where the data
-    was imported.
-    """
+
+def dataset_problems(folder: Path) -> list[str]:
+    """Problems of all episodes of a dataset folder of ours, whose shards can be read: one line each."""
     info = shards.read_json(folder / INFO)
     problems = []
     for entry in shards.read_json(folder / shards.MANIFEST)["shards"]:
         table = shards.read_table(folder / entry["path"])
         episodes, times = shards.numbers(table, "episode_index"), shards.numbers(table, "timestamp")
         for start in np.flatnonzero(np.diff(episodes, prepend=-1)):
-            length = int((episodes == episodes[start]).sum())
-            found = timestamp_problems(times[start : start + length], info["fps"])
-            rows = {frame: table.slice(int(start) + frame, 1).to_pylist()[0] for frame in chosen_frames(length)}
-            found += _view_problems(rows, "source" in info)
+            part = times[start : start + (episodes == episodes[start]).sum()]
+            rows = {frame: table.slice(int(start) + frame, 1).to_pylist()[0] for frame in chosen_frames(len(part))}
+            images = {frame: [row[key]["bytes"] for key in VIEWS] for frame, row in rows.items()}
+            found, _ = view_problems(images, info["vertical_misalignment_px"])
+            found = timestamp_problems(part, info["fps"]) + found
             problems += [f"{entry['path']}: episode {episodes[start]}, {problem}" for problem in found]
     return problems
-
-
-def _view_problems(rows: Mapping[int, Mapping[str, Any]], rectified: bool) -> list[str]:
-    pairs, problems = {}, []
-    for frame, row in rows.items():
-        views = [
-            shards.decode_image(key, row[key]["bytes"])
-            for key in ("observation.images.left", "observation.images.right")
-        ]
-        if views[0].shape != views[1].shape:
-            problems.append(f"frame {frame}: the left view is {views[0].shape}, the right one {views[1].shape}")
-        else:
-            pairs[frame] = views
-    found, _ = pair_problems(pairs)
-    return problems + [problem for problem in found if rectified or "not rectified" not in problem]

@@ -20,7 +20,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from dataset_builder import schema, shards
-from dataset_builder.episode_checks import chosen_frames, pair_problems, timestamp_problems
+from dataset_builder.episode_checks import chosen_frames, pair_problems, timestamp_problems, view_problems
 from dataset_builder.folders import PLAN, STATS, check_folder, count_shards, describe_folder, work_folder
 from dataset_builder.options import option
 from dataset_builder.rig import Rig, check_value
@@ -30,8 +30,7 @@ from dataset_builder.video import VideoError
 
 NO_NAME = "unnamed object"  # target.name of imported rows: their sources do not say which object is meant
 COLUMNS = (
-    "observation.images.left",
-    "observation.images.right",
+    *schema.VIEWS,
     "observation.state",
     "action",
     "keyframe_pose",
@@ -210,7 +209,8 @@ def check_episode(source: Source, rig: Rig, name: str) -> Finding:
         episode = source.read(name)
     except EpisodeError as error:
         return Finding(name, [str(error)])
-    problems = [*episode.problems, *timestamp_problems(episode.timestamps_s, source.fps)]
+    times = np.asarray(episode.timestamps_s, dtype=np.float32)  # as they are stored
+    problems = [*episode.problems, *timestamp_problems(times, source.fps)]
     problems += [f"frame {frame}: there is no instruction" for frame, t in enumerate(episode.tasks) if not t.strip()]
     problems += _calibration_problems(rig, episode)
     motion = map_motion(rig, episode.states, episode.actions)
@@ -236,7 +236,7 @@ def _calibration_problems(rig: Rig, episode: SourceEpisode) -> list[str]:
 def _picture_problems(source: Source, rig: Rig, name: str, episode: SourceEpisode) -> tuple[list[str], bool]:
     """Problems of the pictures, all of which are decoded, and whether a pair could be judged."""
     problems: list[str] = []
-    pairs = {}
+    taken, stored = {}, {}  # some pairs as they were taken, and as the files that will be written
     length = len(episode.timestamps_s)
     chosen = chosen_frames(length)
     try:
@@ -250,11 +250,15 @@ def _picture_problems(source: Source, rig: Rig, name: str, episode: SourceEpisod
                         f"the calibration is of {rig.size_px[0]}x{rig.size_px[1]} px"
                     )
             if frame in chosen and sizes == [rig.size_px] * 2:
-                pairs[frame] = views
+                taken[frame] = views
+                stored[frame] = [shards.encode_image(schema.VIEWS[0], rig.view(view)) for view in views]
     except VideoError as error:
         return [*problems, str(error)], True
-    found, judged = pair_problems(pairs)
-    return problems + found, judged or not pairs
+    found, judged = view_problems(stored, rig.stored_misalignment_px)
+    if (rig.crop_px or rig.resize_px) and not found:  # the whole views show more
+        found, more = pair_problems(taken, rig.vertical_misalignment_px)
+        found, judged = [f"{line}, before crop and resize" for line in found], judged or more
+    return problems + found, judged or not stored
 
 
 def _plan(config: ImportConfig, good: Mapping[str, Sequence[str]]) -> list[tuple[str, Path, range, list[str]]]:
@@ -346,6 +350,7 @@ def _finish(
         "state_dim": first.state_dim,
         "action_dim": first.action_dim,
         "state_is_pose": rig.is_pose,
+        "vertical_misalignment_px": rig.stored_misalignment_px,
         "license": rig.license,
         "source": content["source"],
         "dropped": {name: finding.problems for name, finding in findings.items() if finding.problems},

@@ -25,7 +25,6 @@ from dataset_builder.folders import INFO
 from dataset_builder.options import option
 from dataset_builder.video import VideoWriter
 
-CAMERAS = ("observation.images.left", "observation.images.right")
 MAPS = ("observation.depth", "observation.segmentation")
 CODECS = {"libx264": ("h264", 18), "libsvtav1": ("av1", 20)}  # encoder: (name of the codec, quality)
 CHUNK = 1000  # files per folder, LeRobot's default
@@ -75,7 +74,7 @@ def export_lerobot(config: LeRobotExportConfig) -> Path:
     for number, entry in enumerate(tqdm(entries, desc="exporting", unit="shard")):
         place = {"chunk_index": number // CHUNK, "file_index": number % CHUNK}
         table = shards.read_table(folder / entry["path"])
-        size = size or shards.decode_image(CAMERAS[0], table.column(CAMERAS[0])[0].as_py()["bytes"]).shape
+        size = size or shards.decode_image(schema.VIEWS[0], table.column(schema.VIEWS[0])[0].as_py()["bytes"]).shape
         found = _write_file(partial, table, place, info, config, maps, tasks, episodes, size)
         for key, values in found.items():
             collected.setdefault(key, []).append(values)
@@ -129,11 +128,11 @@ def _write_file(
     arrays = [pa.array(columns[item.name], type=item.type) for item in target]
     pq.write_table(pa.Table.from_arrays(arrays, schema=target), path)
     values = {key: columns[key].reshape(-1, 1) for key in _INDICES} | numbers
-    pictures = {key: _write_video(partial, table, key, place, fps, config.codec, size, starts) for key in CAMERAS}
+    pictures = {key: _write_video(partial, table, key, place, fps, config.codec, size, starts) for key in schema.VIEWS}
     for number, (start, length) in enumerate(zip(starts, lengths, strict=True)):
         part = slice(int(start), int(start + length))
         statistics = {key: _statistics(array[part]) for key, array in values.items()}
-        statistics |= {key: _statistics(pictures[key][number]) for key in CAMERAS}
+        statistics |= {key: _statistics(pictures[key][number]) for key in schema.VIEWS}
         episodes.append(
             {
                 "episode_index": len(episodes),
@@ -142,15 +141,15 @@ def _write_file(
                 **{f"data/{name}": index for name, index in place.items()},
                 "dataset_from_index": first + part.start,
                 "dataset_to_index": first + part.stop,
-                **{f"videos/{key}/{name}": index for key in CAMERAS for name, index in place.items()},
-                **{f"videos/{key}/from_timestamp": part.start / fps for key in CAMERAS},
-                **{f"videos/{key}/to_timestamp": part.stop / fps for key in CAMERAS},
+                **{f"videos/{key}/{name}": index for key in schema.VIEWS for name, index in place.items()},
+                **{f"videos/{key}/from_timestamp": part.start / fps for key in schema.VIEWS},
+                **{f"videos/{key}/to_timestamp": part.stop / fps for key in schema.VIEWS},
                 "meta/episodes/chunk_index": 0,
                 "meta/episodes/file_index": 0,
                 **{f"stats/{key}/{name}": v for key, stats in statistics.items() for name, v in stats.items()},
             }
         )
-    return values | {key: np.concatenate(pictures[key]) for key in CAMERAS}
+    return values | {key: np.concatenate(pictures[key]) for key in schema.VIEWS}
 
 
 def _write_video(
@@ -239,7 +238,7 @@ def _info(
     }
     names = ["height", "width", "channels"]
     features: dict[str, Any] = {
-        key: {"dtype": "video", "shape": [height, width, 3], "names": names, "info": video} for key in CAMERAS
+        key: {"dtype": "video", "shape": [height, width, 3], "names": names, "info": video} for key in schema.VIEWS
     }
     features |= {key: {"dtype": "image", "shape": [height, width, 1], "names": names} for key in maps}
     for key, count in _vectors(info).items():
@@ -286,11 +285,12 @@ def _rig(info: Mapping[str, Any], size: tuple[int, int, int]) -> dict[str, Any]:
     return {
         "embodiment": info["embodiments"][0],
         "license": info.get("license", "apache-2.0"),
-        "cameras": {"left": CAMERAS[0], "right": CAMERAS[1]},
+        "cameras": {"left": schema.VIEWS[0], "right": schema.VIEWS[1]},
         "calibration": {
             "size_px": [size[1], size[0]],
             **{key: f"calibration.{key}" for key in schema.CALIBRATION_KEYS},
         },
         "state": state,
         "action": action,
+        "vertical_misalignment_px": info["vertical_misalignment_px"],
     }

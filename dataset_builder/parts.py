@@ -123,6 +123,7 @@ def finish(folder: Path, content: Mapping[str, Any]) -> None:
         "state_dim": schema.STATE_DIM,
         "action_dim": schema.ACTION_DIM,
         "state_is_pose": True,
+        "vertical_misalignment_px": max(abs(rows) for rows in content["world"]["vertical_misalignment_px"]),
         "cameras": camera_ranges([folder / task.path for task in tasks]),
         "build": content,
     }

@@ -17,7 +17,9 @@
 Optional: `parts_px: {left: [x, y, width, height], right: ...}` where one image holds both views; `crop_px: [x, y,
 width, height]` and `resize_px: [width, height]` of both views, which the calibration follows; `tool: [x, y, z, roll,
 pitch, yaw]`, the pose of our tool frame (see `schema`) in the frame that the robot reports; `fps` where the source does
-not say it. A value of the calibration may also be the name of a column of the source, for a camera that moves.
+not say it; `vertical_misalignment_px`, rows that matching points of the views are known to lie apart at most: without
+it, episodes are refused from about one row on. A value of the calibration may also be the name of a column of the
+source, for a camera that moves.
 """
 
 import difflib
@@ -78,6 +80,13 @@ class Rig:
     resize_px: tuple[int, ...] | None = None
     tool: tuple[float, ...] = (0.0,) * 6
     fps: float | None = None
+    vertical_misalignment_px: float = 0.0
+
+    @property
+    def stored_misalignment_px(self) -> float:
+        """`vertical_misalignment_px` in rows of what `view` makes of a view."""
+        height = self.crop_px[3] if self.crop_px else self.size_px[1]
+        return self.vertical_misalignment_px * (self.resize_px[1] / height if self.resize_px else 1.0)
 
     @property
     def size_px(self) -> tuple[int, int]:
@@ -163,6 +172,9 @@ def make_rig(content: Any, where: str) -> Rig:
         values["tool"] = _numbers(values["tool"], 6, f"{where}: tool")
     if values.get("fps") is not None and not (isinstance(values["fps"], int | float) and values["fps"] > 0):
         raise ValueError(f"{where}: fps is {values['fps']!r}, expected a positive number")
+    rows = values.get("vertical_misalignment_px", 0.0)
+    if not isinstance(rows, int | float) or isinstance(rows, bool) or not 0 <= rows <= size[1]:
+        raise ValueError(f"{where}: vertical_misalignment_px is {rows!r}, expected 0 ... {size[1]} rows")
     if values.get("parts_px") is not None:
         values["parts_px"] = _parts(values["parts_px"], size, f"{where}: parts_px")
     if not isinstance(values["cameras"], Mapping):

@@ -30,6 +30,7 @@ PLAN_LENGTH = 16  # steps of `action_plan` in data that our builder writes
 DEPTH_UNIT_M = 1e-4  # one step of the stored 16-bit depth; 65535 steps = 6.55 m
 MAX_DEPTH_M = 65535 * DEPTH_UNIT_M
 SEGMENTATION = {"background": 0, "robot": 1, "gripper": 2, "target": 3}  # 4 and above: other objects
+VIEWS = ("observation.images.left", "observation.images.right")
 CALIBRATION_KEYS = ("focal_length_px", "principal_point_px", "baseline_m", "transform_camera_to_base")
 
 

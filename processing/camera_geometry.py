@@ -118,6 +118,7 @@ class StereoReport:
     status: str  # "ok", "swapped", "unrectified", "identical", or "unknown" where too few patches can be matched
     matches: int
     vertical_offset_px: float  # median absolute difference of the rows of matching points; NaN without matches
+    vertical_limit_px: float  # a larger offset makes a pair unrectified
     disparity_px: float  # median; negative = the right view lies to the left
     negative_disparities: float  # share of the matches whose disparity is clearly negative
 
@@ -134,7 +135,9 @@ _MAX_VERTICAL_PX = 0.8  # median row offset of a rectified pair
 _SAME_ROW_PX = 0.6
 
 
-def measure_stereo_pair(left: np.ndarray, right: np.ndarray, working_width: int = _WORKING_WIDTH) -> StereoReport:
+def measure_stereo_pair(
+    left: np.ndarray, right: np.ndarray, working_width: int = _WORKING_WIDTH, misalignment_px: float = 0.0
+) -> StereoReport:
     """Match patches of two views, uint8 (h, w, 3) each, and say whether they can be a rectified pair.
 
     Corner-like patches of the left view are searched in the right one by normalised cross-correlation over all
@@ -147,26 +150,28 @@ def measure_stereo_pair(left: np.ndarray, right: np.ndarray, working_width: int 
 
     The limits are px of views that are reduced to at most `working_width` columns. The default is made for every
     call of a policy (10 ms); the width of the views themselves finds offsets of a single row, and none above 12.
+    Views that are meant to lie up to `misalignment_px` rows apart (px of the views as given) may do so.
     """
-    if np.array_equal(left, right) and left.std() > 1:
-        return StereoReport("identical", 0, 0.0, 0.0, 0.0)
     factor = -(-left.shape[1] // working_width)
+    limit = _MAX_VERTICAL_PX * factor + misalignment_px
+    if np.array_equal(left, right) and left.std() > 1:
+        return StereoReport("identical", 0, 0.0, limit, 0.0, 0.0)
     left_gray, right_gray = _gray(left, factor), _gray(right, factor)
     rows, columns = _corners(left_gray)
     matched, vertical, disparity = _match(left_gray, right_gray, rows, columns)
     if len(vertical) < _MIN_MATCHES:
-        return StereoReport("unknown", len(vertical), float("nan"), float("nan"), float("nan"))
+        return StereoReport("unknown", len(vertical), float("nan"), limit, float("nan"), float("nan"))
     plane = _fitted_plane(columns[matched], rows[matched], vertical)
-    offset = float(np.median(np.abs(plane)))
+    offset = float(np.median(np.abs(plane))) * factor
     explained = (np.abs(vertical - plane) < _SAME_ROW_PX).mean()
     same_row = (np.abs(vertical) < _SAME_ROW_PX).mean()
     negative = float((disparity < -1).mean())
     status = "ok"
-    if offset > _MAX_VERTICAL_PX and explained >= max(0.5, 2 * same_row):
+    if offset > limit and explained >= max(0.5, 2 * same_row):
         status = "unrectified"
     elif negative > 0.5:
         status = "swapped"
-    return StereoReport(status, len(vertical), offset * factor, float(np.median(disparity)) * factor, negative)
+    return StereoReport(status, len(vertical), offset, limit, float(np.median(disparity)) * factor, negative)
 
 
 def check_stereo_pair(left: np.ndarray, right: np.ndarray, name: str = "images") -> StereoReport:
@@ -178,7 +183,7 @@ def check_stereo_pair(left: np.ndarray, right: np.ndarray, name: str = "images")
     if report.status == "unrectified":
         raise StereoPairError(
             f"{name}: the views are not rectified: matching points differ by {report.vertical_offset_px:.1f} rows "
-            f"(median of {report.matches} matches)" + advice
+            f"(median of {report.matches} matches), at most {report.vertical_limit_px:.1f} are allowed" + advice
         )
     if report.status == "swapped":
         raise StereoPairError(

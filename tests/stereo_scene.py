@@ -1,19 +1,28 @@
 """Textured stereo pairs and poses that say which frame they are, with numpy and Pillow alone."""
 
+import math
+
 import numpy as np
 from PIL import Image
 
 
-def textured_pair(seed: int, width: int, height: int, disparity: int = 6, rows: int = 0) -> list[np.ndarray]:
+def textured_pair(seed: int, width: int, height: int, disparity: int = 6, rows: float = 0) -> list[np.ndarray]:
     """[left, right] uint8 (height, width, 3) of a wall with blobs, `disparity` px apart; right is `rows` px lower."""
     rng = np.random.default_rng(seed)
-    margin = abs(disparity) + abs(rows)
+    margin = abs(disparity) + math.ceil(abs(rows))
     size = (height + 2 * margin) // 4 + 2, (width + 2 * margin) // 4 + 2
     # mostly grey: video halves the resolution of colours
     small = (rng.integers(20, 216, (*size, 1)) + rng.integers(0, 20, (*size, 3))).astype(np.uint8)
     wall = np.asarray(Image.fromarray(small).resize((small.shape[1] * 4, small.shape[0] * 4), Image.Resampling.BICUBIC))
-    cut = [(margin, margin), (margin - rows, margin + disparity)]
-    return [np.ascontiguousarray(wall[y : y + height, x : x + width]) for y, x in cut]
+
+    def cut(y: int, x: int) -> np.ndarray:
+        return np.ascontiguousarray(wall[y : y + height, x : x + width])
+
+    whole = math.floor(rows)
+    right = cut(margin - whole, margin + disparity)
+    if share := rows - whole:
+        right = (1 - share) * right + share * cut(margin - whole - 1, margin + disparity)
+    return [cut(margin, margin), np.round(right).astype(np.uint8)]
 
 
 def poses(episode: int, length: int) -> np.ndarray:

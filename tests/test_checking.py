@@ -10,11 +10,14 @@ from dataset_builder import shards
 from dataset_builder.checking import find_problems
 from dataset_builder.statistics import compute_statistics
 
+SPLIT = {"episodes": 4, "frames": 14, "shards": 2}
+INFO = {"vertical_misalignment_px": 0.0, "splits": {"train": SPLIT}}
+
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     folder = write_dataset(tmp_path_factory.mktemp("dataset"), [3, 4, 2, 5], 2)
-    shards.write_json(folder / "meta/info.json", {"splits": {"train": {"episodes": 4, "frames": 14, "shards": 2}}})
+    shards.write_json(folder / "meta/info.json", INFO)
     shards.write_json(folder / "meta/stats.json", compute_statistics(sorted((folder / "data").iterdir())))
     (folder / "README.md").write_text("card")
     return folder
@@ -117,8 +120,9 @@ def test_descriptions_that_are_missing_or_disagree_are_named(copy):
     stats = shards.read_json(copy / "meta/stats.json")
     stats["franka_panda"]["action"]["std"][2] = float("nan")
     shards.write_json(copy / "meta/stats.json", stats)
-    shards.write_json(copy / "meta/info.json", {"splits": {"train": {"episodes": 4, "frames": 15, "shards": 2}}})
+    shards.write_json(copy / "meta/info.json", {"splits": {"train": {**SPLIT, "frames": 15}}})
     problems = "\n".join(find_problems(copy))
+    assert "info.json: vertical_misalignment_px is missing" in problems
     for part in ("README.md: missing", ".partial: a build is at work", "'frames': 15", "action of franka_panda is not"):
         assert part in problems
     (copy / "meta/info.json").write_text("{")

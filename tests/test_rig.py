@@ -67,6 +67,8 @@ def changed(path: str, value):
         (changed("tool", [0, 0]), "tool is .*expected 6 numbers"),
         (changed("parts_px", {"left": [0, 0, 10, 10], "right": [0, 0, 10, 10]}), "must be the calibration's size_px"),
         (changed("fps", 0), "fps is 0"),
+        (changed("vertical_misalignment_px", -1), "vertical_misalignment_px is -1, expected 0 ... 480 rows"),
+        (changed("vertical_misalignment_px", "1"), "vertical_misalignment_px is '1', expected 0 ... 480 rows"),
         ({}, "lacks embodiment, license, cameras, calibration"),
         (None, "is None, expected keys and values"),
     ],

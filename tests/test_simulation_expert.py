@@ -61,20 +61,6 @@ def test_every_kind_of_object_is_picked_up(kind):
     assert rollout(world, 7) and world.target.kind == kind
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("noise_m, least", [(0.0, 198), (0.01, 196), (0.015, 180)])
-def test_expert_succeeds_on_200_easy_seeds(world, noise_m, least):
-    assert sum(rollout(world, seed, noise_m, steps=60) for seed in range(200)) >= least
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("preset", ["default", "geometry"])
-@pytest.mark.parametrize("task", TASKS)
-def test_expert_succeeds_on_100_seeds(preset, task):
-    world = World(WorldConfig.from_preset(preset, tasks=task, image_size=32))
-    assert sum(rollout(world, seed, steps=120) for seed in range(100)) >= 95
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_every_object_can_be_the_target(world, seed):
     world.reset(seed)

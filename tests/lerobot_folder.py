@@ -1,0 +1,127 @@
+"""LeRobot datasets to import: one that lerobot wrote, and small ones that are written here by plain pyarrow."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from stereo_scene import textured_pair
+
+from dataset_builder import shards
+from dataset_builder.importing import import_dataset
+from dataset_builder.lerobot_source import LeRobotImportConfig, open_lerobot
+from dataset_builder.rig import read_rig
+from dataset_builder.video import VideoWriter
+
+ROOT = Path(__file__).parent.parent
+WRITTEN = ROOT / "tests/lerobot_written/dataset"  # by lerobot itself, see make.py beside it
+SIZE, FPS, LENGTHS = 96, 12, (7, 5, 6)
+TASKS = ("pick up the cup", "open the drawer", "pick up the cup")
+TRANSFORM = [[0, 0, 1, -0.8], [-1, 0, 0, 0], [0, -1, 0, 0.1], [0, 0, 0, 1]]
+PLACE = {"position": [0, 1, 2], "rpy": [3, 4, 5], "gripper": 6, "gripper_closed_open": [0, 1]}
+RIG = {
+    "embodiment": "test_arm",
+    "license": "mit",
+    "cameras": {"left": "observation.images.eye_a", "right": "observation.images.eye_b"},
+    "calibration": {
+        "size_px": [SIZE, SIZE],
+        "focal_length_px": [100.0, 100.0],
+        "principal_point_px": [48.0, 48.0],
+        "baseline_m": 0.063,
+        "transform_camera_to_base": TRANSFORM,
+    },
+    "state": {"column": "observation.state", **PLACE},
+    "action": {"column": "action", "kind": "absolute", **PLACE},
+}
+
+
+def write_rig(folder: Path, **changes) -> Path:
+    path = folder / "rig.yaml"
+    path.write_text(yaml.safe_dump({**RIG, **changes}))
+    return path
+
+
+def import_config(source: Path, folder: Path, name: str = "out", **options) -> LeRobotImportConfig:
+    rig = options.pop("rig", {})
+    return LeRobotImportConfig(
+        source=str(source),
+        config=str(write_rig(folder, **rig)),
+        out=str(folder / name),
+        **{"episodes_per_shard": 1, **options},
+    )
+
+
+def import_folder(options: LeRobotImportConfig) -> Path:
+    """Import as the command does; returns the dataset."""
+    rig = read_rig(Path(options.config))
+    return import_dataset(options, rig, open_lerobot(options, rig))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def rows_of(folder: Path, split: str) -> list[dict]:
+    return [row for path in sorted((folder / "data").glob(f"{split}-*")) for row in shards.read_rows(path)]
+
+
+def rewrite_shard(folder: Path, change) -> None:
+    """The first shard as `change` leaves its table, with a manifest that agrees."""
+    paths = sorted(path.relative_to(folder) for path in (folder / "data").glob("*.parquet"))
+    table = pq.read_table(folder / paths[0])
+    pq.write_table(change(table).replace_schema_metadata(table.schema.metadata), folder / paths[0])
+    by_split = {split: [path for path in paths if path.name.startswith(split)] for split in ("train", "validation")}
+    shards.write_manifest(folder, by_split)
+
+
+def write_lerobot(folder: Path, states: np.ndarray, actions: np.ndarray, rows: Sequence[float] = (0,)) -> Path:
+    """Wide pictures that hold both views, and vectors of any size, by plain pyarrow: one episode per item of `rows`,
+    whose right views are so many rows lower.
+    """
+    length, count, size = len(states), len(rows), (SIZE, 2 * SIZE)
+    (folder / "videos/eyes/chunk-000").mkdir(parents=True)
+    with VideoWriter(folder / "videos/eyes/chunk-000/file-000.mp4", FPS, size[::-1], "libx264", 12) as writer:
+        for lower in rows:
+            for frame in range(length):
+                writer.write(np.concatenate(textured_pair(frame, SIZE, SIZE, rows=lower), axis=1))
+    frames, episodes = np.tile(np.arange(length), count), np.repeat(np.arange(count), length)
+    vectors = {"joints": states, "targets": actions}
+    columns = {key: list(np.tile(values.astype(np.float32), (count, 1))) for key, values in vectors.items()}
+    columns |= {"timestamp": (frames / FPS).astype(np.float32), "frame_index": frames, "index": np.arange(len(frames))}
+    columns |= {"episode_index": episodes, "task_index": 0 * frames}
+    (folder / "data/chunk-000").mkdir(parents=True)
+    pq.write_table(pa.table({k: pa.array(v) for k, v in columns.items()}), folder / "data/chunk-000/file-000.parquet")
+    place = {"data/chunk_index": 0, "data/file_index": 0, "videos/eyes/chunk_index": 0, "videos/eyes/file_index": 0}
+    entries = [
+        {
+            **place,
+            "episode_index": number,
+            "length": length,
+            "videos/eyes/from_timestamp": number * length / FPS,
+            "videos/eyes/to_timestamp": (number + 1) * length / FPS,
+        }
+        for number in range(count)
+    ]
+    (folder / "meta/episodes/chunk-000").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(entries), folder / "meta/episodes/chunk-000/file-000.parquet")
+    pd.DataFrame({"task_index": [0]}, index=["fold the towel"]).to_parquet(folder / "meta/tasks.parquet")
+    info = {"codebase_version": "v3.0", "fps": FPS, "total_episodes": count, "splits": {"train": f"0:{count}"}}
+    info |= {"data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"}
+    info |= {"video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"}
+    info["features"] = {"eyes": {"dtype": "video"}, "joints": {"dtype": "float32"}, "targets": {"dtype": "float32"}}
+    (folder / "meta/info.json").write_text(json.dumps(info))
+    return folder
+
+
+AS_THEY_ARE = {
+    "cameras": {"left": "eyes", "right": "eyes"},
+    "parts_px": {"left": [0, 0, SIZE, SIZE], "right": [SIZE, 0, SIZE, SIZE]},
+    "state": {"column": "joints"},
+    "action": {"column": "targets"},
+    "crop_px": [0, 16, 96, 64],
+    "resize_px": [48, 32],
+}
