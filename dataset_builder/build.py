@@ -26,12 +26,13 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from dataset_builder import shards
+from dataset_builder import schema, shards
 from dataset_builder.folders import PLAN, check_folder, work_folder
 from dataset_builder.options import option
 from dataset_builder.parts import Task, finish, plan_shards
 from dataset_builder.recording import FPS, Recorder, RecordingConfig
 from simulation import WorldConfig
+from simulation.robots import ROBOTS
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"train_episodes": 4, "validation_episodes": 2, "episodes_per_shard": 2, "image_size": 64, "processes": 1},
@@ -86,12 +87,16 @@ class BuildConfig(RecordingConfig):
         return WorldConfig.from_preset(**own, **extra)
 
     def content(self) -> dict[str, Any]:
-        """The options that decide the bytes, the world's spelled out, and versions of what draws and encodes."""
+        """The options that decide the bytes, the world's spelled out, what the numbers of a state and of an action are,
+        and versions of what draws and encodes.
+        """
         values = {key: value for key, value in dataclasses.asdict(self).items() if key not in _NOT_CONTENT}
         versions = {
             name: importlib.metadata.version(name) for name in ("mujoco", "numpy", "pillow", "pyarrow", "datasets")
         }
-        values |= {"fps": FPS, "world": dataclasses.asdict(self.world_config()), "versions": versions}
+        world = self.world_config()
+        values |= {"fps": FPS, "world": dataclasses.asdict(world), "versions": versions}
+        values["axes"] = ROBOTS[world.robot].axes
         return json.loads(json.dumps(values))  # tuples become lists, as in the file that this is compared with
 
 
@@ -173,6 +178,7 @@ def _end_with_parent() -> None:
 
 def _record_shard(task: Task) -> None:
     config, folder = _worker["config"], _worker["folder"]
+    size = len(ROBOTS[config.world_config().robot].axes)
     rows: list[dict[str, Any]] = []
     failures: Counter[str] = Counter()
     for index in task.episodes:
@@ -187,5 +193,5 @@ def _record_shard(task: Task) -> None:
         rows,
         temporary=_worker["partial"] / f"{task.path.name}.{os.getpid()}",
         info={"failures": dict(sorted(failures.items())), "episodes": len(task.episodes)},
-        plan_length=config.plan_length,
+        layout=schema.features(config.plan_length, size, size),
     )

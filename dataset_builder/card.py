@@ -90,12 +90,13 @@ def _text(info: dict[str, Any], stats: dict[str, Any], frames: int) -> str:
     build = info["build"]
     reasons = ", ".join(f"{count} x {reason}" for reason, count in info["failed_attempts"].items()) or "none"
     episodes = sum(split["episodes"] for split in info["splits"].values())
+    own = "" if info["state_is_pose"] else f" State and action are {', '.join(build['axes'])} by the rules below."
     view = "a new camera pose for every frame" if build["camera_per_frame"] else "one camera pose per episode"
     return f"""# {_TITLE}
 
-A Franka Panda picks up the object that the instruction names: {frames} frames in {episodes} episodes, recorded in
-MuJoCo at {info["fps"]} Hz with a rectified stereo pair. Every frame has depth, segmentation, boxes, calibration, and
-the scripted expert's ideal plan from that very state.
+The simulated robot `{info["embodiments"][0]}` does what the instruction says: {frames} frames in {episodes} episodes,
+recorded in MuJoCo at {info["fps"]} Hz with a rectified stereo pair. Every frame has depth, segmentation, boxes,
+calibration, and the scripted expert's ideal plan from that very state.{own}
 
 ![Left view, right view, disparity of the left view]({PICTURE.as_posix()})
 
@@ -112,7 +113,8 @@ the scripted expert's ideal plan from that very state.
 - Camera range: {build["camera_range"]}, {view}.
 - {build["relabel"]:.0%} of the frames before the grasp are labelled for a random object of the scene, so `task`,
   `target.*` and the labels may change within an episode.
-- Physics decides about success: the target, held by friction alone, at least 5 cm above where it stood.
+- Physics decides about success: the target, held by friction alone, at least 5 cm above where it stood, or let go and
+  at rest on its destination.
 
 {_table(["world", "value"], [[key, _short(value)] for key, value in sorted(build["world"].items())])}
 
@@ -124,8 +126,8 @@ Smallest and largest over all frames; of the left camera, in the robot base.
 {_contents(info, stats)}
 ## Licence
 
-Apache-2.0. The pictures show the Franka Panda model of robosuite (MIT), whose meshes derive from Franka Robotics' own
-description packages (Apache-2.0).
+Apache-2.0. The pictures may show models from robosuite (MIT): groceries, and where the embodiment is `franka_panda` the
+Franka Panda, whose meshes derive from Franka Robotics' own description packages (Apache-2.0).
 """
 
 

@@ -120,9 +120,9 @@ def finish(folder: Path, content: Mapping[str, Any]) -> None:
         "splits": splits,
         "failed_attempts": dict(sorted(failures.items())),
         "columns": columns,
-        "state_dim": schema.STATE_DIM,
-        "action_dim": schema.ACTION_DIM,
-        "state_is_pose": True,
+        "state_dim": len(content["axes"]),
+        "action_dim": len(content["axes"]),
+        "state_is_pose": len(content["axes"]) == schema.STATE_DIM,  # a pose has all axes that there are
         "vertical_misalignment_px": max(abs(rows) for rows in content["world"]["vertical_misalignment_px"]),
         "cameras": camera_ranges([folder / task.path for task in tasks]),
         "build": content,

@@ -14,11 +14,11 @@ from dataset_builder import schema
 from dataset_builder.options import option
 from dataset_builder.shards import encode_row
 from simulation import Expert, World, WorldConfig
+from simulation.robot import POSE
 from simulation.tasks import Task
 from simulation.world import NoViewError
 
 FPS = 10
-EMBODIMENT = "franka_panda"
 SPLITS = ("train", "validation", "test")
 FIRST_SEED = 2**32  # evaluation's seeds are smaller
 MAX_ATTEMPTS = 20
@@ -134,7 +134,7 @@ class Recorder:
                 except NoViewError:
                     return rows, NO_VIEW
             task = world.task
-            before = not held and not world.placed and world.lift_m < MOVED_M and world.state()[6] > OPEN
+            before = not held and not world.placed and world.lift_m < MOVED_M and world.state()[-1] > OPEN
             if relabel.random() < config.relabel and before:
                 world.choose_task(self._standing(relabel))
             row = self._row(index, len(rows))
@@ -183,7 +183,7 @@ class Recorder:
             "action_plan": plan,
             "action_plan_length": int(length),
             "keyframe_pose": keyframe,
-            "state_is_pose": True,
+            "state_is_pose": world.robot.axes == POSE,
             **{f"calibration.{key}": seen["calibration"][key] for key in schema.CALIBRATION_KEYS},
             "observation.depth": seen.get("depth"),
             "observation.segmentation": seen.get("segmentation"),
@@ -191,7 +191,7 @@ class Recorder:
             "target.box_left_px": seen.get("box_left"),
             "target.box_right_px": seen.get("box_right"),
             "task": world.instruction,
-            "embodiment": EMBODIMENT,
+            "embodiment": world.robot.embodiment,
             "episode_index": index,
             "frame_index": frame,
             "timestamp": frame / FPS,
@@ -204,7 +204,8 @@ class Recorder:
         config = self.config
         action = action.astype(np.float64)
         action[:3] += rng.normal(0.0, spread * config.noise_m, 3) if config.noise_m else 0.0
-        action[3:6] += rng.normal(0.0, spread * config.noise_rad, 3) if config.noise_rad else 0.0
+        turns = action[3:-1]
+        turns += rng.normal(0.0, spread * config.noise_rad, len(turns)) if config.noise_rad else 0.0
         if rng.random() < config.push_probability:
             direction = rng.normal(size=3)
             action[:3] += direction / np.linalg.norm(direction) * rng.uniform(min(0.02, config.push_m), config.push_m)

@@ -113,11 +113,9 @@ def encode_row(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def rows_to_table(
-    rows: Sequence[Mapping[str, Any]], plan_length: int = schema.PLAN_LENGTH, layout: Features | None = None
-) -> pa.Table:
+def rows_to_table(rows: Sequence[Mapping[str, Any]], layout: Features | None = None) -> pa.Table:
     """Encoded rows -> arrow table with the schema of `layout`, by default that of all columns of `schema.features`."""
-    target = (schema.features(plan_length) if layout is None else layout).arrow_schema
+    target = (schema.features() if layout is None else layout).arrow_schema
     arrays = []
     for column in schema.ROW:
         if column.key not in target.names:
@@ -138,7 +136,6 @@ def write_shard(
     *,
     temporary: Path,
     info: Mapping[str, Any] | None = None,
-    plan_length: int = schema.PLAN_LENGTH,
     layout: Features | None = None,
 ) -> None:
     """Write encoded rows to `path`: first to `temporary` on the same file system, then renamed, so `path` is whole or
@@ -146,7 +143,7 @@ def write_shard(
 
     `info` (JSON-able) goes into the file's metadata; `shard_info` reads it.
     """
-    table = rows_to_table(rows, plan_length, layout)
+    table = rows_to_table(rows, layout)
     metadata = {**table.schema.metadata, INFO_KEY: json.dumps(dict(info or {}), sort_keys=True).encode()}
     temporary.parent.mkdir(parents=True, exist_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)

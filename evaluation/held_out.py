@@ -36,7 +36,7 @@ GRIPPER, TARGET = 2, 3  # values of the stored segmentation
 
 @dataclass(frozen=True)
 class HeldOutRow:
-    """One frame. Images (H, W, 3) uint8; states (n, 7) of the episode so far; plan (P, 7), `plan_length` steps valid.
+    """One frame. Images (H, W, 3) uint8; states (n, S) of the episode so far; plan (P, A), `plan_length` steps valid.
 
     depth_m: (H, W) of the left view, 0 = unknown. points_px: (2,) px (u, v) of "target" and "gripper", where in view.
     boxes_px: (2, 4) left and right, None unless both views show the target.

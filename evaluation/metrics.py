@@ -65,11 +65,26 @@ def gripper_class(command: np.ndarray) -> np.ndarray:
     return (command > GRIPPER_COMMAND).astype(int) - (command < -GRIPPER_COMMAND).astype(int)
 
 
+def whole_pose(values: np.ndarray) -> np.ndarray:
+    """Poses or actions (..., 7), or (..., 5) of robots whose tool only turns about the vertical: x, y, z m, yaw rad,
+    gripper -> (..., 7) x, y, z m, roll, pitch, yaw rad, gripper.
+    """
+    values = np.asarray(values)
+    if values.shape[-1] == 7:
+        return values
+    if values.shape[-1] == 5:
+        return np.insert(values, [3, 3], 0, axis=-1)
+    raise ValueError(
+        f"vectors of {values.shape[-1]} numbers: errors are known for 7 (x, y, z, roll, pitch, yaw, gripper) and 5 "
+        "(x, y, z, yaw, gripper)"
+    )
+
+
 def action_errors(predicted: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> dict[str, np.ndarray]:
     """Errors of predicted action chunks at their valid steps; N = number of valid steps.
 
     Args:
-        predicted, truth: (B, chunk, 7): dx, dy, dz m, droll, dpitch, dyaw rad, gripper command.
+        predicted, truth: (B, chunk, 7): dx, dy, dz m, droll, dpitch, dyaw rad, gripper command; or 5, see `whole_pose`.
         valid: (B, chunk) bool, the valid steps lead.
 
     Returns:
@@ -78,6 +93,7 @@ def action_errors(predicted: np.ndarray, truth: np.ndarray, valid: np.ndarray) -
     """
     if predicted.shape != truth.shape or valid.shape != truth.shape[:2]:
         raise ValueError(f"shapes differ: predicted {predicted.shape}, truth {truth.shape}, valid {valid.shape}")
+    predicted, truth = whole_pose(predicted), whole_pose(truth)
     difference = (predicted - truth)[..., :3]
     ends = np.linalg.norm((difference * valid[..., None]).sum(axis=1), axis=-1)
     return {
@@ -113,7 +129,10 @@ def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def keyframe_errors(predicted: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
-    """Errors of keyframe poses (B, 7) xyz m, rpy rad, gripper 0..1: (B,) xy_cm, z_cm, rotation_deg, gripper_right."""
+    """Errors of keyframe poses (B, 7) xyz m, rpy rad, gripper 0..1, or 5, see `whole_pose`: (B,) xy_cm, z_cm,
+    rotation_deg, gripper_right.
+    """
+    predicted, truth = whole_pose(predicted), whole_pose(truth)
     difference = np.asarray(predicted, dtype=np.float64) - np.asarray(truth, dtype=np.float64)
     return {
         "xy_cm": 1e2 * np.linalg.norm(difference[:, :2], axis=-1),

@@ -21,7 +21,7 @@ class Observation:
     """What a policy may know of one environment at the moment it acts.
 
     slot: number of the environment; seed: of its episode; step: steps executed so far.
-    states: (n, 7) float32, every state of the episode at 10 Hz, the present one last; m, rad, gripper 0..1.
+    states: (n, S) float32, every state of the episode at 10 Hz, the present one last; m, rad, gripper 0..1.
     left, right: (H, W, 3) uint8 RGB; None unless the policy needs images.
     """
 
@@ -46,7 +46,9 @@ class Policy(ABC):
 
     @abstractmethod
     def act(self, observations: Sequence[Observation]) -> list[np.ndarray]:
-        """One float32 (n, 7) chunk per observation: dx, dy, dz m, droll, dpitch, dyaw rad, gripper command."""
+        """One float32 (n, A) chunk per observation: dx, dy, dz m, droll, dpitch, dyaw rad, gripper command, or what
+        else the robot's actions are.
+        """
 
 
 class StillPolicy(Policy):
@@ -58,7 +60,8 @@ class StillPolicy(Policy):
         self.chunk_size = chunk_size
 
     def act(self, observations: Sequence[Observation]) -> list[np.ndarray]:
-        return [np.zeros((self.chunk_size, 7), np.float32) for _ in observations]
+        # every simulated robot's action has as many numbers as its state
+        return [np.zeros((self.chunk_size, o.states.shape[-1]), np.float32) for o in observations]
 
 
 class ExpertPolicy(Policy):

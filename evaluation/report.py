@@ -57,7 +57,9 @@ def success_metrics(summaries: dict[str, Any], options: dict[str, Any]) -> list[
         if name in summaries:
             label = "scripted expert" if name == "expert" else "the same model untrained"
             text += f"; {label}: {percent(summaries[name]['success_rate'])} of {summaries[name]['episodes']}"
-    where = f"simulated Panda at a table, unseen seeds, camera range {options['trained']['world.camera_range']}"
+    saved = options["trained"]
+    robot = saved.get("world.robot", "panda").capitalize()  # results from before there were other robots do not say
+    where = f"simulated {robot} at a table, unseen seeds, camera range {saved['world.camera_range']}"
     return [metric("success rate", "success_rate", numbers["success_rate"], text, where)]
 
 
@@ -130,7 +132,7 @@ def film_episode(out: Path, results: dict[str, Any], seed: int) -> dict[str, Any
         )
     world = {key.removeprefix("world."): value for key, value in saved.items() if key.startswith("world.")}
     world = {key: tuple(value) if isinstance(value, list) else value for key, value in world.items()}
-    config = RolloutConfig(WorldConfig(**world), saved["execution_horizon"], saved["max_steps"], saved["embodiment"])
+    config = RolloutConfig(WorldConfig(**world), saved["execution_horizon"], saved["max_steps"])
     policy = make_policy(spec, num_steps=saved["num_steps"] or None)
     for number in seeds:
         observations, record = film(policy, number, config)

@@ -25,7 +25,6 @@ class RolloutConfig:
     world: WorldConfig = field(default_factory=WorldConfig)
     execution_horizon: int = 3
     max_steps: int = 60
-    embodiment: str = "franka_panda"
 
     def __post_init__(self):
         for name in ("execution_horizon", "max_steps"):
@@ -60,7 +59,7 @@ class Episode:
             seed=self.seed,
             step=self.steps,
             instruction=self.world.instruction,
-            embodiment=self.config.embodiment,
+            embodiment=self.world.robot.embodiment,
             states=np.stack(self.states),
             left=views["left"],
             right=views["right"],

@@ -1,5 +1,5 @@
-"""The world: a Franka Panda at a table, seen by a rectified stereo pair, with a scripted expert. Needs the extra `sim`
-(mujoco, gymnasium).
+"""The world: a Franka Panda or a SCARA arm at a table, seen by a rectified stereo pair, with a scripted expert. Needs
+the extra `sim` (mujoco, gymnasium).
 """
 
 import os

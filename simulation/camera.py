@@ -27,6 +27,23 @@ RANGES = {
 
 
 @dataclass(frozen=True)
+class Mount:
+    """Where a robot's rig stands instead: the poses of `NOMINAL` and `RANGES` turned by `azimuth_deg`, raised by
+    `elevation_deg`, and `distance` times as far away.
+    """
+
+    azimuth_deg: float = 0.0
+    elevation_deg: float = 0.0
+    distance: float = 1.0
+
+    def pose(self, center: np.ndarray, azimuth_deg: float, elevation_deg: float, distance_m: float) -> np.ndarray:
+        """See `orbit_pose`."""
+        return orbit_pose(
+            center, azimuth_deg + self.azimuth_deg, elevation_deg + self.elevation_deg, distance_m * self.distance
+        )
+
+
+@dataclass(frozen=True)
 class Rig:
     """A stereo rig: `pose` (4, 4) of its centre, OpenCV axes, in the base frame; lengths in m."""
 
@@ -40,9 +57,9 @@ class Rig:
         return calibration(self.pose, self.fovy_deg, self.baseline_m, image_size)
 
 
-def draw_rig(config: "WorldConfig", center: np.ndarray, rng: np.random.Generator) -> Rig:
+def draw_rig(config: "WorldConfig", mount: Mount, center: np.ndarray, rng: np.random.Generator) -> Rig:
     """Random rig within the config's ranges, looking at `center` (3,)."""
-    pose = draw_rig_pose(config.camera_range, center, rng)
+    pose = draw_rig_pose(config.camera_range, mount, center, rng)
     fovy, baseline = rng.uniform(*config.fovy_deg), rng.uniform(*config.baseline_m)
     lower = rng.uniform(*config.vertical_misalignment_px)
     return Rig(pose, fovy, baseline, math.atan(lower / focal_length(fovy, config.height)))
@@ -67,16 +84,16 @@ def orbit_pose(center: np.ndarray, azimuth_deg: float, elevation_deg: float, dis
     return pose
 
 
-def draw_rig_pose(camera_range: str, center: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def draw_rig_pose(camera_range: str, mount: Mount, center: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Random (4, 4) pose of the rig's centre within "small", "medium" or "large" around `center` (3,), the point
-    looked at.
+    looked at, on a robot's mount.
     """
     limits = RANGES[camera_range]
     if camera_range == "small":
-        pose = orbit_pose(center, **NOMINAL)
+        pose = mount.pose(center, **NOMINAL)
         pose[:3, 3] += rng.uniform(-1, 1, 3) * limits["shift_m"]
     else:
-        pose = orbit_pose(center, **{key: rng.uniform(*limits[key]) for key in NOMINAL})
+        pose = mount.pose(center, **{key: rng.uniform(*limits[key]) for key in NOMINAL})
     pose[:3, :3] = pose[:3, :3] @ rpy_to_matrix(np.radians(rng.uniform(-1, 1, 3) * limits["turn_deg"]))
     return pose
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from simulation.camera import RANGES
 from simulation.objects import COLORS, CONTAINERS, GRASPABLES, PRIMITIVES, SMALL_OR_THIN, STACKABLES
+from simulation.robots import ROBOTS
 
 TASKS = ("pick", "stack", "move")
 WORDINGS = ("full", "varied")
@@ -47,6 +48,7 @@ class WorldConfig:
     config and seed give the same bytes. The defaults are the preset "default".
 
     Attributes:
+        robot: "panda" or "scara"; see `simulation.robots`. It has cameras of its own: `from_preset` gives them.
         tasks: which tasks episodes ask for, each equally often: "pick", "stack", "move".
         wording: "full" = "pick up the {color} {object}"; "varied" leaves "the" and a colour that is not needed out at
             random.
@@ -74,6 +76,7 @@ class WorldConfig:
         start_in_view: False: neither view shows the gripper at the start.
     """
 
+    robot: str = "panda"
     tasks: tuple[str, ...] = TASKS
     wording: str = "varied"
     keyframes: tuple[str, ...] = KEYFRAMES
@@ -114,8 +117,8 @@ class WorldConfig:
 
     @classmethod
     def from_preset(cls, preset: str = "default", **changes: Any) -> "WorldConfig":
-        """The config of a preset with `changes`; lists, as JSON has them, count as tuples. ValueError for an unknown
-        preset or option, with the nearest one.
+        """The config of a preset, its lens and baseline as the robot's own cameras have them, with `changes`; lists, as
+        JSON has them, count as tuples. ValueError for an unknown preset or option, with the nearest one.
         """
         check_choice("preset", preset, tuple(PRESETS))
         known = tuple(item.name for item in dataclasses.fields(cls))
@@ -124,10 +127,17 @@ class WorldConfig:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"it has preset, {', '.join(known)}"
                 raise ValueError(f"world has no option {name!r}; {hint}")
-        values = {**PRESETS[preset], **changes}
+        robot = changes.get("robot", cls.robot)
+        check_choice("robot", robot, tuple(ROBOTS))
+        values = dict(PRESETS[preset])
+        for name, factor in ROBOTS[robot].lens.items():
+            value = values.get(name, getattr(cls, name))
+            values[name] = tuple(factor * end for end in value) if isinstance(value, tuple) else factor * value
+        values |= changes
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
     def __post_init__(self):
+        check_choice("robot", self.robot, tuple(ROBOTS))
         check_choice("camera_range", self.camera_range, tuple(RANGES))
         check_choice("wording", self.wording, WORDINGS)
         for name, known in (

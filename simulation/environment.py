@@ -10,19 +10,20 @@ import numpy as np
 from gymnasium import spaces
 
 from simulation.config import WorldConfig
-from simulation.robot import CONTROL_HZ, MAX_STEP_M, MAX_STEP_RAD
+from simulation.robot import CONTROL_HZ
+from simulation.robots import ROBOTS
 from simulation.world import World
 
 ENVIRONMENT_ID = "StereoVLA/Tabletop-v0"
 MAX_STEPS = 120  # 12 s; the expert needs 45 at most
-STATE_LIMIT = np.array([1.5, 1.5, 1.5, np.pi, np.pi, np.pi, 1.0], np.float32)  # the arm reaches 0.86 m
+STATE_LIMIT = np.array([1.5, 1.5, 1.5, np.pi, np.pi, np.pi, 1.0], np.float32)  # the longest arm reaches 0.86 m
 
 
 class TabletopEnv(gymnasium.Env):
     """Pick up, stack or move the named object.
 
-    Observation: left, right uint8 (H, W, 3); state float32 (7,) and calibration as in World; instruction, text.
-    Action float32 (7,): see World.step, bounded by the arm's 8 cm and 0.5 rad a step. Reward: 1.0 on the step that
+    Observation: left, right uint8 (H, W, 3); state float32 (n,) and calibration as in World; instruction, text.
+    Action float32 (n,): see World.step, bounded by the longest step of the robot. Reward: 1.0 on the step that
     succeeds, else 0.0; the episode terminates there. info: success, progress, target, destination ("" when there is
     none). `reset(seed=n)` gives the world of seed n; without a seed the next world is drawn from the environment's own
     generator.
@@ -39,12 +40,13 @@ class TabletopEnv(gymnasium.Env):
         self.world = World(WorldConfig.from_preset(**config))
         config = self.world.config
         image = spaces.Box(0, 255, (config.height, config.width, 3), np.uint8)
+        robot = ROBOTS[config.robot]
         low = np.concatenate([-STATE_LIMIT[:6], [0.0]]).astype(np.float32)
         self.observation_space = spaces.Dict(
             {
                 "left": image,
                 "right": image,
-                "state": spaces.Box(low, STATE_LIMIT),
+                "state": spaces.Box(robot.from_pose(low), robot.from_pose(STATE_LIMIT)),
                 "instruction": spaces.Text(max_length=64, charset=string.ascii_lowercase + " "),
                 "calibration": spaces.Dict(
                     {
@@ -56,7 +58,7 @@ class TabletopEnv(gymnasium.Env):
                 ),
             }
         )
-        limit = np.array([MAX_STEP_M] * 3 + [MAX_STEP_RAD] * 3 + [1.0], np.float32)
+        limit = robot.from_pose(np.array([robot.max_step_m] * 3 + [robot.max_step_rad] * 3 + [1.0], np.float32))
         self.action_space = spaces.Box(-limit, limit)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:

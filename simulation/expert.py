@@ -8,8 +8,9 @@ import numpy as np
 
 from simulation.config import KEYFRAMES
 from simulation.geometry import matrix_to_rpy, rpy_to_matrix
-from simulation.grasps import OPENING_M, Grasp, choose_grasp, half_height
+from simulation.grasps import Grasp, choose_grasp, half_height
 from simulation.layout import FINGER_REACH_M, block_half
+from simulation.robot import TIPS_M
 from simulation.tasks import rest_height
 
 if TYPE_CHECKING:
@@ -22,11 +23,9 @@ LIFT_M = 0.10
 FUNNEL_RADIUS_M, FUNNEL_SLOPE, MAX_FUNNEL_SLOPE = 0.008, 3.0, 10.0
 TIGHT_M, ROOMY_M = 0.006, 0.016  # gaps beside the target
 YAW_ARM_M = 0.04  # a yaw error of 1 rad counts as this distance from the grasp
-GRIPPER_RATE = 0.25  # opening per step while closing freely
 WIDTH_MARGIN_M = 0.02
 LET_GO_M, STUCK_M = 0.004, 0.015  # opening beyond the target's width
 WIDE_OPEN = 0.98  # opening that is enough for every target
-TIPS_M = 0.009  # finger tips below the tool
 # over what is passed on the way: so much higher than its top, less the further it is to the side
 CLEARANCE_M, CLEARANCE_SLOPE, ENTRY_SLOPE = 0.02, 2.0, 6.0
 RISE_FIRST_M = 0.02  # so much too low, the tool only rises
@@ -51,6 +50,8 @@ class Situation:
     position: np.ndarray  # (3,) tool
     rpy: np.ndarray  # (3,) tool
     opening: float  # [0, 1]
+    opening_m: float  # between the pads at 1
+    closing_rate: float  # opening per step while closing freely
     held: bool  # both pads touch the target, and not beside its middle
     grasp: Grasp  # of the target as it lies
     lift_z: float  # tool height at which the pick is complete
@@ -93,7 +94,7 @@ class Expert:
         opening = world.robot.opening()
         # pads closer than the width hold a round thing beside its middle: take it again, unless it is in the air
         # already; pads wider apart have something askew stuck between them
-        spare = opening * OPENING_M - grasp.width
+        spare = opening * world.robot.opening_m - grasp.width
         held = world.held and (spare > -0.005 or world.lift_m > 0.01) and spare < STUCK_M
         below = (position[2] if held else grasp.position[2]) - (center[2] - half)
         place, released = None, False
@@ -113,6 +114,8 @@ class Expert:
             position=position,
             rpy=rpy,
             opening=opening,
+            opening_m=world.robot.opening_m,
+            closing_rate=world.robot.closing_rate,
             held=held,
             grasp=grasp,
             lift_z=rest_z + LIFT_M,
@@ -153,22 +156,22 @@ class Expert:
         return self.world.success and now.position[2] > now.lift_z - 0.01
 
     def plan(self, horizon: int) -> tuple[np.ndarray, int, np.ndarray]:
-        """(actions float32 (horizon, 7), number of valid actions, next keyframe float32 (7,): x, y, z, roll, pitch,
-        yaw, gripper).
+        """(actions float32 (horizon, n), number of valid actions, next keyframe float32 (n,): x, y, z, roll, pitch,
+        yaw, gripper), of the axes that the robot has.
 
         The rest of `actions` holds still with the gripper closed, or open where the target was placed. The keyframe is
         the next of those that the world's config names; see `keyframe_of`.
         """
-        now = self.situation()
-        keyframe = keyframe_of(now, self.world.config.keyframes)[1]
+        now, own = self.situation(), self.world.robot.from_pose
+        keyframe = own(keyframe_of(now, self.world.config.keyframes)[1])
         actions = np.zeros((horizon, 7), np.float32)
         actions[:, 6] = -1.0 if now.place is None else 1.0
         for index in range(horizon):
             if now.finished:
-                return actions, index, keyframe
+                return own(actions), index, keyframe
             actions[index] = decide(now)
             now = predict(now, actions[index])
-        return actions, horizon, keyframe
+        return own(actions), horizon, keyframe
 
 
 def keyframe_of(now: Situation, names: tuple[str, ...] = KEYFRAMES) -> tuple[str, np.ndarray]:
@@ -215,14 +218,14 @@ def ready_to_close(now: Situation) -> bool:
     cos, sin = math.cos(now.rpy[2]), math.sin(now.rpy[2])
     across = abs(cos * offset[0] + sin * offset[1])  # along the finger faces
     between = abs(-sin * offset[0] + cos * offset[1])  # along the closing direction
-    free = max(0.0, (now.opening * OPENING_M - grasp.width) / 2)
+    free = max(0.0, (now.opening * now.opening_m - grasp.width) / 2)
     small = grasp.width < 0.024  # a small thing needs the middle of the pads
     return (
         across < (0.006 if small else 0.010 if grasp.round else 0.014) + 0.014 * slack
         and between < min(0.016, free) + 0.014 * slack
         and -0.02 < -offset[2] < (0.004 if small or grasp.rise > 0.025 else 0.012) + 0.012 * slack
         and abs(grasp.yaw - now.rpy[2]) < 0.20 + 0.40 * slack
-        and now.opening * OPENING_M > grasp.width - 0.006
+        and now.opening * now.opening_m > grasp.width - 0.006
     )
 
 
@@ -255,7 +258,7 @@ def approach(now: Situation) -> np.ndarray:
     grasp = now.grasp
     offset = grasp.position[:2] - now.position[:2]
     distance = float(np.linalg.norm(offset))
-    gap = (OPENING_M - grasp.width) / 2  # between an open finger and the target
+    gap = (now.opening_m - grasp.width) / 2  # between an open finger and the target
     # where there is room, the tool comes down while it moves the last step to the side
     lead = SPEED_M * min(1.0, max(0.0, (gap - TIGHT_M) / (ROOMY_M - TIGHT_M)))
     left = max(0.0, distance - lead) + YAW_ARM_M * max(0.0, abs(grasp.yaw - now.rpy[2]) - TURN_RAD)
@@ -265,7 +268,7 @@ def approach(now: Situation) -> np.ndarray:
     slope = min(MAX_FUNNEL_SLOPE, max(FUNNEL_SLOPE, slope))
     height = min(HOVER_M, max(0.0, left - radius) * slope)
     # fingers that are not open enough to pass the target stay above it
-    missing = min(WIDE_OPEN, (grasp.width + WIDTH_MARGIN_M) / OPENING_M) - now.opening
+    missing = min(WIDE_OPEN, (grasp.width + WIDTH_MARGIN_M) / now.opening_m) - now.opening
     height = max(height, HOVER_M * min(1.0, max(0.0, missing * 5.0)))
     return over_obstacles(now, offset, grasp.position[2] + height, grasp.position[2] + ENTRY_SLOPE * left)
 
@@ -312,11 +315,11 @@ def travel_height(now: Situation) -> float:
 def predict(now: Situation, action: np.ndarray) -> Situation:
     """The situation one step later if the motion is perfect: fingers move at their rate, a held target moves along."""
     move = action[:3].astype(np.float64)
-    width = now.grasp.width / OPENING_M
+    width = now.grasp.width / now.opening_m
     opening = (
-        min(1.0, now.opening + GRIPPER_RATE)
+        min(1.0, now.opening + now.closing_rate)
         if action[6] > 0
-        else max(now.opening - GRIPPER_RATE, min(width, now.opening))
+        else max(now.opening - now.closing_rate, min(width, now.opening))
     )
     held = (now.held and action[6] < 0) or (action[6] < 0 and opening <= width + 1e-9)
     released = not held and (now.released or now.held)

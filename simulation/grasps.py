@@ -10,7 +10,6 @@ import numpy as np
 from simulation.geometry import wrap_angle
 from simulation.objects import KINDS, TableObject
 
-OPENING_M = 0.08
 GRASP_FLOOR_M = 0.0135  # lowest tool height over a surface: the finger tips are 9 mm below the tool centre
 THIN_FLOOR_M, THIN_M = 0.011, 0.0125  # the same for what is less high than this
 MAX_RISE_M = 0.035  # of the object over the tool: the palm is 4.5 cm over it

@@ -6,6 +6,7 @@ import numpy as np
 
 from simulation.objects import KINDS, TableObject
 
+# bounds over all robots, so that the same seed lays out the same scene for each of them
 FINGER_REACH_M = 0.066  # outer side of an open finger from the tool centre
 MIN_DISTANCE_M = 0.095  # between centres: an open hand then reaches every object (200/200 in the prototype)
 HAND_REACH_M = 0.105  # of the hand's own ends, which are over the fingers

@@ -1,4 +1,4 @@
-"""Builds the MuJoCo model of one episode: Panda, table, objects, stereo rig, lights, textures."""
+"""Builds the MuJoCo model of one episode: robot, table, objects, stereo rig, lights, textures."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from simulation.layout import block_half
 from simulation.objects import KINDS, TableObject
 from simulation.shapes import Solid
 
-PANDA = Path(__file__).parent / "assets" / "panda.xml"
+ASSETS = Path(__file__).parent / "assets"
 TIMESTEP_S = 0.004
 TABLE_CENTER, TABLE_HALF = (0.62, 0.0), (0.42, 0.60)  # m
 FLOOR_Z = -0.75
@@ -30,9 +30,9 @@ ROBOT_BIT, WORLD_BIT = 2, 1
 BACKGROUND, ARM, GRIPPER, TARGET, FIRST_OTHER = 0, 1, 2, 3, 4
 
 
-def load_panda() -> mujoco.MjSpec:
-    """The robot alone; `build_model` adds the rest to a copy of it."""
-    spec = mujoco.MjSpec.from_file(str(PANDA))
+def load_robot(model_file: str) -> mujoco.MjSpec:
+    """The robot alone, from its file in `assets/`; `build_model` adds the rest to a copy of it."""
+    spec = mujoco.MjSpec.from_file(str(ASSETS / model_file))
     spec.option.timestep = TIMESTEP_S
     spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
     # elliptic cones with a stiff friction direction: objects do not creep out of the grip
@@ -42,7 +42,7 @@ def load_panda() -> mujoco.MjSpec:
 
 
 def build_model(
-    panda: mujoco.MjSpec,
+    robot: mujoco.MjSpec,
     objects: list[TableObject],
     table_z: float,
     appearance: Appearance,
@@ -51,7 +51,7 @@ def build_model(
     """Compiles the model of one episode; `image_size` is (height, width) px. Bodies object0.. are free; body "rig" is
     a mocap body with cameras left and right, which `World.redraw_camera` sets up.
     """
-    spec = panda.copy()
+    spec = robot.copy()
     height, width = image_size
     spec.visual.global_.offheight, spec.visual.global_.offwidth = height, width
     spec.visual.quality.offsamples = 0  # multi-sampling doubles the time of a picture

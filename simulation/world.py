@@ -1,4 +1,4 @@
-"""The world: one episode of picking up, stacking or moving with a Franka Panda, seen by a stereo pair."""
+"""The world: one episode of picking up, stacking or moving with a robot arm, seen by a stereo pair."""
 
 import mujoco
 import numpy as np
@@ -11,17 +11,17 @@ from simulation.layout import FINGER_REACH_M, HAND_REACH_M, draw_layout
 from simulation.objects import TableObject
 from simulation.photometry import draw_photometry
 from simulation.rendering import StereoRenderer
-from simulation.robot import Panda
-from simulation.scene import ARM, BACKGROUND, FIRST_OTHER, GRIPPER, TARGET, build_model, load_panda
+from simulation.robot import Robot
+from simulation.robots import ROBOTS
+from simulation.scene import ARM, BACKGROUND, FIRST_OTHER, GRIPPER, TARGET, build_model, load_robot
 from simulation.tasks import Task, draw_objects, draw_wording, first_task, possible_tasks
 
 SUCCESS_LIFT_M = 0.05
 STILL_STEPS = 3  # a placed object must lie still and alone this long
 STILL_M_S, STILL_RAD_S = 0.02, 0.5
-ACTION_SIZE = 7
 SCENE_DRAWS, CAMERA_DRAWS = 40, 300
 VIEW_MARGIN = 0.08  # of the picture's size, between the objects' centres and its border
-# of an open gripper, in the tool's frame, whose z points up: finger tips, hand, flange
+# of the widest open gripper, in the tool's frame, whose z points up: finger tips, hand, flange
 GRIPPER_POINTS = np.array(
     [
         [0, s * y, z]
@@ -43,10 +43,11 @@ class World:
 
     def __init__(self, config: WorldConfig | None = None):
         self.config = config or WorldConfig()
-        self._panda_spec = load_panda()
+        self._robot_type = ROBOTS[self.config.robot]
+        self._robot_spec = load_robot(self._robot_type.model_file)
         self._renderer: StereoRenderer | None = None
         self.model: mujoco.MjModel | None = None
-        self.robot: Panda | None = None
+        self.robot: Robot | None = None
         self.objects: list[TableObject] = []
 
     def _check_reset(self) -> None:
@@ -63,23 +64,23 @@ class World:
         self.table_z = float(layout.uniform(*config.table_height_m))
         self._draw_scene(layout)
         self.model = build_model(
-            self._panda_spec, self.objects, self.table_z, draw_appearance(config, look), (config.height, config.width)
+            self._robot_spec, self.objects, self.table_z, draw_appearance(config, look), (config.height, config.width)
         )
         if self._renderer is not None:
             self._renderer.load(self.model)
         self.data = mujoco.MjData(self.model)
-        self.robot = Panda(self.model, self.data)
+        self.robot = self._robot_type(self.model, self.data)
         position = [
             start.uniform(*config.start_x),
             start.uniform(*config.start_y),
             self.table_z + start.uniform(*config.start_height_m),
         ]
-        self.robot.place(np.array(position), np.array([0.0, 0.0, start.uniform(*config.start_yaw_rad)]))
+        self.robot.place(np.array(position), start.uniform(*config.start_yaw_rad))
         self._bodies = [self.model.body(f"object{i}").id for i in range(len(self.objects))]
         self._pads = (self.model.geom("left_pad").id, self.model.geom("right_pad").id)
         self.steps = 0
         self.choose_task(self.tasks[0])
-        self.robot.step(np.array([0, 0, 0, 0, 0, 0, 1.0]))  # lets objects settle
+        self.robot.step(self.robot.idle(gripper=1.0))  # lets objects settle
         self.rest_z = [float(self.data.xpos[body][2]) for body in self._bodies]
         self.rest_points = self.data.xpos[self._bodies].copy()
         self._hidden = None if config.start_in_view else self._gripper_points()
@@ -117,7 +118,7 @@ class World:
         config, size = self.config, (self.config.height, self.config.width)
         center = np.array([*config.workspace_center, self.table_z + LOOK_AT_HEIGHT_M])
         for _ in range(CAMERA_DRAWS):
-            rig = draw_rig(config, center, rng)
+            rig = draw_rig(config, self._robot_type.mount, center, rng)
             values = rig.calibration(size)
             shown = self._hidden is not None and in_view(self._hidden, values, size, margin=0.0).any()
             if not shown and in_view(self.rest_points, values, size, VIEW_MARGIN).all():
@@ -193,24 +194,24 @@ class World:
     # ------------------------------------------------------------------ robot
 
     def state(self) -> np.ndarray:
-        """float32 (7,): tool x, y, z in the base frame (m), roll, pitch, yaw (rad; 0 = pointing straight down, fingers
-        opening along base y), gripper opening [0, 1].
+        """float32 (n,): tool x, y, z in the base frame (m), roll, pitch, yaw (rad; 0 = pointing straight down, fingers
+        opening along base y), gripper opening [0, 1]; those of them that are among the `axes` of the robot.
         """
         self._check_reset()
         return self.robot.state()
 
     def step(self, action: np.ndarray) -> None:
-        """Runs 0.1 s of physics. `action` (7,): dx, dy, dz (m, base frame), droll, dpitch, dyaw (rad, R_next = R(d)
-        R_now), gripper command: < -0.5 closes, > 0.5 opens, otherwise the last command stays. Moves longer than 8 cm
-        or 0.5 rad are shortened to that and counted in `robot.shortened`, as an arm's safety controller does.
+        """Runs 0.1 s of physics. `action` (n,): dx, dy, dz (m, base frame), droll, dpitch, dyaw (rad, R_next = R(d)
+        R_now), gripper command: < -0.5 closes, > 0.5 opens, otherwise the last command stays; those of them that are
+        among the `axes` of the robot. Moves longer than its `max_step_m` and `max_step_rad` are shortened to that and
+        counted in `robot.shortened`, as an arm's safety controller does.
         """
         self._check_reset()
         action = np.asarray(action, np.float64)
-        if action.shape != (ACTION_SIZE,) or not np.isfinite(action).all():
-            raise ValueError(
-                f"action must be {ACTION_SIZE} finite numbers (dx, dy, dz, droll, dpitch, dyaw, gripper), "
-                f"not {action!r}"
-            )
+        axes = self.robot.axes
+        if action.shape != (len(axes),) or not np.isfinite(action).all():
+            names = ", ".join(axis if axis == "gripper" else f"d{axis}" for axis in axes)
+            raise ValueError(f"action must be {len(axes)} finite numbers ({names}), not {action!r}")
         self.robot.step(action)
         self.steps += 1
         self._still = self._still + 1 if self.placed and self._is_still() else 0
@@ -324,11 +325,11 @@ class World:
     def _segmentation_table(self) -> np.ndarray:
         """uint8 (ngeom + 1,): our id of every geom; the last entry, reached by index -1, is the background."""
         table = np.full(self.model.ngeom + 1, BACKGROUND, np.uint8)
-        names = {self.model.body(i).name: i for i in range(self.model.nbody)}
+        gripper = [self.model.body(name).id for name in ("hand", "left_finger", "right_finger")]
         for geom, body in enumerate(self.model.geom_bodyid):
-            if body in (names["hand"], names["left_finger"], names["right_finger"]):
+            if body in gripper:
                 table[geom] = GRIPPER
-            elif names["link0"] <= body <= names["link7"]:
+            elif self.model.body_rootid[body] == self.model.body_rootid[gripper[0]]:
                 table[geom] = ARM
             elif body in self._bodies:
                 table[geom] = self._object_segment(self._bodies.index(body))

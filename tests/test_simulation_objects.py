@@ -6,7 +6,7 @@ import pytest
 
 from simulation.appearance import draw_appearance
 from simulation.config import WorldConfig
-from simulation.grasps import OPENING_M, choose_grasp
+from simulation.grasps import choose_grasp
 from simulation.objects import (
     COLORS,
     CONTAINERS,
@@ -18,9 +18,10 @@ from simulation.objects import (
     TableObject,
     footprint,
 )
-from simulation.scene import build_model, load_panda
+from simulation.robots import ROBOTS
+from simulation.scene import build_model, load_robot
 
-PANDA = load_panda()
+PANDA = load_robot("panda.xml")
 
 
 def made(name: str, seed: int, scale: tuple[float, float] = (1.0, 1.0)) -> TableObject:
@@ -83,7 +84,7 @@ def test_fits_between_the_fingers_at_every_scale(name):
         for scale in ((1.0, 1.0), (0.5, 2.0)):
             item = made(name, seed, scale)
             grasp = choose_grasp(item, np.array([0.5, 0.0, item.half_size[2]]), np.eye(3), 0.0, 0.0)
-            assert 0.008 < grasp.width <= MAX_GRASP_M < OPENING_M
+            assert 0.008 < grasp.width <= MAX_GRASP_M < min(robot.opening_m for robot in ROBOTS.values())
             assert max(item.half_size) <= 0.0525 and max(item.half_size) >= 0.0075 - 1e-9
             assert grasp.position[2] >= 0.0109 and grasp.rise <= 0.0351
             assert abs(grasp.yaw) <= np.pi / 2
