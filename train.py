@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from accelerate.utils import is_tensorboard_available
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from tqdm.auto import tqdm
@@ -124,7 +125,10 @@ class TrainingOptions:
     checkpoint_every: int = option(100, "Steps between two checkpoints (preset).")
     keep_checkpoints: int = option(2, "Checkpoints that are kept.")
     validation_batches: int = option(2, "Held-out batches that are scored at a checkpoint.")
-    tracker: str = option("none", "Where losses go beside losses.jsonl: none, tensorboard, wandb, trackio, ...")
+    tracker: str = option(
+        "auto",
+        "Where losses go beside losses.jsonl: none, wandb, trackio, ...; auto = tensorboard where it is installed.",
+    )
 
 
 def parse_options(arguments: list[str] | None = None) -> TrainingOptions:
@@ -222,13 +226,15 @@ def train(options: TrainingOptions) -> Path:
 def run(options: TrainingOptions, told: list[str]) -> Path:
     """The training itself; it saves a checkpoint and ends where something comes into `told`."""
     output = Path(options.output_dir)
-    tracker = None if options.tracker == "none" else options.tracker
+    tracker = {"none": None, "auto": "tensorboard" if is_tensorboard_available() else None}.get(
+        options.tracker, options.tracker
+    )
     accelerator = join(options.mixed_precision, log_with=tracker, project_dir=output)
     result, losses_file = output / "model", output / "losses.jsonl"
     if (result / "training.json").exists():
         accelerator.print(f"{result} is complete; delete {output} to train again")
         return result
-    if options.tracker != "none" and not accelerator.log_with:
+    if tracker is not None and not accelerator.log_with:
         raise ValueError(f"--tracker {options.tracker} is not installed; pip install it, or use --tracker none")
     prepare_output(options, accelerator, output)
     datasets = dataset_mixture(options.dataset)
@@ -277,7 +283,7 @@ def run(options: TrainingOptions, told: list[str]) -> Path:
         accelerator.print(f"going on from {found[-1].name}")
     if accelerator.is_main_process:
         forget_after(losses_file, step)
-    if options.tracker != "none":
+    if tracker is not None:
         accelerator.init_trackers("stereovla", {name: str(value) for name, value in asdict(options).items()})
     feed = Feed(Batches(stream, part_size, processor, config), options.workers, step * options.accumulation)
 
@@ -332,7 +338,7 @@ def run(options: TrainingOptions, told: list[str]) -> Path:
             waited = 0.0
             if skipped := stream.skipped_shards:
                 line["skipped_shards"] = sum(skipped.values())
-            if options.tracker != "none":
+            if tracker is not None:
                 accelerator.log(line, step=step)
             if accelerator.is_main_process:
                 append_line(losses_file, line)

@@ -38,6 +38,7 @@ def dataset(tmp_path_factory) -> str:
 
 def arguments(dataset: str, output: Path) -> list[str]:
     own = ["--steps", "6", "--batch_size", "4", "--checkpoint_every", "2", "--validation_batches", "1"]
+    own += ["--tracker", "none"]
     return ["--preset", "tiny", "--dataset", dataset, "--output_dir", str(output), *own, "--pool_episodes", "2"]
 
 
@@ -198,7 +199,7 @@ def test_exploding_gradients_stop_with_the_batch_saved(dataset, tmp_path):
 
 
 def test_bfloat16_checkpointing_and_tensorboard(dataset, tmp_path):
-    own = ["--mixed_precision", "bf16", "--gradient_checkpointing", "True", "--tracker", "tensorboard", "--steps", "2"]
+    own = ["--mixed_precision", "bf16", "--gradient_checkpointing", "True", "--tracker", "auto", "--steps", "2"]
     run_here([*arguments(dataset, tmp_path / "run"), *own])
     assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
     assert load_file(tmp_path / "run" / "model" / "model.safetensors")["lm_head.weight"].dtype == torch.float32
@@ -306,3 +307,23 @@ def test_other_weights_under_the_same_config_are_noticed(trained, tmp_path):
     save_file(weights | {key: torch.randn_like(weights[key])}, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(RuntimeError, match="differ from the trained model's"):
         check_fresh_load(str(folder), folder / "reference_prediction.safetensors")
+
+
+@pytest.mark.slow
+def test_policy_and_adapter_lower_their_losses(dataset, tmp_path):
+    """Both commands at tiny size, as typed."""
+    longer = ["--steps", "80", "--learning_rate", "1e-3", "--checkpoint_every", "80", "--batch_size", "8"]
+    policy, adapter = tmp_path / "policy", tmp_path / "adapter"
+    adapted = ["--model", str(policy / "model"), "--lora_rank", "4"]
+    for output, own in {policy: [], adapter: adapted}.items():
+        command = [sys.executable, "train.py", *arguments(dataset, output), *longer, *own]
+        subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True)
+        totals = [line["loss/total"] for line in losses(output) if "loss/total" in line]
+        assert len(totals) == 80 and sum(totals[-20:]) < 0.8 * sum(totals[:20]), output.name
+
+
+@pytest.mark.slow
+def test_compiled_training_takes_the_same_steps(dataset, tmp_path):
+    for name, own in {"plain": [], "compiled": ["--compile", "True"]}.items():
+        run_here([*arguments(dataset, tmp_path / name), "--freeze", "stereo", "--steps", "3", *own])
+    assert_same_training(tmp_path / "plain", tmp_path / "compiled")
