@@ -213,7 +213,7 @@ No weights of other models are contained; everything was trained from scratch. L
 
 ## Training
 
-{training["summary"]} Objectives and their shares: {training["mixture"]} (action : depth : box : pose).
+{training["summary"]} Objectives and their shares: {training["mixture"]}.
 
 ## Embodiments
 

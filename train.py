@@ -35,7 +35,7 @@ from training.checkpoints import WHOLE, Average, checkpoints, load_checkpoint, s
 from training.feed import Batches, Feed
 from training.losses import LossMeans, agree, answer_counts, answer_weights, to_device, validate
 from training.models import give_stereo_encoder, trained, untrained
-from training.options import augmentation, dataset_mixture, mixture_weights
+from training.options import OBJECTIVES, augmentation, dataset_mixture, mixture_weights
 from training.processes import join
 from training.result import complete
 from training.running import append_line, forget_after, learning_rate, prepare_output, told_to_end
@@ -211,7 +211,7 @@ def save_result(
         summary = {
             "summary": f"{options.steps:,} steps of {options.batch_size} samples from {frames:,} frames, AdamW, "
             f"peak learning rate {options.learning_rate:g}, seed {options.seed}.",
-            "mixture": options.mixture,
+            "mixture": f"{options.mixture} ({' : '.join(OBJECTIVES)})",
             "options": asdict(options),
         }
         complete(partial, folder, processor, window, summary, options.model if options.lora_rank else None)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset_builder import shards
+from dataset_builder.statistics import compute_statistics
 
 
 def make_row(rng: np.random.Generator, episode: int, frame: int, size: int = 32, plan: int = 16) -> dict:
@@ -73,4 +74,18 @@ def write_dataset(
             pq.write_table(pq.read_table(folder / path).drop_columns(list(without)), folder / path)
         paths.append(path)
     shards.write_manifest(folder, {split: paths})
+    return folder
+
+
+def write_training_dataset(folder: Path) -> Path:
+    """A dataset with all that training reads: 8 episodes and 2 held-out ones, statistics and what it says of itself."""
+    write_dataset(folder, [6, 6], 2, split="validation")
+    write_dataset(folder, [6] * 8, 4)
+    splits = {split: sorted(folder.glob(f"data/{split}-*")) for split in ("train", "validation")}
+    shards.write_manifest(
+        folder, {split: [path.relative_to(folder) for path in paths] for split, paths in splits.items()}
+    )
+    shards.write_json(folder / "meta/stats.json", compute_statistics(splits["train"]))
+    info = {"fps": 10, "state_dim": 7, "action_dim": 7, "tasks": ["pick up the red cube"]}
+    shards.write_json(folder / "meta/info.json", {**info, "splits": {"train": {"frames": 48}}})
     return folder

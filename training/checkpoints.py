@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dataset_builder.lanes import merge_states
+from dataset_builder.streaming import WindowStream
 from training.feed import Feed
 
 # whole tensors on the main process, whatever the model is split over
@@ -69,13 +70,12 @@ def save_checkpoint(folder: Path, accelerator: Accelerator, model, optimizer, av
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
     files = {"model": get_model_state_dict(model, options=TRAINED)}
-    state = get_optimizer_state_dict(model, optimizer.optimizer, options=TRAINED)["state"]
-    files["optimizer"] = {f"{name}/{key}": value for name, entry in state.items() for key, value in entry.items()}
+    files["optimizer"] = optimizer_tensors(model, optimizer)
     if average.means:
         with average.in_place():
             # of its own memory: what lies in the model is about to be swapped back
             files["average"] = {name: t.clone() for name, t in get_model_state_dict(model, options=TRAINED).items()}
-    (partial / f"stream-{accelerator.process_index:05d}.json").write_text(json.dumps(list(feed.states.values())))
+    write_stream(partial, accelerator.process_index, feed)
     if accelerator.is_main_process:
         for name, tensors in files.items():
             write_tensors(partial / f"{name}.safetensors", tensors)
@@ -85,6 +85,21 @@ def save_checkpoint(folder: Path, accelerator: Accelerator, model, optimizer, av
     if accelerator.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
+
+
+def optimizer_tensors(model, optimizer) -> dict[str, torch.Tensor]:
+    """What a prepared optimizer knows of each trained weight, whole, on the main process: {"weight/name": tensor}."""
+    state = get_optimizer_state_dict(model, optimizer.optimizer, options=TRAINED)["state"]
+    return {f"{name}/{key}": value for name, entry in state.items() for key, value in entry.items()}
+
+
+def load_optimizer(path: Path, model, optimizer) -> None:
+    """Undoes writing `optimizer_tensors` to `path`."""
+    state = get_optimizer_state_dict(model, optimizer.optimizer, options=TRAINED)
+    for key, value in load_file(path).items():
+        name, entry = key.rsplit("/", 1)
+        state["state"][name][entry] = value
+    set_optimizer_state_dict(model, optimizer.optimizer, state, options=TRAINED)
 
 
 def load_weights(path: Path, model) -> None:
@@ -101,16 +116,22 @@ def load_checkpoint(folder: Path, accelerator: Accelerator, model, optimizer, av
         with average.in_place():
             load_weights(folder / "average.safetensors", model)
     load_weights(folder / "model.safetensors", model)
-    optimizer_state = get_optimizer_state_dict(model, optimizer.optimizer, options=TRAINED)
-    for key, value in load_file(folder / "optimizer.safetensors").items():
-        name, entry = key.rsplit("/", 1)
-        optimizer_state["state"][name][entry] = value
-    set_optimizer_state_dict(model, optimizer.optimizer, optimizer_state, options=TRAINED)
+    load_optimizer(folder / "optimizer.safetensors", model, optimizer)
     if trainer["scaler"] is not None:
         accelerator.scaler.load_state_dict(trainer["scaler"])
+    load_stream(folder, stream)
+    return trainer["step"]
+
+
+def write_stream(folder: Path, process: int, feed: Feed) -> None:
+    """Where the stream of a process stands."""
+    (folder / f"stream-{process:05d}.json").write_text(json.dumps(list(feed.states.values())))
+
+
+def load_stream(folder: Path, stream: WindowStream) -> None:
+    """Undoes `write_stream` of all processes, with any number of them."""
     files = sorted(folder.glob("stream-*.json"))
     stream.load_state_dict(merge_states([state for file in files for state in json.loads(file.read_text())]))
-    return trainer["step"]
 
 
 def checkpoints(output: Path) -> list[Path]:

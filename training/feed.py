@@ -58,6 +58,10 @@ class Feed:
         context = "forkserver" if workers else None
         self.loader = iter(DataLoader(batches, batch_size=None, num_workers=workers, multiprocessing_context=context))
 
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        while True:
+            yield self.take()[0]
+
     def take(self) -> tuple[dict[str, torch.Tensor], list[str]]:
         inputs = None
         while inputs is None:

@@ -1,22 +1,26 @@
 """What several training commands are told in the same words."""
 
+from collections.abc import Sequence
+
 from dataset_builder.augmentation import PhotometricAugmentation
 
 OBJECTIVES = ("action", "depth", "box", "pose", "camera")
 
 
-def mixture_weights(text: str) -> dict[str, float]:
-    """ "5:2:2:1" -> {"action": 5, "depth": 2, "box": 2, "pose": 1, "camera": 0}; a fifth number is the camera's."""
+def mixture_weights(text: str, objectives: Sequence[str] = OBJECTIVES, optional: int = 1) -> dict[str, float]:
+    """ "5:2:2:1" -> {"action": 5, "depth": 2, "box": 2, "pose": 1, "camera": 0}; a fifth number is the camera's. Of
+    other `objectives` likewise, the last `optional` of which need no number.
+    """
     try:
         shares = [float(share) for share in text.split(":")]
     except ValueError:
         shares = []
-    if not 4 <= len(shares) <= 5 or min(shares) < 0 or sum(shares) == 0:
-        raise ValueError(
-            f"--mixture is {text!r}; it needs four or five shares, action:depth:box:pose or action:depth:box:pose:"
-            "camera, such as 5:2:2:1"
-        )
-    return dict(zip(OBJECTIVES, [*shares, 0.0][: len(OBJECTIVES)], strict=True))
+    counts = range(len(objectives) - optional, len(objectives) + 1)
+    if len(shares) not in counts or min(shares) < 0 or sum(shares) == 0:
+        forms = " or ".join(":".join(objectives[:count]) for count in counts)
+        raise ValueError(f"--mixture is {text!r}; it needs shares {forms}, such as {':'.join('5221'[: counts[0]])}")
+    missing = [0.0] * (len(objectives) - len(shares))
+    return dict(zip(objectives, [*shares, *missing], strict=True))
 
 
 def dataset_mixture(names: list[str]) -> str | list[tuple[str, float]]:

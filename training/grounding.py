@@ -1,0 +1,143 @@
+"""Teaches the language side to see: boxes, depths, poses and camera parameters as answers, by TRL's SFTTrainer."""
+
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from datasets import IterableDataset
+from trl import SFTConfig, SFTTrainer
+
+from dataset_builder.mixture import load_meta
+from dataset_builder.options import option
+from dataset_builder.questions import processor_arguments
+from dataset_builder.streaming import WindowStream
+from training.checkpoints import load_stream
+from training.feed import Batches, Feed
+from training.losses import validate
+from training.options import dataset_mixture, mixture_weights
+from training.stage import (
+    LoadedBefore,
+    RunFiles,
+    StageOptions,
+    begin,
+    finish,
+    freeze_unused,
+    part_size,
+    starting_model,
+    step_of,
+    trainer_arguments,
+)
+
+OBJECTIVES = ("depth", "box", "pose", "camera")
+# what answers in words are learned from
+INPUTS = ("pixel_values", "input_ids", "attention_mask", "labels")
+PRESETS = {
+    "tiny": {"steps": 20, "batch_size": 8, "warmup_steps": 5, "checkpoint_every": 10, "log_every": 1},
+    "demo": {"steps": 300, "batch_size": 48, "learning_rate": 1e-3, "warmup_steps": 30},
+    "full": {
+        "steps": 20_000,
+        "batch_size": 384,
+        "learning_rate": 1e-4,
+        "warmup_steps": 1000,
+        "checkpoint_every": 1000,
+        "freeze": "semantic,spatial,stereo",
+        "mixed_precision": "bf16",
+        "gradient_checkpointing": True,
+        "workers": 4,
+    },
+}
+
+
+@dataclass
+class GroundingOptions(StageOptions):
+    """Grounding: the model learns to answer where things are, how far away, and how the cameras stand. Without --model
+    an untrained one of the preset's size. Options marked (preset) default to the preset's value.
+    """
+
+    batch_size: int = option(48, "Samples of one step, over all processes (preset).")
+    mixture: str = option("2:2:1:1", "Shares of depth : box : pose : camera questions.")
+    freeze: str = option("", "Parts that are not trained, separated by commas (preset); those of actions never are.")
+    workers: int = option(0, "Processes that prepare batches for each training process; 0 = itself (preset).")
+    validation_batches: int = option(4, "Held-out batches that are scored before the first step and at checkpoints.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("batch_size", "validation_batches"):
+            self.at_least_one(name)
+
+
+class AnswerBatches(Batches):
+    """Batches of what answers in words are learned from, and nothing else."""
+
+    def collate(self, windows: list[dict]) -> dict[str, torch.Tensor]:
+        inputs = self.processor(**processor_arguments(windows))
+        return {name: inputs[name] for name in INPUTS}
+
+
+class GroundingTrainer(LoadedBefore, SFTTrainer):
+    """SFTTrainer of batches that come ready, each process's own, from a feed that knows its place in the stream."""
+
+    def __init__(self, feed: Feed, **arguments):
+        self.feed = feed
+        super().__init__(**arguments)
+
+    def get_train_dataloader(self) -> Feed:
+        return self.feed
+
+
+def train(options: GroundingOptions) -> Path:
+    """Trains, or goes on training, and returns the folder of the model."""
+    if (options.result / "training.json").exists():
+        print(f"{options.result} is complete; delete {options.output_dir} to train again")
+        return options.result
+    checkpoint, state = begin(options), PartialState()
+    datasets = dataset_mixture(options.dataset)
+    meta = load_meta(datasets)
+    model, processor = starting_model(options, checkpoint, meta)
+    freeze_unused(model, list(filter(None, options.freeze.split(","))))
+    shared = {
+        "mixture": mixture_weights(options.mixture, OBJECTIVES, 0),
+        "depth_points": options.depth_points,
+        "chunk_size": model.config.chunk_size,
+        "history": model.config.state_history,
+        "depth_map_share": 0.0,
+    }
+    place = {"pool_episodes": options.pool_episodes, "rank": state.process_index, "world_size": state.num_processes}
+    stream = WindowStream(datasets, split="train", seed=options.seed, **place, **shared)
+    if checkpoint is not None:
+        load_stream(checkpoint, stream)
+    size = part_size(options)
+    taken = 0 if checkpoint is None else step_of(checkpoint) * options.accumulation
+    feed = Feed(AnswerBatches(stream, size, processor, model.config), options.workers, taken)
+    unseen = WindowStream(datasets, split="validation", seed=0, **shared)
+    batches = AnswerBatches(unseen, size, processor, model.config)
+    held_out = list(islice((batch for batch in batches if batch[0] is not None), options.validation_batches))
+
+    def validation() -> dict[str, float]:
+        return validate(trainer.accelerator, model, held_out, len(held_out))
+
+    files = RunFiles(options, checkpoint, feed, validation)
+    trainer = GroundingTrainer(
+        feed,
+        model=model,
+        args=SFTConfig(
+            **trainer_arguments(options),
+            ignore_data_skip=True,  # the feed begins where the checkpoint was saved
+            dataset_kwargs={"skip_prepare_dataset": True},
+            max_length=None,
+        ),
+        # not trained on: SFTTrainer looks at the names in the first row
+        train_dataset=IterableDataset.from_generator(lambda: (inputs for inputs, _, _ in held_out)),
+        data_collator=lambda batch: batch,
+        processing_class=processor,
+        callbacks=[files],
+    )
+    frames = meta["splits"]["train"]["frames"]
+    summary = {
+        "summary": f"{options.steps:,} grounding steps (TRL's SFTTrainer) of {options.batch_size} questions about "
+        f"{frames:,} frames, AdamW, peak learning rate {options.learning_rate:g}, seed {options.seed}.",
+        "mixture": f"{options.mixture} ({' : '.join(OBJECTIVES)})",
+    }
+    return finish(trainer, files, processor, next(iter(unseen)), summary)

@@ -1,0 +1,189 @@
+"""Makes answers in words better by their rewards: boxes by their overlap, depths by their error; TRL's GRPOTrainer."""
+
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import IterableDataset
+from trl import GRPOConfig, GRPOTrainer
+
+from dataset_builder.mixture import load_meta
+from dataset_builder.options import option
+from dataset_builder.questions import processor_arguments
+from dataset_builder.streaming import WindowStream
+from processing import StereoProcessor
+from training.options import dataset_mixture, mixture_weights
+from training.rewards import box_reward, depth_reward
+from training.stage import (
+    LoadedBefore,
+    RunFiles,
+    StageOptions,
+    begin,
+    finish,
+    freeze_unused,
+    part_size,
+    starting_model,
+    trainer_arguments,
+)
+
+OBJECTIVES = ("depth", "box")
+BOX_TOKENS = 8  # 4 for each view, and no end-of-sequence
+ANSWER_TOKENS = 16  # room for a depth such as "[0.53]" and its end, even where every character is a token
+TOWERS = ("semantic", "spatial", "stereo")
+PRESETS = {
+    "tiny": {"steps": 20, "questions": 4, "warmup_steps": 2, "checkpoint_every": 10, "log_every": 1},
+    "demo": {"steps": 150, "questions": 8, "learning_rate": 1e-4, "warmup_steps": 10, "checkpoint_every": 50},
+    "full": {
+        "steps": 2000,
+        "questions": 64,
+        "learning_rate": 1e-6,
+        "warmup_steps": 50,
+        "mixed_precision": "bf16",
+        "gradient_checkpointing": True,
+    },
+}
+
+
+@dataclass
+class RewardOptions(StageOptions):
+    """Reward fine-tuning: the model answers each question several times, and what is better than the mean of these
+    answers becomes more likely. Options marked (preset) default to the preset's value.
+    """
+
+    questions: int = option(8, "Questions of one step, over all processes (preset).")
+    answers: int = option(8, "Answers to each, which are compared with one another.")
+    temperature: float = option(1.0, "Temperature that answers are drawn with.")
+    mixture: str = option("1:1", "Shares of depth : box questions.")
+    validation_questions: int = option(64, "Held-out questions, scored before the first step and at checkpoints.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.model is None:
+            raise ValueError("--model is missing: rewards improve the answers of a trained model")
+        if self.answers < 2:
+            raise ValueError(f"--answers is {self.answers}; it must be at least 2, to be compared with one another")
+        for name in ("questions", "validation_questions"):
+            self.at_least_one(name)
+
+    @property
+    def batch_size(self) -> int:
+        """Answers of one step, over all processes."""
+        return self.questions * self.answers
+
+
+def question_inputs(processor: StereoProcessor, windows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """What the model is asked about windows, without the answers: input_ids and attention_mask (B, L), padded on the
+    left, and pixel_values (B, 2, 3, H, W).
+    """
+    given = processor_arguments(windows)
+    asked = {name: given[name] for name in ("images", "text", "embodiment", "objective", "points_px")}
+    inputs = processor(**asked, check_stereo=False)
+    return {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+
+
+def reward_functions(processor: StereoProcessor) -> list:
+    """TRL's reward functions "box" and "depth", each None for the other's questions; a prompt is a window."""
+
+    def box(prompts: list[dict], completion_ids: list[list[int]], **_) -> list[float | None]:
+        return [
+            score_box(processor, window, ids) if window["objective"] == "box" else None
+            for window, ids in zip(prompts, completion_ids, strict=True)
+        ]
+
+    def depth(prompts: list[dict], completion_ids: list[list[int]], **_) -> list[float | None]:
+        answers = processor.decode_depths(completion_ids)
+        return [
+            depth_reward(answer, window["depths_m"]) if window["objective"] == "depth" else None
+            for window, answer in zip(prompts, answers, strict=True)
+        ]
+
+    return [box, depth]
+
+
+def score_box(processor: StereoProcessor, window: dict[str, Any], ids: list[int]) -> float:
+    """Reward of generated ids as the boxes of a window's target."""
+    padded = [*ids, *[processor.tokenizer.pad_token_id] * BOX_TOKENS][:BOX_TOKENS]
+    boxes, valid = processor.decode_boxes([padded], source_size=window["left"].shape[:2])
+    return box_reward(boxes[0], bool(valid[0]), window["boxes"])
+
+
+class RewardTrainer(LoadedBefore, GRPOTrainer):
+    """GRPOTrainer whose prompts are windows. Its own way with images is made for single ones in chat messages."""
+
+    def _tokenize_prompts(self, prompts: list[dict]):
+        self.windows = prompts
+        inputs = question_inputs(self.processing_class, prompts)
+        rows = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+        pixel_values = inputs["pixel_values"].to(self.accelerator.device)
+        self.pairs = {"pixel_values": pixel_values, "num_images": [2] * len(prompts)}
+        return [ids[mask.bool()].tolist() for ids, mask in rows], None, {"pixel_values": pixel_values}
+
+    def _generate_single_turn(self, *arguments, **keywords):
+        answers, log_probabilities = super()._generate_single_turn(*arguments, **keywords)
+        # what the model writes after a box means nothing and was never trained
+        ends = [BOX_TOKENS if window["objective"] == "box" else ANSWER_TOKENS for window in self.windows]
+        return [ids[:end] for ids, end in zip(answers, ends, strict=True)], log_probabilities
+
+    def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, Any]:
+        # shuffled and split together with the answers
+        return super()._generate_and_score_completions(inputs) | self.pairs
+
+    def _get_per_token_logps_and_entropies(self, *arguments, **keywords):
+        if keywords.get("pixel_values") is None:  # answers are scored that were only just drawn
+            keywords |= self.pairs
+        return super()._get_per_token_logps_and_entropies(*arguments, **keywords)
+
+
+def train(options: RewardOptions) -> Path:
+    """Trains, or goes on training, and returns the folder of the model."""
+    if (options.result / "training.json").exists():
+        print(f"{options.result} is complete; delete {options.output_dir} to train again")
+        return options.result
+    checkpoint = begin(options)
+    datasets = dataset_mixture(options.dataset)
+    meta = load_meta(datasets)
+    model, processor = starting_model(options, checkpoint, meta)
+    # in training mode their batch norms would answer differently when answers are drawn and when they are scored
+    present = [name for name in TOWERS if getattr(model.model.visual_tokens, name) is not None]
+    freeze_unused(model, present)
+    shared = {
+        "mixture": mixture_weights(options.mixture, OBJECTIVES, 0),
+        "depth_points": options.depth_points,
+        "chunk_size": model.config.chunk_size,
+        "history": model.config.state_history,
+        "depth_map_share": 0.0,
+    }
+    stream = WindowStream(datasets, split="train", seed=options.seed, pool_episodes=options.pool_episodes, **shared)
+    held_out = WindowStream(datasets, split="validation", seed=0, **shared)
+    unseen = list(islice(held_out, options.validation_questions))
+    files = RunFiles(options, checkpoint)
+    trainer = RewardTrainer(
+        model=model,
+        reward_funcs=reward_functions(processor),
+        args=GRPOConfig(
+            **trainer_arguments(options),
+            num_generations=options.answers,
+            max_completion_length=ANSWER_TOKENS,
+            temperature=options.temperature,
+            shuffle_dataset=False,  # the stream is
+            eval_strategy="steps",
+            eval_steps=options.checkpoint_every,
+            eval_on_start=checkpoint is None,
+            num_generations_eval=1,
+            per_device_eval_batch_size=part_size(options),
+        ),
+        train_dataset=IterableDataset.from_generator(lambda: ({"prompt": window} for window in stream)),
+        eval_dataset=IterableDataset.from_generator(lambda: ({"prompt": window} for window in unseen)),
+        processing_class=processor,
+        callbacks=[files],
+    )
+    frames = meta["splits"]["train"]["frames"]
+    summary = {
+        "summary": f"{options.steps:,} reward steps (TRL's GRPOTrainer) of {options.questions} questions about "
+        f"{frames:,} frames with {options.answers} answers each, AdamW, peak learning rate "
+        f"{options.learning_rate:g}, seed {options.seed}.",
+        "mixture": f"{options.mixture} ({' : '.join(OBJECTIVES)})",
+    }
+    return finish(trainer, files, processor, unseen[0], summary)

@@ -1,0 +1,275 @@
+"""What the stages that TRL's trainers run have in common: their options, checkpoints, log and result."""
+
+import json
+import math
+import os
+import shutil
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from transformers import Trainer, TrainerCallback
+
+from dataset_builder.options import option
+from modeling_stereovla import StereoVLAForActionPrediction
+from processing import StereoProcessor
+from training.checkpoints import load_optimizer, optimizer_tensors, write_stream, write_tensors
+from training.feed import Feed
+from training.models import trained, untrained
+from training.result import complete
+from training.running import append_line, forget_after, prepare_output, told_to_end
+
+LOG = "losses.jsonl"
+# what a checkpoint holds beside the trainer's own files; the last one is written last and makes it complete
+OPTIMIZER, SCHEDULER = "optimizer.safetensors", "scheduler.json"
+# the trainers' names of what the log keeps, and ours
+LOGGED = {
+    "loss": "loss/total",
+    "mean_token_accuracy": "accuracy/total",
+    "reward": "reward",
+    "reward_std": "reward_std",
+    "completions/mean_length": "answer_tokens",
+    "entropy": "entropy",
+    "grad_norm": "grad_norm",
+    "learning_rate": "lr",
+}
+# parts that no answer in words depends on
+OF_ACTIONS = ("action_expert", "pointers")
+
+
+@dataclass
+class StageOptions:
+    """What every such stage can be told. Options marked (preset) default to the preset's value."""
+
+    dataset: list[str] = field(
+        metadata={"help": "Dataset folders or dataset ids on the Hub; of several, each may have a weight: PATH=0.3."}
+    )
+    output_dir: str = field(metadata={"help": "Where checkpoints, losses and the trained model go."})
+    preset: str = option("demo", "Size of the run.", choices=["tiny", "demo", "full"])
+    model: str | None = option(None, "Folder or Hub id of the model to start from.")
+    steps: int = option(300, "Optimizer steps (preset).")
+    accumulation: int = option(1, "Parts that each process computes its share of a step in, one after the other.")
+    learning_rate: float = option(1e-3, "Peak learning rate (preset).")
+    warmup_steps: int = option(30, "Steps of linear warm-up, before the cosine to zero (preset).")
+    weight_decay: float = option(0.01, "Weight decay of AdamW.")
+    max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.")
+    mixed_precision: str = option("no", "Arithmetic of the activations (preset).", choices=["no", "bf16"])
+    gradient_checkpointing: bool = option(False, "Compute activations again instead of keeping them (preset).")
+    depth_points: str = option(
+        "interaction", "Where depth is asked: near gripper and target, or all over.", choices=["interaction", "uniform"]
+    )
+    seed: int = option(0, "Seed of the weights, the order of the data and what is drawn.")
+    pool_episodes: int = option(30, "Episodes of each of 8 lanes that are shuffled together.")
+    log_every: int = option(10, "Steps between two lines of losses.jsonl (preset).")
+    checkpoint_every: int = option(100, "Steps between two checkpoints (preset).")
+    keep_checkpoints: int = option(2, "Checkpoints that are kept.")
+
+    def __post_init__(self):
+        for name in ("steps", "accumulation", "pool_episodes", "log_every", "checkpoint_every", "keep_checkpoints"):
+            self.at_least_one(name)
+
+    def at_least_one(self, name: str) -> None:
+        """ValueError if the option is smaller."""
+        if getattr(self, name) < 1:
+            raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 1")
+
+    @property
+    def result(self) -> Path:
+        """Folder of the trained model."""
+        return Path(self.output_dir) / "model"
+
+
+def begin(options: StageOptions) -> Path | None:
+    """Writes the options into the run's folder, and takes incomplete checkpoints out of it.
+
+    Returns:
+        The last complete checkpoint, if there is one.
+    """
+    state, output = PartialState(cpu=not torch.accelerator.is_available()), Path(options.output_dir)
+    prepare_output(options, state, output)
+    if state.is_main_process:
+        for folder in output.glob("checkpoint-*"):
+            if not (folder / SCHEDULER).exists():  # killed while it was saved
+                shutil.rmtree(folder)
+    state.wait_for_everyone()
+    return max(output.glob("checkpoint-*"), key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Steps that were trained before a checkpoint."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def part_size(options: StageOptions) -> int:
+    """Of the samples of a step, those that a process computes at once."""
+    return options.batch_size // (PartialState().num_processes * options.accumulation)
+
+
+def freeze_unused(model: StereoVLAForActionPrediction, parts: Sequence[str]) -> None:
+    """Holds `parts` and what answers do not depend on fixed; also a stereo encoder that is to learn from disparity
+    alone, of which there is none here.
+    """
+    also = [name for name in OF_ACTIONS if getattr(model, name) is not None]
+    if model.config.stereo_learns_from == "disparity":
+        also.append("stereo")
+    model.freeze(*dict.fromkeys([*parts, *also]))
+
+
+def trainer_arguments(options: StageOptions) -> dict[str, Any]:
+    """Keywords of TRL's configs."""
+    return {
+        "output_dir": options.output_dir,
+        "max_steps": options.steps,
+        "per_device_train_batch_size": part_size(options),
+        "gradient_accumulation_steps": options.accumulation,
+        "learning_rate": options.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": options.warmup_steps,
+        "weight_decay": options.weight_decay,
+        "adam_beta2": 0.95,
+        "max_grad_norm": options.max_grad_norm,
+        "bf16": options.mixed_precision == "bf16",  # TRL's default is bfloat16, on any machine
+        "gradient_checkpointing": options.gradient_checkpointing,
+        "seed": options.seed,
+        "use_cpu": PartialState().device.type == "cpu",
+        "logging_steps": options.log_every,
+        "logging_nan_inf_filter": False,
+        "disable_tqdm": False,
+        "report_to": "none",
+        "save_steps": options.checkpoint_every,
+        "save_total_limit": options.keep_checkpoints,
+        "save_only_model": True,  # the optimizer's state would be pickled; `RunFiles` saves it
+        "remove_unused_columns": False,
+    }
+
+
+def starting_model(
+    options: StageOptions, checkpoint: Path | None, meta: dict
+) -> tuple[StereoVLAForActionPrediction, StereoProcessor]:
+    """The model as the training begins or goes on, and its processor."""
+    torch.manual_seed(options.seed)
+    source = options.model if checkpoint is None else checkpoint
+    return untrained(options.preset, meta) if source is None else trained(str(source), meta)
+
+
+class LoadedBefore:
+    """For a trainer whose model was loaded from the checkpoint that it goes on from."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        """Nothing: Trainer itself would leave out every weight that transformers saves under another name than the
+        model's (DINOv2's attention), with no more than a warning.
+        """
+
+
+class RunFiles(TrainerCallback):
+    """Writes losses.jsonl, completes the trainer's checkpoints, and restores what it completed them with.
+
+    All randomness of a step follows from (seed, step, process), so no generator's state is saved.
+    """
+
+    def __init__(
+        self,
+        options: StageOptions,
+        checkpoint: Path | None,
+        feed: Feed | None = None,
+        validate: Callable[[], dict[str, float]] | None = None,
+    ):
+        """
+        Args:
+            checkpoint: where the training goes on from.
+            feed: batches whose place in the stream is saved; None = the trainer counts the batches itself.
+            validate: held-out losses, computed at the start and with each checkpoint.
+        """
+        self.options, self.checkpoint, self.feed, self.validate = options, checkpoint, feed, validate
+        self.log = Path(options.output_dir) / LOG
+        self.told: list[str] = []
+
+    def on_train_begin(self, args, state, control, model=None, optimizer=None, lr_scheduler=None, **kwargs):
+        if state.is_world_process_zero:
+            forget_after(self.log, -1 if self.checkpoint is None else state.global_step)
+        if self.checkpoint is None:
+            self._write_validation(state)
+            return
+        load_optimizer(self.checkpoint / OPTIMIZER, model, optimizer)
+        lr_scheduler.load_state_dict(json.loads((self.checkpoint / SCHEDULER).read_text()))
+        for group, rate in zip(optimizer.param_groups, lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        torch.manual_seed((self.options.seed * 1_000_003 + state.global_step) * 1009 + args.process_index)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if any(gather_object([bool(self.told)])):  # all processes alike
+            control.should_save = control.should_training_stop = True
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not math.isfinite(logs.get("grad_norm", 0.0)):
+            raise FloatingPointError(
+                f"the gradient norm is {logs['grad_norm']} at step {state.global_step}; start again with a checkpoint "
+                f"in {self.options.output_dir} as --model, another --output_dir and a lower --learning_rate"
+            )
+        if state.is_world_process_zero and "train_runtime" not in logs:  # the last ones sum the run up
+            append_line(self.log, {"step": state.global_step} | renamed(logs))
+
+    def on_save(self, args, state, control, model=None, optimizer=None, lr_scheduler=None, **kwargs):
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        tensors = optimizer_tensors(model, optimizer)
+        self._write_validation(state)
+        if self.feed is not None:
+            write_stream(folder, args.process_index, self.feed)
+        if state.is_world_process_zero:
+            (folder / "training_args.bin").unlink()  # a pickle of what options.json says
+            write_tensors(folder / OPTIMIZER, tensors)
+        PartialState().wait_for_everyone()
+        if state.is_world_process_zero:
+            partial = folder / f"{SCHEDULER}.partial"
+            partial.write_text(json.dumps(lr_scheduler.state_dict()))
+            os.replace(partial, folder / SCHEDULER)
+
+    def _write_validation(self, state) -> None:
+        if self.validate is not None:
+            line = {"step": state.global_step} | self.validate()
+            if state.is_world_process_zero:
+                append_line(self.log, line)
+
+
+def renamed(logs: dict[str, float | None]) -> dict[str, float]:
+    """What the log keeps of the trainer's numbers, under the names that train.py gives them. Left out are those of a
+    kind of question that was not asked in these steps, which TRL gives as None.
+    """
+    found = {}
+    for name, value in logs.items():
+        place = "validation/" if name.startswith("eval_") else ""
+        name = name.removeprefix("eval_")
+        if value is not None and (name in LOGGED or name.startswith("rewards/")):
+            found[place + LOGGED.get(name, name)] = value
+    return found
+
+
+def finish(
+    trainer: Trainer, files: RunFiles, processor: StereoProcessor, window: dict[str, Any], summary: dict[str, Any]
+) -> Path:
+    """Trains, or goes on training, and returns the folder of the model; `window` and `summary` as in
+    `training.result.complete`.
+    """
+    options = files.options
+    del trainer.model.config.use_cache  # which Trainer wrote into it, and our config refuses as an unknown key
+    with told_to_end() as files.told:
+        trainer.train(resume_from_checkpoint=None if files.checkpoint is None else str(files.checkpoint))
+    if trainer.state.global_step < options.steps:
+        trainer.accelerator.print(f"told to end at step {trainer.state.global_step}: the same command goes on from it")
+        raise SystemExit(128 + signal.SIGTERM)
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if trainer.accelerator.is_main_process:
+        partial = options.result.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        trainer.accelerator.unwrap_model(trainer.model_wrapped).save_pretrained(partial, state_dict=state)
+        complete(partial, options.result, processor, window, summary | {"options": asdict(options)})
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.print(f"trained model: {options.result}")
+    return options.result
