@@ -1,5 +1,6 @@
 """A model that is adapted to a robot of other sizes: what trains, how large it is, how it loads, what is kept."""
 
+import json
 import re
 import subprocess
 import sys
@@ -126,3 +127,15 @@ def test_resized_heads_keep_what_fits():
     model.resize_heads(5, 9)
     assert model.config.pose_dim == model.config.state_dim == 5 and model.config.action_dim == 9
     assert model.pointers.displacement[4].out_features == model.pointers.displacement_token[0].in_features == 5
+
+
+@pytest.mark.slow
+def test_an_adapter_learns_to_move_the_other_robot(folders, tmp_path):
+    """The command at tiny size, as typed."""
+    command = [sys.executable, "train.py", "--preset", "tiny", "--dataset", str(folders["second"]),
+               "--pool_episodes", "2", "--output_dir", str(tmp_path / "run"), "--model", str(folders["base"]),
+               "--lora_rank", "4", "--steps", "60", "--learning_rate", "1e-3", "--checkpoint_every", "60"]  # fmt: skip
+    subprocess.run(command, cwd=ROOT, check=True)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "losses.jsonl").read_text().splitlines()]
+    losses = [line["loss/action"] for line in lines if "loss/action" in line]
+    assert len(losses) == 60 and sum(losses[-15:]) < 0.7 * sum(losses[:15])

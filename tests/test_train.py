@@ -310,16 +310,13 @@ def test_other_weights_under_the_same_config_are_noticed(trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_policy_and_adapter_lower_their_losses(dataset, tmp_path):
-    """Both commands at tiny size, as typed."""
+def test_the_policy_lowers_its_loss(dataset, tmp_path):
+    """The command at tiny size, as typed."""
     longer = ["--steps", "80", "--learning_rate", "1e-3", "--checkpoint_every", "80", "--batch_size", "8"]
-    policy, adapter = tmp_path / "policy", tmp_path / "adapter"
-    adapted = ["--model", str(policy / "model"), "--lora_rank", "4"]
-    for output, own in {policy: [], adapter: adapted}.items():
-        command = [sys.executable, "train.py", *arguments(dataset, output), *longer, *own]
-        subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True)
-        totals = [line["loss/total"] for line in losses(output) if "loss/total" in line]
-        assert len(totals) == 80 and sum(totals[-20:]) < 0.8 * sum(totals[:20]), output.name
+    command = [sys.executable, "train.py", *arguments(dataset, tmp_path / "run"), *longer]
+    subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True)
+    totals = [line["loss/total"] for line in losses(tmp_path / "run") if "loss/total" in line]
+    assert len(totals) == 80 and sum(totals[-20:]) < 0.7 * sum(totals[:20])
 
 
 @pytest.mark.slow
