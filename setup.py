@@ -29,20 +29,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(
-        include=[
-            f"{name}*"
-            for name in (
-                "modeling_stereovla",
-                "processing",
-                "simulation",
-                "dataset_builder",
-                "training",
-                "evaluation",
-                "serving",
-            )
-        ]
-    ),
+    packages=find_packages(exclude=["benchmarks*"]),  # the rooms that users need, see tests/test_imports.py
     py_modules=["train", "push_to_hub"],
     package_data={"simulation": ["assets/**/*"]},
     install_requires=[

@@ -23,6 +23,7 @@ from dataset_builder import schema, shards
 from dataset_builder.episode_checks import chosen_frames, pair_problems, timestamp_problems, view_problems
 from dataset_builder.folders import PLAN, STATS, check_folder, count_shards, describe_folder, work_folder
 from dataset_builder.options import option
+from dataset_builder.parts import Task, split_tasks
 from dataset_builder.rig import Rig, check_value
 from dataset_builder.robot_mapping import Motion, map_motion
 from dataset_builder.statistics import compute_statistics
@@ -261,8 +262,8 @@ def _picture_problems(source: Source, rig: Rig, name: str, episode: SourceEpisod
     return problems + found, judged or not stored
 
 
-def _plan(config: ImportConfig, good: Mapping[str, Sequence[str]]) -> list[tuple[str, Path, range, list[str]]]:
-    """(split, path, episode numbers, names) of all shards."""
+def _plan(config: ImportConfig, good: Mapping[str, Sequence[str]]) -> list[tuple[Task, list[str]]]:
+    """All shards, with the names of their episodes in the source."""
     splits = {split: list(names) for split, names in good.items()}
     if config.validation_episodes:
         if config.validation_episodes >= len(splits.get("train", [])):
@@ -276,29 +277,28 @@ def _plan(config: ImportConfig, good: Mapping[str, Sequence[str]]) -> list[tuple
         splits["train"] = splits["train"][: -config.validation_episodes]
     if not splits.get("train"):
         raise ValueError(f"the split train has no good episodes; splits: {', '.join(splits)}")
-    tasks = []
-    for split, names in splits.items():
-        starts = range(0, len(names), config.episodes_per_shard)
-        for number, start in enumerate(starts):
-            numbers = range(start, min(len(names), start + config.episodes_per_shard))
-            path = shards.shard_path(split, number, len(starts))
-            tasks.append((split, path, numbers, names[start : numbers.stop]))
-    return tasks
+    return [
+        (task, [names[number] for number in task.episodes])
+        for split, names in splits.items()
+        for task in split_tasks(split, len(names), config.episodes_per_shard)
+    ]
 
 
-def _write(folder: Path, partial: Path, tasks: list, rig: Rig, source: Source, first: Finding) -> None:
+def _write(
+    folder: Path, partial: Path, tasks: list[tuple[Task, list[str]]], rig: Rig, source: Source, first: Finding
+) -> None:
     layout = schema.features(state_dim=first.state_dim, action_dim=first.action_dim, columns=COLUMNS)
-    with tqdm(total=sum(len(names) for *_, names in tasks), desc="importing", unit="episode") as bar:
-        for _, path, numbers, names in tasks:
-            if not (folder / path).exists():
+    with tqdm(total=sum(len(names) for _, names in tasks), desc="importing", unit="episode") as bar:
+        for task, names in tasks:
+            if not (folder / task.path).exists():
                 rows = [
                     row
-                    for index, name in zip(numbers, names, strict=True)
+                    for index, name in zip(task.episodes, names, strict=True)
                     for row in episode_rows(source, rig, name, index)
                 ]
-                temporary = partial / f"{path.name}.{os.getpid()}"
+                temporary = partial / f"{task.path.name}.{os.getpid()}"
                 info = {"episodes": len(names), "sources": names}
-                shards.write_shard(folder / path, rows, temporary=temporary, info=info, layout=layout)
+                shards.write_shard(folder / task.path, rows, temporary=temporary, info=info, layout=layout)
             bar.update(len(names))
 
 
@@ -332,13 +332,18 @@ def episode_rows(source: Source, rig: Rig, name: str, index: int) -> Iterator[di
 
 
 def _finish(
-    folder: Path, tasks: list, rig: Rig, source: Source, findings: Mapping[str, Finding], content: dict[str, Any]
+    folder: Path,
+    tasks: list[tuple[Task, list[str]]],
+    rig: Rig,
+    source: Source,
+    findings: Mapping[str, Finding],
+    content: dict[str, Any],
 ) -> None:
     """Statistics, info, card, and at last the manifest, which says that the dataset is whole."""
-    imported = [(split, path, len(names)) for split, path, _, names in tasks]
+    imported = [(task.split, task.path, len(names)) for task, names in tasks]
     splits, sentences = count_shards(folder, imported)
     shards.write_json(
-        folder / STATS, compute_statistics([folder / path for split, path, *_ in tasks if split == "train"])
+        folder / STATS, compute_statistics([folder / task.path for task, _ in tasks if task.split == "train"])
     )
     first = next(finding for finding in findings.values() if not finding.problems)
     info = {

@@ -23,7 +23,7 @@ _NAMED = 5  # missing shards that a message lists
 
 @dataclass(frozen=True)
 class Task:
-    """One shard to record."""
+    """One shard to write."""
 
     split: str
     path: Path  # inside the folder
@@ -32,15 +32,19 @@ class Task:
 
 def plan_shards(content: Mapping[str, Any]) -> list[Task]:
     """All shards of a dataset with their episodes, from its plan (meta/build.json)."""
-    tasks = []
-    for split in ("train", "validation"):
-        total, step = content[f"{split}_episodes"], content["episodes_per_shard"]
-        starts = range(0, total, step)
-        tasks += [
-            Task(split, shards.shard_path(split, number, len(starts)), range(start, min(total, start + step)))
-            for number, start in enumerate(starts)
-        ]
-    return tasks
+    step = content["episodes_per_shard"]
+    return [
+        task for split in ("train", "validation") for task in split_tasks(split, content[f"{split}_episodes"], step)
+    ]
+
+
+def split_tasks(split: str, total: int, step: int) -> list[Task]:
+    """The shards of a split of `total` episodes, `step` in each."""
+    starts = range(0, total, step)
+    return [
+        Task(split, shards.shard_path(split, number, len(starts)), range(start, min(total, start + step)))
+        for number, start in enumerate(starts)
+    ]
 
 
 def merge(folder: Path, parts: Sequence[Path] = ()) -> Path:
