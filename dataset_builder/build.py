@@ -87,16 +87,12 @@ class BuildConfig(RecordingConfig):
         return WorldConfig.from_preset(**own, **extra)
 
     def content(self) -> dict[str, Any]:
-        """The options that decide the bytes, the world's spelled out, what the numbers of a state and of an action are,
-        and versions of what draws and encodes.
-        """
+        """The options that decide the bytes, the world's spelled out, and versions of what draws and encodes."""
         values = {key: value for key, value in dataclasses.asdict(self).items() if key not in _NOT_CONTENT}
         versions = {
             name: importlib.metadata.version(name) for name in ("mujoco", "numpy", "pillow", "pyarrow", "datasets")
         }
-        world = self.world_config()
-        values |= {"fps": FPS, "world": dataclasses.asdict(world), "versions": versions}
-        values["axes"] = ROBOTS[world.robot].axes
+        values |= {"fps": FPS, "world": dataclasses.asdict(self.world_config()), "versions": versions}
         return json.loads(json.dumps(values))  # tuples become lists, as in the file that this is compared with
 
 

@@ -90,13 +90,13 @@ def _text(info: dict[str, Any], stats: dict[str, Any], frames: int) -> str:
     build = info["build"]
     reasons = ", ".join(f"{count} x {reason}" for reason, count in info["failed_attempts"].items()) or "none"
     episodes = sum(split["episodes"] for split in info["splits"].values())
-    own = "" if info["state_is_pose"] else f" State and action are {', '.join(build['axes'])} by the rules below."
     view = "a new camera pose for every frame" if build["camera_per_frame"] else "one camera pose per episode"
     return f"""# {_TITLE}
 
 The simulated robot `{info["embodiments"][0]}` does what the instruction says: {frames} frames in {episodes} episodes,
 recorded in MuJoCo at {info["fps"]} Hz with a rectified stereo pair. Every frame has depth, segmentation, boxes,
-calibration, and the scripted expert's ideal plan from that very state.{own}
+calibration, and the scripted expert's ideal plan from that very state. The numbers of a state, and of an action, belong
+to {", ".join(schema.POSES[info["state_dim"]])}.
 
 ![Left view, right view, disparity of the left view]({PICTURE.as_posix()})
 

@@ -31,7 +31,6 @@ CHUNK = 1000  # files per folder, LeRobot's default
 _PATH = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 DATA_PATH, VIDEO_PATH = f"data/{_PATH}.parquet", f"videos/{{video_key}}/{_PATH}.mp4"
 _INDICES = ("timestamp", "frame_index", "episode_index", "index", "task_index")
-_POSE = ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]
 _QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 _PICTURES = 10  # frames per episode that enter the statistics of a camera
 _PIXELS = 32  # rows of such a frame, as LeRobot takes reduced ones too
@@ -243,7 +242,7 @@ def _info(
     features |= {key: {"dtype": "image", "shape": [height, width, 1], "names": names} for key in maps}
     for key, count in _vectors(info).items():
         of_pose = key in ("observation.state", "action") and info["state_is_pose"]
-        features[key] = {"dtype": "float32", "shape": [count], "names": _POSE if of_pose else None}
+        features[key] = {"dtype": "float32", "shape": [count], "names": list(schema.POSES[count]) if of_pose else None}
     for key in _INDICES:
         features[key] = {"dtype": "float32" if key == "timestamp" else "int64", "shape": [1], "names": None}
     splits: dict[str, str] = {}
@@ -273,7 +272,7 @@ def _rig(info: Mapping[str, Any], size: tuple[int, int, int]) -> dict[str, Any]:
     """What `import-lerobot` needs to read the exported folder, see `rig`."""
     state: dict[str, Any] = {"column": "observation.state"}
     action: dict[str, Any] = {"column": "action"}
-    if info["state_is_pose"]:
+    if info["state_is_pose"] and info["state_dim"] == schema.STATE_DIM:  # a rig knows whole poses only
         for vector, kind, closed in ((state, {}, 0.0), (action, {"kind": "delta"}, -1.0)):
             vector |= {
                 **kind,

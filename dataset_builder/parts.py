@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from dataset_builder import schema, shards
+from dataset_builder import shards
 from dataset_builder.folders import PLAN, STATS, changes, count_shards, describe_folder, work_folder
 from dataset_builder.statistics import camera_ranges, compute_statistics
 
@@ -115,7 +115,7 @@ def finish(folder: Path, content: Mapping[str, Any]) -> None:
     stats = compute_statistics(train)
     shards.write_json(folder / STATS, stats)
     with shards.open_shard(train[0]) as file:
-        columns = file.schema_arrow.names
+        layout = file.schema_arrow
     info = {
         "fps": content["fps"],
         "embodiments": sorted(stats),
@@ -123,10 +123,10 @@ def finish(folder: Path, content: Mapping[str, Any]) -> None:
         "objects": sorted(objects),
         "splits": splits,
         "failed_attempts": dict(sorted(failures.items())),
-        "columns": columns,
-        "state_dim": len(content["axes"]),
-        "action_dim": len(content["axes"]),
-        "state_is_pose": len(content["axes"]) == schema.STATE_DIM,  # a pose has all axes that there are
+        "columns": layout.names,
+        "state_dim": layout.field("observation.state").type.list_size,
+        "action_dim": layout.field("action").type.list_size,
+        "state_is_pose": True,
         "vertical_misalignment_px": max(abs(rows) for rows in content["world"]["vertical_misalignment_px"]),
         "cameras": camera_ranges([folder / task.path for task in tasks]),
         "build": content,

@@ -14,7 +14,6 @@ from dataset_builder import schema
 from dataset_builder.options import option
 from dataset_builder.shards import encode_row
 from simulation import Expert, World, WorldConfig
-from simulation.robot import POSE
 from simulation.tasks import Task
 from simulation.world import NoViewError
 
@@ -183,7 +182,7 @@ class Recorder:
             "action_plan": plan,
             "action_plan_length": int(length),
             "keyframe_pose": keyframe,
-            "state_is_pose": world.robot.axes == POSE,
+            "state_is_pose": True,
             **{f"calibration.{key}": seen["calibration"][key] for key in schema.CALIBRATION_KEYS},
             "observation.depth": seen.get("depth"),
             "observation.segmentation": seen.get("segmentation"),

@@ -7,6 +7,8 @@ rules:
 - state: x, y, z of the tool centre point in the robot base frame (m); roll, pitch, yaw (rad, R = Rz(yaw) Ry(pitch)
   Rx(roll)) of the tool, zero when the gripper points straight down with its fingers opening along base y; gripper
   opening, 1 = open.
+- a tool that always points down has neither roll nor pitch: its state is x, y, z, yaw, opening, and its action dx, dy,
+  dz, dyaw, command (`POSES`).
 - action: dx, dy, dz (m, base frame), droll, dpitch, dyaw (rad, R_next = R(d) R_now) to be reached within one frame;
   gripper command, below -0.5 close, above 0.5 open, else keep.
 - robots whose state is no pose of the tool (joint angles, two arms, ...): `state_is_pose` is False, state and action
@@ -23,8 +25,9 @@ from typing import Any
 import numpy as np
 from datasets import Features, Image, List, Value
 
-STATE_DIM = 7  # of a state that is a pose; "S" in the shapes below
-ACTION_DIM = 7  # of the action that belongs to it; "A"
+# what the numbers of a state that is a pose, and of the action that belongs to it, are, by how many they are
+POSES = {7: ("x", "y", "z", "roll", "pitch", "yaw", "gripper"), 5: ("x", "y", "z", "yaw", "gripper")}
+STATE_DIM = ACTION_DIM = 7  # of most robots; "S" and "A" in the shapes below
 HISTORY = 4  # states that the policy is told, the present one included; the released model's number
 PLAN_LENGTH = 16  # steps of `action_plan` in data that our builder writes
 DEPTH_UNIT_M = 1e-4  # one step of the stored 16-bit depth; 65535 steps = 6.55 m
@@ -187,7 +190,9 @@ def check_columns(names: Sequence[str], *, source: str, needed: Sequence[str] = 
 def validate_row(row: Mapping[str, Any], *, where: str = "row") -> None:
     """Check one decoded row against `ROW` and what the numbers must mean; ValueError names key, value and limit."""
     is_pose = row.get("state_is_pose") is not False
-    sizes = _check_table(row, ROW, where, {"S": STATE_DIM, "A": ACTION_DIM} if is_pose else {})
+    size = np.size(row.get("observation.state"))
+    size = size if size in POSES else STATE_DIM
+    sizes = _check_table(row, ROW, where, {"S": size, "A": size} if is_pose else {})
     if is_pose:
         _check_poses(row, where)
     if row.get("action_plan") is not None:
@@ -268,9 +273,10 @@ def _check_poses(row: Mapping[str, Any], where: str) -> None:
 
 
 def _check_state(state: np.ndarray, where: str, key: str) -> None:
-    if np.abs(state[3:6]).max() > np.pi + 1e-4:
-        raise ValueError(f"{where}: {key} has angles {state[3:6].tolist()}, allowed: -pi ... pi rad")
-    _check_gripper(state[6], 0.0, 1.0, where, key)
+    angles = state[3:-1]
+    if np.abs(angles).max() > np.pi + 1e-4:
+        raise ValueError(f"{where}: {key} has angles {angles.tolist()}, allowed: -pi ... pi rad")
+    _check_gripper(state[-1], 0.0, 1.0, where, key)
 
 
 def _check_gripper(value: np.ndarray, low: float, high: float, where: str, key: str) -> None:

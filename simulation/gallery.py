@@ -3,26 +3,31 @@
 gallery_easy.png, gallery_default.png, gallery_geometry.png   every task of a preset at every camera range
 gallery_episode.png    both views at the keyframes of one episode of the preset geometry
 gallery_objects.png    the library
+gallery_robots.png     every robot from outside, and both of its views, as it picks something up
 """
 
 import argparse
 import os
 from pathlib import Path
 
+import mujoco
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from simulation.camera import RANGES
+from simulation.camera import RANGES, orbit_pose
 from simulation.config import KEYFRAMES, PRESETS, WorldConfig
 from simulation.expert import Expert, keyframe_of
+from simulation.geometry import matrix_to_quaternion
 from simulation.objects import CONTAINERS, GRASPABLES
+from simulation.robots import ROBOTS
 from simulation.scene import FIRST_OTHER, TARGET
 from simulation.world import World
 
 CAPTION_PX = 22
 GAP_PX = 4
 SUPERSAMPLING = 2  # smooth edges without the cost of multi-sampling in the world itself
-EPISODE_SEED = 4
+EPISODE_SEED, ROBOTS_SEED = 4, 8
+OUTSIDE = {"azimuth_deg": 50.0, "elevation_deg": 20.0, "distance_m": 2.0}
 NEAR_PX = 480  # side of the picture that an object is cut out of
 
 
@@ -88,6 +93,28 @@ def draw_episode(side: int) -> Image.Image:
     return grid([list(row) for row in zip(*columns, strict=True)])
 
 
+def draw_robots(side: int) -> Image.Image:
+    """A row for every robot: from outside, left view, right view, when the expert begins to lift."""
+    rows = []
+    for name in ROBOTS:
+        world = World(WorldConfig.from_preset("default", robot=name, tasks="move", image_size=SUPERSAMPLING * side))
+        world.reset(ROBOTS_SEED)
+        expert = Expert(world)
+        while not (world.held and world.lift_m > 0.03):
+            world.step(expert.plan(1)[0][0])
+        seen = world.observe()
+        pose = orbit_pose(np.array([0.3, 0.0, 0.3]), **OUTSIDE)
+        world.data.mocap_pos[0] = pose[:3, 3]
+        world.data.mocap_quat[0] = matrix_to_quaternion(pose[:3, :3] @ np.diag([1.0, -1.0, -1.0]))
+        world.model.cam_fovy[:] = 40.0
+        mujoco.mj_kinematics(world.model, world.data)
+        mujoco.mj_camlight(world.model, world.data)
+        pictures = {f'robot="{name}"': world.observe()["left"], "left view": seen["left"], "right view": seen["right"]}
+        rows.append([tile(picture, caption, side) for caption, picture in pictures.items()])
+        world.close()
+    return grid(rows)
+
+
 def draw_objects(side: int) -> Image.Image:
     """Every object and container from near; objects at one scale, containers at another."""
     tiles = []
@@ -132,6 +159,7 @@ def main() -> None:
         save(draw_preset(preset, options.side), options.folder / f"gallery_{preset}.png")
     save(draw_episode(options.side * 4 // 5), options.folder / "gallery_episode.png")
     save(draw_objects(options.side * 3 // 5), options.folder / "gallery_objects.png")
+    save(draw_robots(options.side), options.folder / "gallery_robots.png")
 
 
 if __name__ == "__main__":

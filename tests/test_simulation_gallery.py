@@ -28,7 +28,8 @@ def test_gallery_is_drawn_whole(pictures):
         picture = pictures[f"gallery_{name}.png"]
         assert picture.shape == (rows * down - gallery.GAP_PX, 3 * across - gallery.GAP_PX, 3)
         assert picture.std() > 20
-    names = [f"gallery_{name}.png" for name in ("default", "easy", "episode", "geometry", "objects")]
+    assert pictures["gallery_robots.png"].shape == (2 * down - gallery.GAP_PX, 3 * across - gallery.GAP_PX, 3)
+    names = [f"gallery_{name}.png" for name in ("default", "easy", "episode", "geometry", "objects", "robots")]
     assert sorted(pictures) == names  # and no temporary file
 
 
