@@ -60,22 +60,39 @@ def decode_view(data: bytes, name: str) -> np.ndarray:
         raise ValueError(f"{name}, {len(data)} bytes, is no view: {error}") from error
 
 
+def read_pfm(data: bytes) -> np.ndarray:
+    """A PFM of one channel -> float (H, W): three tokens of text, each with one white space after it, then rows from
+    the bottom to the top, little-endian where the scale is below 0. (Pillow's reader takes no token above 10 letters,
+    and Middlebury's scales can be longer.)
+    """
+    head = re.match(rb"Pf\s(\d+)\s+(\d+)\s([-+.\deE]+)\s", data)
+    if head is None:
+        raise ValueError("its header is not that of a PFM of one channel: Pf, width, height, scale")
+    width, height, scale = int(head[1]), int(head[2]), float(head[3])
+    if len(data) != head.end() + 4 * width * height:
+        raise ValueError(f"it has {len(data) - head.end()} bytes of numbers; {width} x {height} need 4 each")
+    return np.frombuffer(data, "<f4" if scale < 0 else ">f4", offset=head.end()).reshape(height, width)[::-1]
+
+
 def decode_disparity(data: bytes | Sequence[Any], unit: float, name: str) -> np.ndarray:
     """File or numbers -> float32 (H, W) px, 0 = unknown.
 
     Args:
         data: bytes of a PFM (Pf, one channel), of a TIFF of floats or of a PNG or TIFF of integers; or numbers (H, W).
-            What is 0, negative, infinite or NaN is unknown; the scale in a PFM's header is not applied, as Middlebury's
-            own reader does not.
+            What is 0, negative, infinite or NaN is unknown; the scale in a PFM's header is not applied: Middlebury's
+            values are px whatever theirs says.
         unit: px per step; negative where a set stores disparities below 0.
         name: for errors.
     """
     if isinstance(data, bytes):
         try:
-            with PillowImage.open(io.BytesIO(data), formats=("PNG", "TIFF", "PPM")) as image:
-                if image.mode not in ("F", "I", "I;16", "L"):
-                    raise ValueError(f"Pillow's mode is {image.mode}; valid: one channel, F, I, I;16 or L")
-                values = np.array(image)
+            if data.startswith(b"Pf"):
+                values = read_pfm(data)
+            else:
+                with PillowImage.open(io.BytesIO(data), formats=("PNG", "TIFF")) as image:
+                    if image.mode not in ("F", "I", "I;16", "L"):
+                        raise ValueError(f"Pillow's mode is {image.mode}; valid: one channel, F, I, I;16 or L")
+                    values = np.array(image)
         except (OSError, ValueError) as error:
             raise ValueError(f"{name}, {len(data)} bytes, is no disparity: {error}") from error
     else:
@@ -142,8 +159,8 @@ class ColumnPairs:
 
 
 def list_files(folder: str | Path, form: str) -> list[tuple[Path, Path, Path]]:
-    """(left, right, disparity) of every pair under `folder`, sorted; ValueError names the first file that is missing
-    and their number.
+    """(left, right, disparity) of every pair under `folder`, in the order of the left views' paths; ValueError names
+    the first file that is missing and their number.
     """
     layout, folder = LAYOUTS[form], Path(folder)
     files, missing = [], []
@@ -167,15 +184,17 @@ def open_pairs(
     Args:
         sources: folders of one layout, taken together; or for "columns" one dataset, folder or Hub id (`id@revision`).
         form: one of `FORMATS`.
-        held_out: share of the pairs, the last ones in the order of their paths or rows, that is the split "validation"
-            where the dataset has none of its own.
+        held_out: share of the disparities, the last ones in the order of paths or rows, whose pairs are the split
+            "validation" where the dataset has none of its own.
         columns: names of (left, right, disparity) for "columns".
         unit: px per step of the disparity for "columns"; the layouts know their own.
     """
     if form in LAYOUTS:
         files = [file for source in sources for file in list_files(source, form)]
-        chosen = _range(len(files), split, held_out, ", ".join(sources))
-        return FilePairs([files[index] for index in chosen], LAYOUTS[form].unit)
+        # by disparity: two renderings of a scene are not to be on both sides
+        maps = list(dict.fromkeys(disparity for *_, disparity in files))
+        chosen = {maps[index] for index in _range(len(maps), split, held_out, ", ".join(sources))}
+        return FilePairs([file for file in files if file[2] in chosen], LAYOUTS[form].unit)
     if len(sources) != 1:
         raise ValueError(f"{len(sources)} datasets with columns are given ({', '.join(sources)}); give one")
     name, revision = split_revision(sources[0])

@@ -11,7 +11,7 @@ PICTURE_PAIRS = 3
 
 
 def error_sums(predicted: torch.Tensor, truth: torch.Tensor, max_disparity: int) -> torch.Tensor:
-    """What end-point error and bad-2 are made of, as sums that add up over batches and processes.
+    """What end-point error and bad-2 are made of, as sums that add up over batches.
 
     Args:
         predicted: (B, H, W) px, or a number that is predicted everywhere.

@@ -36,6 +36,7 @@ from training.feed import Feed
 from training.losses import agree, to_device
 from training.models import trained_stereo_encoder
 from training.options import augmentation, dataset_mixture
+from training.processes import join
 from training.running import append_line, forget_after, learning_rate, prepare_output, told_to_end
 from training.stereo_pairs import Framing, PairBatches, collate
 
@@ -195,30 +196,23 @@ def predict(model, pixel_values: torch.Tensor, batch_size: int) -> torch.Tensor:
 
 
 class HeldOut:
-    """Pairs that are not learned from, on the CPU of every process; each process scores its share of them."""
+    """Pairs that are not learned from, on the CPU. Every process scores all of them, as each may hold but a part of the
+    model.
+    """
 
-    def __init__(self, options: StereoOptions, accelerator: Accelerator, max_disparity: int, batch_size: int):
-        pairs = [options.framing.apply(pair, random=False) for pair in held_out_pairs(options)]
-        self.pairs, self.accelerator = collate(pairs), accelerator
+    def __init__(self, options: StereoOptions, max_disparity: int, batch_size: int):
+        self.pairs = collate([options.framing.apply(pair, random=False) for pair in held_out_pairs(options)])
         self.max_disparity, self.batch_size = max_disparity, batch_size
         self.constant = best_constant(self.pairs["disparity"], max_disparity)
         self.constant_errors = error_numbers(error_sums(self.constant, self.pairs["disparity"], max_disparity))
 
-    def errors(self, model) -> dict[str, float]:
-        """Errors over all pairs; the same on every process."""
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        mine = {name: values[rank::processes] for name, values in self.pairs.items()}
-        sums = torch.zeros(5, dtype=torch.float64)
-        if len(mine["disparity"]):
-            predicted = predict(model, mine["pixel_values"], self.batch_size)
-            sums = error_sums(predicted, mine["disparity"], self.max_disparity)
-        return error_numbers(self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum"))
-
-    def draw(self, model, path: Path) -> None:
-        """Picture of the first pairs."""
-        first = {name: values[:PICTURE_PAIRS] for name, values in self.pairs.items()}
-        predicted = predict(model, first["pixel_values"], self.batch_size)
-        draw_disparities(path, first["pixel_values"][:, 0], first["disparity"], predicted)
+    def score(self, model, picture: Path | None) -> dict[str, float]:
+        """Errors, and a picture of the first pairs where one is asked for."""
+        predicted = predict(model, self.pairs["pixel_values"], self.batch_size)
+        if picture is not None:
+            left, truth = self.pairs["pixel_values"][:PICTURE_PAIRS, 0], self.pairs["disparity"][:PICTURE_PAIRS]
+            draw_disparities(picture, left, truth, predicted[:PICTURE_PAIRS])
+        return error_numbers(error_sums(predicted, self.pairs["disparity"], self.max_disparity))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -229,7 +223,7 @@ class HeldOut:
 def save_result(folder: Path, accelerator: Accelerator, model, options: StereoOptions, held_out: HeldOut) -> None:
     """Writes the folder of the result, with its errors and one prediction, all of it or nothing."""
     state = get_model_state_dict(model, options=WHOLE)
-    errors = held_out.errors(accelerator.unwrap_model(model))
+    errors = held_out.score(accelerator.unwrap_model(model), picture=None)
     if not accelerator.is_main_process:
         return
     partial = folder.with_suffix(".partial")
@@ -269,7 +263,7 @@ def train(options: StereoOptions) -> Path:
 def run(options: StereoOptions, signals: list[str]) -> Path:
     """The training itself; it saves a checkpoint and ends where something comes into `signals`."""
     output = Path(options.output_dir)
-    accelerator = Accelerator(mixed_precision=options.mixed_precision)
+    accelerator = join(options.mixed_precision)
     result, losses_file = output / "model", output / "losses.jsonl"
     if (result / "training.json").exists():
         accelerator.print(f"{result} is complete; delete {output} to train again")
@@ -279,7 +273,7 @@ def run(options: StereoOptions, signals: list[str]) -> Path:
     max_disparity = model.config.max_disparity
     part_size = options.batch_size // (accelerator.num_processes * options.accumulation)
     stream = training_stream(options, accelerator.process_index, accelerator.num_processes)
-    held_out = HeldOut(options, accelerator, max_disparity, part_size)
+    held_out = HeldOut(options, max_disparity, part_size)
     optimizer = torch.optim.AdamW(
         [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=options.learning_rate,
@@ -347,11 +341,11 @@ def run(options: StereoOptions, signals: list[str]) -> Path:
             progress.set_postfix(loss=f"{line['loss/disparity']:.3f}")
         if step % options.checkpoint_every == 0 or step == options.steps or stop:
             if not stop:
-                line = {"step": step}
-                line |= {f"validation/{name}": value for name, value in held_out.errors(unwrapped).items()}
+                picture = output / "disparity.png" if accelerator.is_main_process else None
+                errors = held_out.score(unwrapped, picture)
                 if accelerator.is_main_process:
-                    append_line(losses_file, line)
-                    held_out.draw(unwrapped, output / "disparity.png")
+                    numbers = {f"validation/{name}": value for name, value in errors.items()}
+                    append_line(losses_file, {"step": step} | numbers)
             folder = output / f"checkpoint-{step:07d}"
             save_checkpoint(folder, accelerator, model, optimizer, average, step, feed)
             if accelerator.is_main_process:
