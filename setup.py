@@ -40,6 +40,7 @@ setup(
                 "training",
                 "evaluation",
                 "serving",
+                "sharing",
             )
         ]
     ),

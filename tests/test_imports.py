@@ -15,6 +15,7 @@ ROOMS = (
     "training",
     "evaluation",
     "serving",
+    "sharing",
     "benchmarks",
 )
 SCRIPTS = ("train", "push_to_hub")
@@ -27,7 +28,8 @@ ALLOWED = {
     "serving": set(),
     "training": {"modeling_stereovla", "processing", "dataset_builder"},
     "train": {"modeling_stereovla", "processing", "dataset_builder", "training"},
-    "push_to_hub": {"dataset_builder"},
+    "sharing": {"dataset_builder"},
+    "push_to_hub": {"dataset_builder", "sharing"},
 }
 REMOTE_CODE = ("modeling_stereovla", "processing")
 # what a stranger's machine has when it loads a model from the Hub

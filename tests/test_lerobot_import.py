@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+<<<<<<< HEAD:tests/test_lerobot_import.py
 from hub_folder import serve
 from lerobot_folder import (
     AS_THEY_ARE,
@@ -31,6 +32,10 @@ from lerobot_folder import (
     rows_of,
     write_lerobot,
 )
+=======
+import yaml
+from hub_server import serve
+>>>>>>> d71e707 (Publish models, adapters and datasets whole, checked and tagged; a local Hub for tests):tests/test_lerobot.py
 from stereo_scene import poses, textured_pair
 
 from dataset_builder import importing, schema, shards
@@ -166,7 +171,8 @@ def test_a_dataset_on_the_hub_is_imported(imported, tmp_path):
     command = [sys.executable, "-m", "dataset_builder", "import-lerobot", "--source", "someone/demonstrations"]
     command += ["--config", options.config, "--out", options.out]
     command += ["--episodes-per-shard", "1", "--validation-episodes", "1"]
-    with serve(WRITTEN) as server:
+    with serve() as server:
+        server.add("dataset", "someone/demonstrations", WRITTEN)
         hub = {"HF_ENDPOINT": server.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
         environment = os.environ | hub | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
