@@ -99,7 +99,6 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(answer.body)
 
-
     def act(self, method: str, path: str) -> Answer:
         try:
             return self.server.hub.route(self, method, path)
@@ -171,8 +170,11 @@ class Hub:
 
     def repo(self, request: _Handler, kind: str, name: str, write: bool = False) -> Repo:
         token = (request.headers.get("Authorization") or "").removeprefix("Bearer ")
+        if token not in ("", WRITER, READER):
+            message = "Invalid credentials in Authorization header"
+            raise Answer(401, {"error": message}, X_Error_Message=message)
         repo = self.repos.get((kind, name))
-        if repo is None or (repo.private and token not in (WRITER, READER)):
+        if repo is None or (repo.private and not token):
             raise Answer(404 if token else 401, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
         if write and token != WRITER:
             raise Answer(403 if token else 401, {"error": "no write access"}, X_Error_Message="no write access")
