@@ -9,6 +9,7 @@ or a path of this machine, or that does not load in a fresh process to the outpu
 """
 
 import sys
+from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,7 +38,7 @@ class PushOptions:
     report: str | None = option(None, "Folder that `python -m evaluation report` wrote: results of the model's card.")
     dataset_ids: list[str] = field(
         default_factory=list,
-        metadata={"help": "Hub ids of the folders that a model was trained on, in their order; else they are unnamed."},
+        metadata={"help": "Hub ids of the folders that a model was trained on, in their order."},
     )
     base_model: str | None = option(None, "Hub id of the model that the training began with, if that was a folder.")
     weights: list[str] = field(
@@ -152,11 +153,19 @@ def publish(repository: Repository, staging: Path, state: State, options: PushOp
     return url
 
 
+class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """The lines of this file's docstring as they are."""
+
+
+def parser() -> HfArgumentParser:
+    return HfArgumentParser(PushOptions, prog="push_to_hub.py", description=__doc__, formatter_class=HelpFormatter)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     options = None
     try:
-        (options,) = HfArgumentParser(PushOptions, description=__doc__).parse_args_into_dataclasses(arguments)
+        (options,) = parser().parse_args_into_dataclasses(arguments)
         push(options)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)

@@ -11,10 +11,8 @@ from hub_client import client, environment
 from hub_server import serve
 from huggingface_hub import DatasetCard, ModelCard
 from synthetic_dataset import write_finished_dataset
-from transformers import HfArgumentParser
 
-from push_to_hub import PushOptions
-from push_to_hub import __doc__ as description
+from push_to_hub import parser
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/hub.md").read_text(encoding="utf-8")
@@ -26,9 +24,7 @@ def blocks(kind: str) -> list[str]:
 
 def test_the_help_is_that_of_the_command(monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
-    assert (
-        HfArgumentParser(PushOptions, prog="push_to_hub.py", description=description).format_help() == blocks("text")[1]
-    )
+    assert parser().format_help() == blocks("text")[1]
 
 
 def shape(text: str) -> list[str]:
