@@ -55,7 +55,7 @@ inputs = processor(images=[left, right], text="{instruction}", state=state, embo
 actions = processor.decode_actions(model.predict_action(**inputs), embodiment="{embodiment}")  # (1, {chunk}, {dim})
 ```
 
-It needs torch, transformers, numpy and pillow{needs}, nothing else. `{reference}` also holds the actions that the
+It needs torch, transformers, numpy{needs} and pillow, nothing else. `{reference}` also holds the actions that the
 trained model gave for this input, so that any load can be checked; each upload was. For use beyond a try, pin what you
 have read: `{pin}`.
 
@@ -155,7 +155,7 @@ def write_model_card(folder: Path, kind: str, options: CardOptions, published: s
         reference=REFERENCE,
         instruction=prompt["instruction"],
         embodiment=prompt["embodiment"],
-        needs=" and peft" if kind == "adapter" else "",
+        needs=", peft" if kind == "adapter" else "",
         pin='adapter_kwargs={"revision": "..."}' if kind == "adapter" else 'revision="..."',
         architecture=architecture(folder, kind, processor),
         parts=parameter_table(folder, kind),
