@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import DatasetInfo, Features
+from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCard, DatasetCardData
 from PIL import Image
 
 from dataset_builder import schema
 from dataset_builder.card_edits import update_card
-from dataset_builder.shards import decode_row, read_json, read_table
+from dataset_builder.shards import decode_row, open_shard, read_json, read_table
 
 PICTURE = Path("images/samples.png")
 _PAIRS = 4
@@ -87,6 +89,11 @@ def write_card(
                 "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in info["splits"]],
             }
         ],
+    )
+    # with the columns in the card, a reader of one split need not look into another one's shards
+    first = open_shard(sorted((folder / "data").glob("train-*.parquet"))[0])
+    DatasetInfosDict(default=DatasetInfo(features=Features.from_arrow_schema(first.schema_arrow))).to_dataset_card_data(
+        data
     )
     text = (_imported_text if imported else _text)(info, stats, frames, license)
     return update_card(

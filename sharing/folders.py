@@ -92,8 +92,11 @@ def replacements(folder: Path, kind: str, base_model: str | None, dataset_ids: S
     options = training["options"]
     options["dataset"] = public_datasets(options, dataset_ids)
     options.pop("output_dir", None)
-    if options["model"] and is_local(options["model"]):
-        options["model"] = base_model or Path(options["model"]).name
+    if options["model"] and is_local(options["model"]) and base_model:
+        options["model"] = base_model
+    for name, value in options.items():  # whatever else was read from a folder
+        if isinstance(value, str) and "/" in value and Path(value).exists():
+            options[name] = Path(value).name
     changed = {"training.json": json.dumps(training, indent=2)}
     if kind == "adapter":
         config = json.loads((folder / "adapter_config.json").read_text())

@@ -163,8 +163,8 @@ def write_model_card(folder: Path, kind: str, options: CardOptions, published: s
         contained=contained_text(kind, base_id, contained),
         results=results_text(report),
         data=table(["dataset", "episodes", "frames"], [data_row(name, meta) for name, meta in metas.items()]),
-        training=f"{training['summary']} Objectives and their shares: {training['mixture']} "
-        "(action : depth : box : pose).",
+        training=training["summary"]
+        + (f" Objectives and their shares: {training['mixture']}." if "mixture" in training else ""),
         embodiments=embodiment_table(processor),
         cameras=camera_tables(metas.values()),
         limits="It has seen the objects, colours, camera range and arm of a simulator alone, and no real image: it "

@@ -5,12 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from dataset_builder import shards
-<<<<<<< HEAD
-from dataset_builder.statistics import compute_statistics
-=======
 from dataset_builder.folders import count_shards, describe_folder
 from dataset_builder.statistics import camera_ranges, compute_statistics
->>>>>>> d71e707 (Publish models, adapters and datasets whole, checked and tagged; a local Hub for tests)
 
 
 def make_row(
@@ -89,7 +85,6 @@ def write_dataset(
     return folder
 
 
-<<<<<<< HEAD
 def write_training_dataset(folder: Path) -> Path:
     """A dataset with all that training reads: 8 episodes and 2 held-out ones, statistics and what it says of itself."""
     write_dataset(folder, [6, 6], 2, split="validation")
@@ -101,7 +96,9 @@ def write_training_dataset(folder: Path) -> Path:
     shards.write_json(folder / "meta/stats.json", compute_statistics(splits["train"]))
     info = {"fps": 10, "state_dim": 7, "action_dim": 7, "tasks": ["pick up the red cube"]}
     shards.write_json(folder / "meta/info.json", {**info, "splits": {"train": {"frames": 48}}})
-=======
+    return folder
+
+
 def write_finished_dataset(folder: Path, embodiment: str = "franka_panda", size: int = 64) -> Path:
     """A whole dataset of 3 + 1 episodes in 2 + 1 shards, with statistics, description, card and manifest."""
     lengths = {"train": [4, 3, 5], "validation": [3]}
@@ -120,11 +117,13 @@ def write_finished_dataset(folder: Path, embodiment: str = "franka_panda", size:
         "tasks": sentences,
         "splits": splits,
         "embodiments": [embodiment],
+        "state_dim": 7,
+        "action_dim": 7,
+        "state_is_pose": True,
         "failed_attempts": {},
         "cameras": camera_ranges(train),
         "columns": list(shards.open_shard(train[0]).schema_arrow.names),
         "build": {**build, "camera_range": "small", "camera_per_frame": True, "world": {"preset": "easy"}},
     }
     describe_folder(folder, info, tasks)
->>>>>>> d71e707 (Publish models, adapters and datasets whole, checked and tagged; a local Hub for tests)
     return folder

@@ -13,8 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-<<<<<<< HEAD:tests/test_lerobot_import.py
-from hub_folder import serve
+from hub_server import serve
 from lerobot_folder import (
     AS_THEY_ARE,
     FPS,
@@ -32,10 +31,6 @@ from lerobot_folder import (
     rows_of,
     write_lerobot,
 )
-=======
-import yaml
-from hub_server import serve
->>>>>>> d71e707 (Publish models, adapters and datasets whole, checked and tagged; a local Hub for tests):tests/test_lerobot.py
 from stereo_scene import poses, textured_pair
 
 from dataset_builder import importing, schema, shards
