@@ -5,15 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import DatasetInfo, Features
+from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCard, DatasetCardData
 from PIL import Image
 
 from dataset_builder import schema
-from dataset_builder.shards import decode_row, read_json, read_table
+from dataset_builder.card_edits import update_card
+from dataset_builder.shards import decode_row, open_shard, read_json, read_table
 
 PICTURE = Path("images/samples.png")
 _PAIRS = 4
 _TITLE = "StereoVLA table-top demonstrations"
+_SOURCE = "path/or/hub-id"
 # dark blue (far) over green to yellow (near), in equal steps
 _RAMP = np.array([[13, 22, 80], [30, 80, 150], [30, 140, 140], [90, 190, 90], [250, 230, 40]], dtype=np.float64)
 
@@ -49,17 +53,31 @@ def sample_rows(folder: Path, count: int = _PAIRS) -> list[dict[str, Any]]:
     return [decode_row(table.slice(int(place), 1).to_pylist()[0]) for place in places]
 
 
-def write_card(folder: Path) -> Path:
-    """Write README.md and its picture from meta/info.json, meta/stats.json and the first shard; returns its path."""
+def write_card(
+    folder: Path, license: str | None = None, repo_id: str | None = None, published: str | None = None
+) -> Path:
+    """Write README.md and its picture from meta/info.json, meta/stats.json and the first shard; returns its path.
+
+    What a person wrote around the generated part stays.
+
+    Args:
+        license: identifier of the Hub; None = that of an imported dataset, apache-2.0 of a recorded one. ValueError
+            where an imported dataset has another.
+        repo_id: id on the Hub, for the example of its use.
+        published: the card on the Hub, see `update_card`.
+    """
     info, stats = read_json(folder / "meta/info.json"), read_json(folder / "meta/stats.json")
+    imported = "import" in info
+    if imported and license not in (None, info["license"]):
+        raise ValueError(f"the license is {license!r}; what was imported has {info['license']!r}, which stays")
+    license = info["license"] if imported else license or "apache-2.0"
     (folder / PICTURE).parent.mkdir(parents=True, exist_ok=True)
     temporary = folder / PICTURE.with_name(".samples.png")
-    sample_picture(sample_rows(folder)).save(temporary)
+    sample_picture(sample_rows(folder)).save(temporary, format="PNG")
     os.replace(temporary, folder / PICTURE)
     frames = sum(split["frames"] for split in info["splits"].values())
-    imported = "import" in info
     data = DatasetCardData(
-        license=info["license"] if imported else "apache-2.0",
+        license=license,
         task_categories=["robotics"],
         tags=["robotics", "vla", "stereo"] + ([] if imported else ["depth", "mujoco"]),
         pretty_name=f"{info['embodiments'][0]} stereo demonstrations" if imported else _TITLE,
@@ -72,13 +90,15 @@ def write_card(folder: Path) -> Path:
             }
         ],
     )
-    text = (_imported_text if imported else _text)(info, stats, frames)
-    card = DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
-    path = folder / "README.md"
-    temporary = folder / ".README.md"
-    temporary.write_text(str(card), encoding="utf-8")
-    os.replace(temporary, path)
-    return path
+    # with the columns in the card, a reader of one split need not look into another one's shards
+    first = open_shard(sorted((folder / "data").glob("train-*.parquet"))[0])
+    DatasetInfosDict(default=DatasetInfo(features=Features.from_arrow_schema(first.schema_arrow))).to_dataset_card_data(
+        data
+    )
+    text = (_imported_text if imported else _text)(info, stats, frames, license)
+    return update_card(
+        folder / "README.md", data.to_dict(), text.replace(_SOURCE, repo_id or _SOURCE), published, DatasetCard
+    )
 
 
 def _size_category(rows: int) -> str:
@@ -86,7 +106,7 @@ def _size_category(rows: int) -> str:
     return next((name for limit, name in limits if rows < limit), "n>10M")
 
 
-def _text(info: dict[str, Any], stats: dict[str, Any], frames: int) -> str:
+def _text(info: dict[str, Any], stats: dict[str, Any], frames: int, license: str) -> str:
     build = info["build"]
     reasons = ", ".join(f"{count} x {reason}" for reason, count in info["failed_attempts"].items()) or "none"
     episodes = sum(split["episodes"] for split in info["splits"].values())
@@ -124,14 +144,19 @@ Smallest and largest over all frames; of the left camera, in the robot base.
 
 {_cameras(info["cameras"])}
 {_contents(info, stats)}
+## Intended use and limits
+
+To train and test policies that see with two eyes, in simulation. One robot, one table, rendered views: what is learned
+here alone must not drive a real robot.
+
 ## Licence
 
-Apache-2.0. The pictures may show models from robosuite (MIT): groceries, and where the embodiment is `franka_panda` the
+{license}. The pictures may show models from robosuite (MIT): groceries, and where the embodiment is `franka_panda` the
 Franka Panda, whose meshes derive from Franka Robotics' own description packages (Apache-2.0).
 """
 
 
-def _imported_text(info: dict[str, Any], stats: dict[str, Any], frames: int) -> str:
+def _imported_text(info: dict[str, Any], stats: dict[str, Any], frames: int, license: str) -> str:
     episodes = sum(split["episodes"] for split in info["splits"].values())
     dropped = [f"- {name}: {'; '.join(problems)}" for name, problems in info["dropped"].items()]
     unjudged = [f"- {name}: no pair has enough structure to check its rectification" for name in info["not_judged"]]
@@ -152,9 +177,14 @@ Left out: {len(dropped)} of {episodes + len(dropped)} episodes.
 {chr(10).join(dropped + unjudged)}
 
 {_contents(info, stats)}
+## Intended use and limits
+
+To train and test policies for this robot and its rectified cameras. The checks named above are all that was checked:
+nobody has looked at every episode, nor for people in the views.
+
 ## Licence
 
-{info["license"]}
+{license}
 """
 
 
@@ -181,7 +211,7 @@ Of the split train; q01 and q99 are the 1 % and 99 % quantiles. All digits are i
 ```python
 from datasets import load_dataset
 
-frames = load_dataset("path/or/hub-id", split="train", streaming=True)
+frames = load_dataset("{_SOURCE}", split="train", streaming=True)
 print(next(iter(frames))["task"])
 ```
 """

@@ -5,10 +5,13 @@ from pathlib import Path
 import numpy as np
 
 from dataset_builder import shards
-from dataset_builder.statistics import compute_statistics
+from dataset_builder.folders import count_shards, describe_folder
+from dataset_builder.statistics import camera_ranges, compute_statistics
 
 
-def make_row(rng: np.random.Generator, episode: int, frame: int, size: int = 32, plan: int = 16) -> dict:
+def make_row(
+    rng: np.random.Generator, episode: int, frame: int, size: int = 32, plan: int = 16, embodiment: str = "franka_panda"
+) -> dict:
     """A valid row; its numbers say which frame it is: state[0] = frame / 100, plan[i, 0] = i / 1000."""
     state = rng.uniform(-0.5, 0.5, 7).astype(np.float32)
     state[0], state[6] = frame / 100, 1.0
@@ -43,7 +46,7 @@ def make_row(rng: np.random.Generator, episode: int, frame: int, size: int = 32,
         "target.box_left_px": np.array([5, 10, 12, 20], np.float32),
         "target.box_right_px": None if frame % 5 == 4 else np.array([3, 10, 10, 20], np.float32),
         "task": "pick up the red cube",
-        "embodiment": "franka_panda",
+        "embodiment": embodiment,
         "episode_index": episode,
         "frame_index": frame,
         "timestamp": frame / 10,
@@ -58,6 +61,7 @@ def write_dataset(
     split: str = "train",
     without: tuple[str, ...] = (),
     size: int = 32,
+    embodiment: str = "franka_panda",
 ) -> Path:
     """Shards with episodes of these lengths; the columns in `without` are left out of the files."""
     import pyarrow.parquet as pq
@@ -67,7 +71,11 @@ def write_dataset(
     paths = []
     for index in range(count):
         numbers = range(index * episodes_per_shard, min(len(lengths), (index + 1) * episodes_per_shard))
-        rows = [shards.encode_row(make_row(rng, e, f, size)) for e in numbers for f in range(lengths[e])]
+        rows = [
+            shards.encode_row(make_row(rng, e, f, size, embodiment=embodiment))
+            for e in numbers
+            for f in range(lengths[e])
+        ]
         path = shards.shard_path(split, index, count)
         shards.write_shard(folder / path, rows, temporary=folder / ".temporary")
         if without:
@@ -88,4 +96,34 @@ def write_training_dataset(folder: Path) -> Path:
     shards.write_json(folder / "meta/stats.json", compute_statistics(splits["train"]))
     info = {"fps": 10, "state_dim": 7, "action_dim": 7, "tasks": ["pick up the red cube"]}
     shards.write_json(folder / "meta/info.json", {**info, "splits": {"train": {"frames": 48}}})
+    return folder
+
+
+def write_finished_dataset(folder: Path, embodiment: str = "franka_panda", size: int = 64) -> Path:
+    """A whole dataset of 3 + 1 episodes in 2 + 1 shards, with statistics, description, card and manifest."""
+    lengths = {"train": [4, 3, 5], "validation": [3]}
+    tasks = []
+    for split, episodes in lengths.items():
+        write_dataset(folder, episodes, 2, split=split, size=size, embodiment=embodiment)
+        for index, start in enumerate(range(0, len(episodes), 2)):
+            path = shards.shard_path(split, index, -(-len(episodes) // 2))
+            tasks.append((split, path, len(episodes[start : start + 2])))
+    train = [folder / path for split, path, _ in tasks if split == "train"]
+    shards.write_json(folder / "meta/stats.json", compute_statistics(train))
+    splits, sentences = count_shards(folder, tasks)
+    build = {"noise_m": 0.01, "noise_rad": 0.05, "push_m": 0.05, "push_probability": 0.04, "relabel": 0.5}
+    info = {
+        "fps": 10,
+        "tasks": sentences,
+        "splits": splits,
+        "embodiments": [embodiment],
+        "state_dim": 7,
+        "action_dim": 7,
+        "state_is_pose": True,
+        "failed_attempts": {},
+        "cameras": camera_ranges(train),
+        "columns": list(shards.open_shard(train[0]).schema_arrow.names),
+        "build": {**build, "camera_range": "small", "camera_per_frame": True, "world": {"preset": "easy"}},
+    }
+    describe_folder(folder, info, tasks)
     return folder

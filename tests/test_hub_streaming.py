@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hub_folder import serve
+from hub_server import serve
 from synthetic_dataset import write_dataset
 
 from dataset_builder import shards
@@ -47,7 +47,16 @@ def test_hub_gives_the_windows_of_the_folder_and_failures_are_retried(dataset, t
         for window in WindowStream(dataset, epochs=1, lanes=3, pool_episodes=2)
     ]
     shard = shards.shard_path("train", 1, 3).as_posix()
-    with serve(dataset) as server:
+    failing = {shard: 0}
+
+    def fault(number, method, path):
+        if method == "GET" and path.endswith(shard) and failing[shard] > 0:
+            failing[shard] -= 1
+            return 403  # a status that clients do not retry on their own
+
+    with serve() as server:
+        server.add("dataset", "someone/demonstrations", dataset)
+        server.fault = fault
         hub = {"HF_ENDPOINT": server.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
         environment = os.environ | hub | {"HF_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent.parent)}
         command = [sys.executable, "-c", SCRIPT]
@@ -60,10 +69,10 @@ def test_hub_gives_the_windows_of_the_folder_and_failures_are_retried(dataset, t
 
             assert json.loads(process.stdout.readline()) == load_meta(dataset)
             assert step() == expected
-            server.failing[shard] = 2
+            failing[shard] = 2
             assert step() == expected
-            assert server.failing[shard] == 0
-            server.failing[shard] = 10**6
+            assert failing[shard] == 0
+            failing[shard] = 10**6
             message = step()
             process.stdin.close()
     assert shard in message and "unreachable, truncated or corrupt" in message and "4 tries" in message

@@ -18,7 +18,8 @@ ALLOWED = {
     "serving": set(),
     "training": {"modeling_stereovla", "processing", "dataset_builder"},
     "train": {"modeling_stereovla", "processing", "dataset_builder", "training"},
-    "push_to_hub": {"dataset_builder"},
+    "sharing": {"dataset_builder"},
+    "push_to_hub": {"dataset_builder", "sharing"},
 }
 REMOTE_CODE = ("modeling_stereovla", "processing")
 # what a stranger's machine has when it loads a model from the Hub

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hub_folder import serve
+from hub_server import serve
 from lerobot_folder import (
     AS_THEY_ARE,
     FPS,
@@ -166,7 +166,8 @@ def test_a_dataset_on_the_hub_is_imported(imported, tmp_path):
     command = [sys.executable, "-m", "dataset_builder", "import-lerobot", "--source", "someone/demonstrations"]
     command += ["--config", options.config, "--out", options.out]
     command += ["--episodes-per-shard", "1", "--validation-episodes", "1"]
-    with serve(WRITTEN) as server:
+    with serve() as server:
+        server.add("dataset", "someone/demonstrations", WRITTEN)
         hub = {"HF_ENDPOINT": server.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
         environment = os.environ | hub | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)

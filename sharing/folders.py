@@ -1,0 +1,134 @@
+"""The folders that can be published: what they must hold, and a copy in which nothing points at this machine."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from dataset_builder.checking import find_problems
+from dataset_builder.folders import INFO
+
+REFERENCE = "reference_prediction.safetensors"
+PROCESSOR = ("processor_config.json", "tokenizer.json", REFERENCE, "training.json")
+NEEDED = {
+    "model": ("config.json", "model.safetensors", *PROCESSOR),
+    "adapter": ("adapter_config.json", "adapter_model.safetensors", *PROCESSOR),
+}
+KEPT_HIDDEN = ".eval_results"  # hidden files are left out but for the Hub's own folder
+EXECUTABLE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npy", ".npz", ".joblib")  # pickles, or may hold one
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+
+def kind_of(folder: Path) -> str:
+    """ "model", "adapter" or "dataset"; FileNotFoundError for anything else."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder; give OUTPUT/model of train.py, or a dataset's folder")
+    for kind, name in (("dataset", INFO), ("adapter", "adapter_config.json"), ("model", "config.json")):
+        if (folder / name).exists():
+            return kind
+    raise FileNotFoundError(
+        f"{folder} lacks config.json (a model), adapter_config.json (an adapter) and {INFO} (a dataset); give "
+        "OUTPUT/model of train.py, or a dataset's folder"
+    )
+
+
+def check_folder(folder: Path) -> str:
+    """The kind of a folder that is whole; FileNotFoundError or ValueError that names what it lacks."""
+    kind = kind_of(folder)
+    if kind == "dataset":
+        if problems := find_problems(folder, quick=True):
+            raise ValueError(f"{folder} is no whole dataset:\n" + "\n".join(problems))
+        return kind
+    missing = [name for name in NEEDED[kind] if not (folder / name).exists()]
+    missing = [name for name in missing if name != "model.safetensors" or not list(folder.glob("model-*.safetensors"))]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder} is no complete {kind}: it lacks {', '.join(missing)}; train.py writes them all"
+        )
+    return kind
+
+
+def published_files(folder: Path) -> tuple[list[str], list[str]]:
+    """(names that are sent, names that are left out: hidden files and caches); ValueError for pickles."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    if refused := [name for name in names if name.endswith(EXECUTABLE)]:
+        raise ValueError(f"{folder} holds {', '.join(refused)}: loading these may run code; remove them")
+    hidden = re.compile(r"(^|/)(\.|__pycache__/)")
+    out = [name for name in names if hidden.search(name) and not name.startswith(f"{KEPT_HIDDEN}/")]
+    return [name for name in names if name not in out], out
+
+
+def dataset_names(options: Mapping) -> list[str]:
+    """Datasets of a training without their weights: ["a=0.3", "b"] -> ["a", "b"]."""
+    names = options["dataset"]
+    return [name.rpartition("=")[0] if len(names) > 1 and "=" in name else name for name in names]
+
+
+def public_datasets(options: Mapping, given: Sequence[str]) -> list[str]:
+    """What a training's datasets are called outside of this machine: their Hub ids, else the last part of their path.
+
+    Args:
+        given: Hub ids for the datasets that are folders, in their order; none, or one for each.
+    """
+    names = dataset_names(options)
+    local = [name for name in names if Path(name).exists() or not HUB_ID.fullmatch(name)]
+    if given and len(given) != len(local):
+        raise ValueError(
+            f"--dataset_ids has {len(given)} ids; the model was trained on {len(local)} folders: {', '.join(local)}"
+        )
+    called = dict(zip(local, given or [Path(name).resolve().name for name in local], strict=True))
+    return [called.get(name, name) for name in names]
+
+
+def replacements(folder: Path, kind: str, base_model: str | None, dataset_ids: Sequence[str]) -> dict[str, str]:
+    """{file: text that is sent in its place}: files that name folders of this machine; ValueError for an adapter whose
+    base is such a folder, unless `base_model` says what it is on the Hub.
+    """
+    if kind == "dataset":
+        return {}
+    training = json.loads((folder / "training.json").read_text())
+    options = training["options"]
+    options["dataset"] = public_datasets(options, dataset_ids)
+    options.pop("output_dir", None)
+    if options["model"] and is_local(options["model"]) and base_model:
+        options["model"] = base_model
+    for name, value in options.items():  # whatever else was read from a folder
+        if isinstance(value, str) and "/" in value and Path(value).exists():
+            options[name] = Path(value).name
+    changed = {"training.json": json.dumps(training, indent=2)}
+    if kind == "adapter":
+        config = json.loads((folder / "adapter_config.json").read_text())
+        config["base_model_name_or_path"] = base_of(folder, base_model)
+        changed["adapter_config.json"] = json.dumps(config, indent=2)
+    return {name: text for name, text in changed.items() if text != (folder / name).read_text()}
+
+
+def is_local(model: str) -> bool:
+    return Path(model).exists() or not HUB_ID.fullmatch(model)
+
+
+def base_of(folder: Path, base_model: str | None) -> str:
+    """Hub id of an adapter's base."""
+    base = base_model or json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    if base is None or is_local(base):
+        raise ValueError(
+            f"the adapter's base is {base!r}, a folder that only this machine has; publish it and give its id as "
+            "--base_model NAME/REPOSITORY"
+        )
+    return base
+
+
+@contextmanager
+def staged(folder: Path, replaced: Mapping[str, str]) -> Iterator[Path]:
+    """A folder with exactly what is sent, by links, for as long as the context lasts."""
+    with TemporaryDirectory() as temporary:
+        for name in published_files(folder)[0]:
+            path = Path(temporary, "staged", name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if name in replaced:
+                path.write_text(replaced[name])
+            else:
+                path.symlink_to((folder / name).resolve())
+        yield Path(temporary, "staged")
