@@ -22,6 +22,8 @@ def dataset(tmp_path):
     build = {"noise_m": 0.01, "noise_rad": 0.05, "push_m": 0.05, "push_probability": 0.04, "relabel": 0.5}
     info = {
         "fps": 10,
+        "embodiments": ["franka_panda"],
+        "state_dim": 7,
         "tasks": ["pick up the red cube"],
         "splits": {
             "train": {"episodes": 3, "frames": 12, "shards": 2},

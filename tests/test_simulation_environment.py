@@ -18,9 +18,12 @@ def environment():
     environment.close()
 
 
-@pytest.mark.parametrize("task", ["pick", "stack", "move"])
-def test_passes_gymnasiums_checker(task):
-    made = gymnasium.make("StereoVLA/Tabletop-v0", tasks=task, image_size=32)
+@pytest.mark.parametrize(
+    "robot, task, size", [("panda", "pick", 7), ("panda", "stack", 7), ("panda", "move", 7), ("scara", "move", 5)]
+)
+def test_passes_gymnasiums_checker(robot, task, size):
+    made = gymnasium.make("StereoVLA/Tabletop-v0", robot=robot, tasks=task, image_size=32)
+    assert made.action_space.shape == made.observation_space["state"].shape == (size,)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env(made.unwrapped)
