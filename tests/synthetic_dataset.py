@@ -120,6 +120,7 @@ def write_finished_dataset(folder: Path, embodiment: str = "franka_panda", size:
         "state_dim": 7,
         "action_dim": 7,
         "state_is_pose": True,
+        "vertical_misalignment_px": 0.0,
         "failed_attempts": {},
         "cameras": camera_ranges(train),
         "columns": list(shards.open_shard(train[0]).schema_arrow.names),
