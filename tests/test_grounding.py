@@ -181,6 +181,12 @@ def test_a_killed_run_goes_on_in_the_same_bits_from_safetensors_alone(grounded, 
     endings = {path.suffix for path in output.glob("checkpoint-*/*")}
     assert endings == {".safetensors", ".json", ".py"}
     shutil.rmtree(output / "model")
+    run_here(arguments(dataset, output))  # as if killed after the last step: it takes none more
+    assert (output / "model" / "model.safetensors").read_bytes() == (
+        grounded / "model" / "model.safetensors"
+    ).read_bytes()
+    assert losses(output) == losses(grounded)
+    shutil.rmtree(output / "model")
     with pytest.raises(ValueError, match="other options .learning_rate."):
         run_here([*arguments(dataset, output), "--learning_rate", "1e-4"])
 

@@ -33,7 +33,14 @@ BOX_TOKENS = 8  # 4 for each view, and no end-of-sequence
 ANSWER_TOKENS = 16  # room for a depth such as "[0.53]" and its end, even where every character is a token
 TOWERS = ("semantic", "spatial", "stereo")
 PRESETS = {
-    "tiny": {"steps": 20, "questions": 4, "warmup_steps": 2, "checkpoint_every": 10, "log_every": 1},
+    "tiny": {
+        "steps": 20,
+        "questions": 4,
+        "learning_rate": 5e-4,
+        "warmup_steps": 2,
+        "checkpoint_every": 10,
+        "log_every": 1,
+    },
     "demo": {"steps": 150, "questions": 8, "learning_rate": 1e-4, "warmup_steps": 10, "checkpoint_every": 50},
     "full": {
         "steps": 2000,

@@ -259,10 +259,13 @@ def finish(
     """
     options = files.options
     del trainer.model.config.use_cache  # which Trainer wrote into it, and our config refuses as an unknown key
-    with told_to_end() as files.told:
-        trainer.train(resume_from_checkpoint=None if files.checkpoint is None else str(files.checkpoint))
-    if trainer.state.global_step < options.steps:
-        trainer.accelerator.print(f"told to end at step {trainer.state.global_step}: the same command goes on from it")
+    done = 0 if files.checkpoint is None else step_of(files.checkpoint)
+    if done < options.steps:  # from the last checkpoint Trainer would take one step more
+        with told_to_end() as files.told:
+            trainer.train(resume_from_checkpoint=str(files.checkpoint) if done else None)
+        done = trainer.state.global_step
+    if done < options.steps:
+        trainer.accelerator.print(f"told to end at step {done}: the same command goes on from it")
         raise SystemExit(128 + signal.SIGTERM)
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.accelerator.is_main_process:
