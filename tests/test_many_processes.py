@@ -89,7 +89,7 @@ def test_two_with_whole_weights_go_on_from_those_that_split_them(dataset, split,
     ("own", "rounding"),
     [
         # the running means are the result; parts are summed before they are exchanged
-        (["--ema_decay", "0.5", "--accumulation", "2", "--batch_size", "4", "--workers", "2"], 1e-4),
+        (["--ema_decay", "0.5", "--accumulation", "2", "--batch_size", "4"], 1e-4),
         # bfloat16 has 8 bits of mantissa
         (["--mixed_precision", "bf16", "--gradient_checkpointing", "True"], 1e-2),
         # a disparity loss, pointers and a convolutional encoder, whose batch norm is frozen
