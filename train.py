@@ -36,7 +36,7 @@ from training.feed import Batches, Feed
 from training.losses import LossMeans, agree, answer_counts, answer_weights, to_device, validate
 from training.models import give_stereo_encoder, trained, untrained
 from training.options import OBJECTIVES, augmentation, dataset_mixture, mixture_weights
-from training.processes import join
+from training.processes import join, prepare
 from training.result import complete
 from training.running import append_line, forget_after, learning_rate, prepare_output, told_to_end
 
@@ -273,7 +273,7 @@ def run(options: TrainingOptions, told: list[str]) -> Path:
         betas=(0.9, 0.95),
         fused=True,  # one pass over the hundreds of small tensors: 5 % of the step of a small model
     )
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model, optimizer = prepare(accelerator, model, optimizer)
     unwrapped, average = accelerator.unwrap_model(model), Average(model, options.ema_decay)
     model.train()
 

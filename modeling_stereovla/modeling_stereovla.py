@@ -327,12 +327,15 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
                 gradients, add up to the whole batch's.
         """
         training_actions = actions is not None
+        learns_disparity = self.config.stereo_learns_from == "disparity"
+        if training_actions and disparity is None and (learns_disparity or self.config.disparity_loss_weight):
+            # nothing known: processes that share weights must all have gradients for them, be they 0
+            disparity = pixel_values.new_zeros(len(pixel_values), *pixel_values.shape[-2:])
         disparity_rows = None
-        if training_actions and self.config.stereo_learns_from == "disparity":
-            disparity_rows = torch.zeros(len(actions), dtype=torch.bool, device=actions.device)
-            if disparity is not None:
-                disparity_rows = disparity.flatten(1).any(-1)
-                disparity = disparity[disparity_rows]
+        if training_actions and learns_disparity:
+            disparity_rows = disparity.flatten(1).any(-1)
+            disparity_rows[0] |= ~disparity_rows.any()
+            disparity = disparity[disparity_rows]
         if training_actions and attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if counts is None:

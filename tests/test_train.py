@@ -1,7 +1,6 @@
 """Training at tiny size on a real recorded dataset: losses fall into the log, a killed run ends in the same bits."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -12,34 +11,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from training_runs import ENVIRONMENT, ROOT, arguments, assert_same_training, losses, recorded, run_here
 from transformers import AutoModel
 
-from dataset_builder.__main__ import main as build_dataset
 from modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
 from processing import StereoProcessor
 from push_to_hub import PushOptions, check_folder, check_fresh_load, push
 from train import dataset_mixture, learning_rate, mixture_weights, parameter_groups, parse_options, train
 from training.checkpoints import Average
 
-ROOT = Path(__file__).parent.parent
-# one thread: with several, sums are taken in an order that is not the same in every run
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> str:
-    out = str(tmp_path_factory.mktemp("data") / "dataset")
-    assert build_dataset(["build", "--preset", "tiny", "--out", out, "--image_size", "64"]) == 0
-    return out
-
-
-def arguments(dataset: str, output: Path) -> list[str]:
-    own = ["--steps", "6", "--batch_size", "4", "--checkpoint_every", "2", "--validation_batches", "1"]
-    own += ["--tracker", "none"]
-    return ["--preset", "tiny", "--dataset", dataset, "--output_dir", str(output), *own, "--pool_episodes", "2"]
+    return recorded(tmp_path_factory.mktemp("data") / "dataset")
 
 
 @pytest.fixture(scope="module")
@@ -49,54 +35,12 @@ def trained(dataset, tmp_path_factory) -> Path:
     return output
 
 
-def losses(output: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (output / "losses.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in ("samples_per_s", "waiting")} for line in lines]
-
-
-def run_two(arguments: list[str]) -> subprocess.CompletedProcess:
-    """train.py in two processes."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [sys.executable, *launcher, "train.py", *arguments]
-    environment = ENVIRONMENT | {"ACCELERATE_USE_CPU": "true"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-
-
-def run_here(arguments: list[str]) -> None:
-    """The same in this process, which saves the start; on one thread, as those."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        train(parse_options(arguments))
-    finally:
-        torch.set_num_threads(threads)
-        AcceleratorState._reset_state(reset_partial_state=True)  # the next one may choose another precision
-
-
-def assert_same_training(first: Path, second: Path) -> None:
-    """The same losses at every step and the same weights in the end, but for the order of sums."""
-    for mine, other in zip(losses(first), losses(second), strict=True):
-        # validation runs in batches of the size of a part
-        mine, other = ({k: v for k, v in line.items() if not k.startswith("validation")} for line in (mine, other))
-        assert mine == pytest.approx(other, rel=1e-3, abs=1e-4)
-    weights = [load_file(folder / "model" / "model.safetensors") for folder in (first, second)]
-    for name, tensor in weights[0].items():
-        torch.testing.assert_close(weights[1][name], tensor, atol=1e-4, rtol=1e-3)
-
-
-@pytest.fixture(scope="module")
-def frozen_run(dataset, tmp_path_factory) -> tuple[list[str], Path]:
-    """Arguments and output of a run in one process; without batch norm, whose statistics are those of a part."""
-    output = tmp_path_factory.mktemp("training") / "frozen"
-    own = [*arguments(dataset, output), "--freeze", "stereo", "--batch_size", "8"]
-    run_here(own)
-    return own, output
-
-
-def test_parts_of_a_step_train_as_the_whole(frozen_run, tmp_path):
-    own, output = frozen_run
-    run_here([*own, "--accumulation", "2", "--output_dir", str(tmp_path / "run")])
-    assert_same_training(output, tmp_path / "run")
+def test_parts_of_a_step_train_as_the_whole(dataset, tmp_path):
+    # without batch norm, whose statistics are those of a part
+    own = ["--freeze", "stereo", "--batch_size", "8", "--steps", "4"]
+    run_here([*arguments(dataset, tmp_path / "whole"), *own])
+    run_here([*arguments(dataset, tmp_path / "parts"), *own, "--accumulation", "2"])
+    assert_same_training(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_parts_train_as_the_whole_with_weights_of_the_losses(dataset, tmp_path):
@@ -106,19 +50,6 @@ def test_parts_train_as_the_whole_with_weights_of_the_losses(dataset, tmp_path):
         run_here([*arguments(dataset, tmp_path / name), *own, *more, "--accumulation", parts])
     assert_same_training(tmp_path / "whole", tmp_path / "parts")
     assert "loss/camera" in set().union(*losses(tmp_path / "whole"))
-
-
-def test_two_processes_train_as_one_also_from_its_checkpoint(frozen_run, tmp_path):
-    own, output = frozen_run
-    from_start, half_way = tmp_path / "start", tmp_path / "half"
-    half_way.mkdir()
-    shutil.copytree(output / "checkpoint-0000004", half_way / "checkpoint-0000004")
-    shutil.copy(output / "losses.jsonl", half_way)
-    for folder in (from_start, half_way):
-        done = run_two([*own, "--output_dir", str(folder)])
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert_same_training(output, folder)
-    assert "going on from checkpoint-0000004" in done.stdout
 
 
 def test_told_to_end_it_saves_and_goes_on_in_the_same_bits(dataset, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections import defaultdict
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,8 +25,12 @@ from training.feed import Feed
 
 # whole tensors on the main process, whatever the model is split over
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
-# what is frozen comes from where it came at the start: the model that was given, or the seed
-TRAINED = StateDictOptions(full_state_dict=True, ignore_frozen_params=True, strict=False)
+# the same, of what is trained: what is frozen comes from where it came at the start, the given model or the seed
+SAVED = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
+# to load it, each process takes its part of the whole tensors
+LOADED = StateDictOptions(full_state_dict=True, ignore_frozen_params=True, strict=False)
+# names alone are of interest: nothing is gathered
+NAMED = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 
 class Average:
@@ -69,12 +74,12 @@ def save_checkpoint(folder: Path, accelerator: Accelerator, model, optimizer, av
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    files = {"model": get_model_state_dict(model, options=TRAINED)}
+    files = {"model": get_model_state_dict(model, options=SAVED)}
     files["optimizer"] = optimizer_tensors(model, optimizer)
     if average.means:
         with average.in_place():
             # of its own memory: what lies in the model is about to be swapped back
-            files["average"] = {name: t.clone() for name, t in get_model_state_dict(model, options=TRAINED).items()}
+            files["average"] = {name: t.clone() for name, t in get_model_state_dict(model, options=SAVED).items()}
     write_stream(partial, accelerator.process_index, feed)
     if accelerator.is_main_process:
         for name, tensors in files.items():
@@ -89,24 +94,26 @@ def save_checkpoint(folder: Path, accelerator: Accelerator, model, optimizer, av
 
 def optimizer_tensors(model, optimizer) -> dict[str, torch.Tensor]:
     """What a prepared optimizer knows of each trained weight, whole, on the main process: {"weight/name": tensor}."""
-    state = get_optimizer_state_dict(model, optimizer.optimizer, options=TRAINED)["state"]
+    state = get_optimizer_state_dict(model, optimizer.optimizer, options=SAVED).get("state", {})
     return {f"{name}/{key}": value for name, entry in state.items() for key, value in entry.items()}
 
 
 def load_optimizer(path: Path, model, optimizer) -> None:
     """Undoes writing `optimizer_tensors` to `path`."""
-    state = get_optimizer_state_dict(model, optimizer.optimizer, options=TRAINED)
+    groups = get_optimizer_state_dict(model, optimizer.optimizer, options=NAMED)["param_groups"]
+    state: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
     for key, value in load_file(path).items():
         name, entry = key.rsplit("/", 1)
-        state["state"][name][entry] = value
-    set_optimizer_state_dict(model, optimizer.optimizer, state, options=TRAINED)
+        state[name][entry] = value
+    whole = {"state": dict(state), "param_groups": groups}
+    set_optimizer_state_dict(model, optimizer.optimizer, whole, options=LOADED)
 
 
 def load_weights(path: Path, model) -> None:
-    tensors, expected = load_file(path), get_model_state_dict(model, options=TRAINED)
+    tensors, expected = load_file(path), get_model_state_dict(model, options=NAMED)
     if tensors.keys() != expected.keys():
         raise ValueError(f"{path} has other weights than this model: {sorted(tensors.keys() ^ expected.keys())[:5]}")
-    set_model_state_dict(model, tensors, options=TRAINED)
+    set_model_state_dict(model, tensors, options=LOADED)
 
 
 def load_checkpoint(folder: Path, accelerator: Accelerator, model, optimizer, average: Average, stream) -> int:

@@ -2,27 +2,34 @@
 
 import os
 
-import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
-from accelerate.utils import DistributedType
+from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin, PartialState
+from accelerate.utils import AutocastKwargs, DistributedType
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor
 
 
 def join(mixed_precision: str, **options) -> Accelerator:
-    """This process's part in what `accelerate launch` or torchrun started, by their environment variables.
+    """This process's part in what `accelerate launch` or torchrun started, as their environment variables tell.
 
     Args:
         mixed_precision: "no", "bf16" or "fp16".
         options: further ones of `Accelerator`.
     """
+    # gradients live in the buckets that are exchanged, instead of a second time beside them
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True)]
     sharding = None
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        sharding = sharding_plugin(mixed_precision)
+        if mixed_precision == "fp16":
+            raise ValueError("--mixed_precision fp16 is not supported with FSDP; choose bf16 or no")
+        version = os.environ.get("FSDP_VERSION")
+        if version != "2":
+            raise ValueError(f"FSDP_VERSION is {version}; it must be 2, as in configs/fsdp2.yaml")
+        # weights are gathered in float32 and cast where they are used, as without FSDP. Accelerate's own policy would
+        # add up gradients in bfloat16, cast times, noise and disparities to it, and break batch norm on a CPU.
+        sharding = FullyShardedDataParallelPlugin(mixed_precision_policy=MixedPrecisionPolicy())
+        handlers.append(AutocastKwargs(cache_enabled=False))  # the cache would keep what was gathered
     accelerator = Accelerator(
-        mixed_precision=mixed_precision,
-        fsdp_plugin=sharding,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-        **options,
+        mixed_precision=mixed_precision, fsdp_plugin=sharding, kwargs_handlers=handlers, **options
     )
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != accelerator.num_processes:
@@ -32,26 +39,28 @@ def join(mixed_precision: str, **options) -> Accelerator:
         )
     if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise ValueError(
-            f"the processes were started for {accelerator.distributed_type.value}, whose weights our checkpoints "
-            "cannot hold; use configs/ddp.yaml or configs/fsdp2.yaml"
+            f"the processes were started for {accelerator.distributed_type.value}, which our checkpoints do not "
+            "support; use configs/ddp.yaml or configs/fsdp2.yaml"
         )
     if sharding is not None and accelerator.distributed_type == DistributedType.MULTI_CPU:
-        # Accelerate sets this for GPUs alone and would train without sharding; PyTorch shards on both
-        accelerator.state.distributed_type = DistributedType.FSDP
+        # Accelerate takes the plugin up on GPUs alone and would train without it; PyTorch shards on both
+        PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = sharding
     return accelerator
 
 
-def sharding_plugin(mixed_precision: str) -> FullyShardedDataParallelPlugin:
-    """FSDP2 as the environment describes it, with our precision: Accelerate's own would add up gradients, and give
-    the model its times, noise and disparities and take its losses, in 8 bits of mantissa.
-    """
-    if mixed_precision == "fp16":
-        raise ValueError("--mixed_precision is fp16, which is not supported with FSDP2; choose bf16 or no")
-    policy = None
-    if mixed_precision == "bf16":
-        policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    plugin = FullyShardedDataParallelPlugin(mixed_precision_policy=policy)
-    if plugin.fsdp_version != 2:
-        raise ValueError(f"fsdp_version is {plugin.fsdp_version}; only version 2 is supported, see configs/fsdp2.yaml")
-    return plugin
+def prepare(accelerator: Accelerator, model, optimizer) -> tuple:
+    """Model and optimizer, shared among the processes."""
+    if accelerator.is_fsdp2:
+        # Accelerate refuses a class that the model happens not to have, such as the layer of a tower left out
+        present = {type(module).__name__ for module in model.modules()} & set(model._no_split_modules)
+        accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(present)
+        model.forward = accelerator.autocast()(model.forward)  # which Accelerate does in all other cases
+    model, optimizer = accelerator.prepare(model, optimizer)
+    weights = list(model.parameters())
+    held = sum((weight.to_local() if isinstance(weight, DTensor) else weight).numel() for weight in weights)
+    accelerator.print(
+        f"{accelerator.num_processes} processes ({accelerator.distributed_type.value}), "
+        f"{held:,} of {sum(weight.numel() for weight in weights):,} weights in the first"
+    )
+    return model, optimizer

@@ -1,0 +1,73 @@
+"""Runs of train.py at tiny size, for the tests of training: how they are started, and what of them is compared."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from dataset_builder.__main__ import main as build_dataset
+from train import parse_options, train
+
+ROOT = Path(__file__).parent.parent
+# one thread: with several, sums are taken in an order that is not the same in every run
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def recorded(out: Path) -> str:
+    """A small recorded dataset."""
+    assert build_dataset(["build", "--preset", "tiny", "--out", str(out), "--image_size", "64"]) == 0
+    return str(out)
+
+
+def arguments(dataset: str, output: Path) -> list[str]:
+    own = ["--steps", "6", "--batch_size", "4", "--checkpoint_every", "2", "--validation_batches", "1"]
+    own += ["--tracker", "none"]
+    return ["--preset", "tiny", "--dataset", dataset, "--output_dir", str(output), *own, "--pool_episodes", "2"]
+
+
+def losses(output: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (output / "losses.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in ("samples_per_s", "waiting")} for line in lines]
+
+
+def run_here(arguments: list[str]) -> None:
+    """train.py in this process, which saves the start; on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        train(parse_options(arguments))
+    finally:
+        torch.set_num_threads(threads)
+        AcceleratorState._reset_state(reset_partial_state=True)  # the next one may choose another precision
+
+
+def run_two(config: str, arguments: list[str]) -> str:
+    """train.py in two processes without GPUs, as configs/`config`.yaml says; what was printed."""
+    launch = ["-m", "accelerate.commands.launch", "--config_file", f"configs/{config}.yaml", "--num_processes", "2"]
+    command = [sys.executable, *launch, "--main_process_port", "0", "train.py", *arguments]
+    environment = ENVIRONMENT | {"ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def assert_same_training(first: Path, second: Path, rounding: float = 1e-4) -> None:
+    """The same losses at every step and the same weights in the end, but for the order of sums."""
+    for mine, other in zip(losses(first), losses(second), strict=True):
+        # validation runs in batches of the size of a part
+        mine, other = ({k: v for k, v in line.items() if not k.startswith("validation")} for line in (mine, other))
+        assert mine == pytest.approx(other, rel=10 * rounding, abs=rounding)
+    names = [path.relative_to(first) for path in first.rglob("*model.safetensors")]
+    assert names
+    for name in names:
+        weights = load_file(first / name)
+        others = load_file(second / name)
+        assert weights.keys() == others.keys()
+        for key, tensor in weights.items():
+            torch.testing.assert_close(others[key], tensor, atol=rounding, rtol=10 * rounding)
