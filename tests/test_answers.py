@@ -57,7 +57,7 @@ def test_released_box_tokens(case):
     assert bins.encode_boxes(boxes, (224, 224)).reshape(-1).tolist() == recorded[len(text_ids) :][:8].tolist()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(value=st.floats(-1.2, 1.2), num_bins=st.integers(2, 300))
 def test_bins_invert_within_half_a_bin(value, num_bins):
     bins = answers.BinTokens(num_bins, 1000)
@@ -90,7 +90,7 @@ def test_boxes_round_trip():
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(values=st.lists(st.floats(-1e4, 1e4), min_size=1, max_size=4), decimals=st.integers(0, 4))
 def test_value_text_round_trip(values, decimals):
     text = answers.value_text(values, decimals)

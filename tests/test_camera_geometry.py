@@ -29,7 +29,7 @@ def calibration(**changes):
     return cg.Calibration.from_mapping(values | changes)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.tuples(st.floats(-0.3, 0.3), st.floats(-0.3, 0.3), st.floats(0.2, 2.0)))
 def test_projection(camera_point):
     camera = calibration()

@@ -133,7 +133,7 @@ def test_bad_options(options, message):
 sides = st.integers(20, 300)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(source=st.tuples(sides, sides), target=st.tuples(sides, sides), data=st.data())
 def test_geometry_inverts_and_fits(source, target, data):
     crop = data.draw(st.none() | st.tuples(st.integers(5, source[0]), st.integers(5, source[1])))

@@ -76,7 +76,7 @@ def test_one_dataset_in_a_list_is_that_dataset(datasets):
     assert places(stream_of(datasets[:1], (5.0,), epochs=2)) == places(alone)
 
 
-@settings(max_examples=6, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@settings(max_examples=6, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(data=st.data(), before=st.integers(1, 4), after=st.integers(1, 4), epochs=st.integers(1, 2))
 def test_resume_at_any_point_on_any_number_of_consumers(datasets, data, before, after, epochs):
     options = {"lanes": 4, "epochs": epochs, "weights": (2, 1), "seed": data.draw(st.integers(0, 99))}

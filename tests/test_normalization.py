@@ -38,7 +38,7 @@ def test_matches_the_released_normaliser():
     np.testing.assert_allclose(norm.unnormalize(case["inverse_in"], "arm", "action"), case["inverse_out"], atol=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     mode=st.sampled_from(MODES),
     low=numbers,
@@ -146,7 +146,7 @@ def elementary(axis, angle):
 angles = st.floats(-3.1, 3.1, allow_nan=False)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(roll=angles, pitch=st.floats(-1.5, 1.5), yaw=angles, vector=st.tuples(*[st.floats(-2, 2)] * 3))
 def test_rotations_agree(roll, pitch, yaw, vector):
     matrix = nm.rpy_to_matrix([roll, pitch, yaw])

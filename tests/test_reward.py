@@ -37,7 +37,7 @@ whole_boxes = st.tuples(*[st.integers(0, 9)] * 2, *[st.integers(1, 6)] * 2).map(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(whole_boxes, whole_boxes)
 def test_overlap_is_that_of_counted_pixels(first, second):
     filled = np.zeros((2, 16, 16), dtype=bool)

@@ -20,7 +20,7 @@ def _assert_equal(result, values):
         np.testing.assert_allclose(result[name], wanted, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(cuts=st.lists(st.integers(0, 500), max_size=6), seed=st.integers(0, 1000), offset=st.sampled_from([0.0, 1000.0]))
 def test_parts_give_the_result_of_the_whole(cuts, seed, offset):
     values = np.random.default_rng(seed).normal(offset, [0.1, 5.0, 0.0], (500, 3))

@@ -26,7 +26,7 @@ def episode_rows(lengths, seed):
     return [[make_row(rng, e, f, size=16) for f in range(n)] for e, n in enumerate(lengths)]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4),
     history=st.integers(1, 6),
@@ -102,7 +102,7 @@ def consume(folder, rank, world_size, worker, workers, state=None, count=None, *
         lane_streams.get_worker_info = original
 
 
-@settings(max_examples=15, deadline=None, phases=QUICK)
+@settings(max_examples=15, phases=QUICK)
 @given(data=st.data())
 def test_ranks_times_workers_partition_the_epoch_and_any_others_can_go_on(datasets, data):
     lengths = data.draw(st.sampled_from([(3, 1, 4, 2, 5), (2,) * 9, (6, 1, 1, 1, 7, 2, 3)]))

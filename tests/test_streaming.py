@@ -91,7 +91,7 @@ def test_shuffling_differs_by_epoch_and_seed_and_mixes_episodes(dataset):
     assert len({episode for episode, _ in order(pool_episodes=4)[:10]}) >= 4
 
 
-@settings(max_examples=8, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@settings(max_examples=8, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(
     shards_of=st.integers(1, 5),
     lanes=st.integers(1, 9),

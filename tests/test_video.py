@@ -40,7 +40,7 @@ def test_another_program_sees_rate_size_and_times(video):
     assert sum(item.key_frame for item in frames) >= LENGTH // 2
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, LENGTH - 1).flatmap(lambda a: st.tuples(st.just(a), st.integers(a + 1, LENGTH))))
 def test_any_part_of_a_video_is_read_exactly(video, part):
     times = np.arange(*part) / FPS + 0.002  # LeRobot adds up durations: times need not be exact
