@@ -18,7 +18,7 @@ from transformers import AutoModel
 
 from modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
 from processing import StereoProcessor
-from push_to_hub import PushOptions, check_folder, check_fresh_load, push
+from push_to_hub import check_folder, check_fresh_load
 from train import dataset_mixture, learning_rate, mixture_weights, parameter_groups, parse_options, train
 from training.checkpoints import Average
 
@@ -215,18 +215,6 @@ def test_bad_options_are_refused(tmp_path):
         parse_options(["--dataset", "d", "--output_dir", "o", "--steps", "0"])
     with pytest.raises(ValueError, match="finished dataset"):
         train(parse_options(["--preset", "tiny", "--dataset", str(tmp_path), "--output_dir", str(tmp_path / "o")]))
-
-
-def test_dry_run_writes_a_card_and_keeps_a_persons_edits(trained):
-    folder = trained / "model"
-    push(PushOptions(folder=str(folder), license="apache-2.0", dry_run=True))
-    card = folder / "README.md"
-    text = card.read_text()
-    assert "pipeline_tag: robotics" in text and "from_pretrained" in text and "action expert" in text
-    card.write_text(text + "\nA person's remark.\n")
-    push(PushOptions(folder=str(folder), license="apache-2.0", dry_run=True))
-    assert card.read_text().count("A person's remark.") == 1
-    assert card.read_text().count("## Parts") == 1
 
 
 def test_other_weights_under_the_same_config_are_noticed(trained, tmp_path):
