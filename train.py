@@ -124,7 +124,7 @@ class TrainingOptions:
     log_every: int = option(10, "Steps between two lines of losses.jsonl (preset).")
     checkpoint_every: int = option(100, "Steps between two checkpoints (preset).")
     keep_checkpoints: int = option(2, "Checkpoints that are kept.")
-    validation_batches: int = option(2, "Held-out batches that are scored at a checkpoint.")
+    validation_batches: int = option(2, "Held-out batches that are scored at a checkpoint; 0 needs no held-out split.")
     tracker: str = option(
         "auto",
         "Where losses go beside losses.jsonl: none, wandb, trackio, ...; auto = tensorboard where it is installed.",
@@ -264,8 +264,9 @@ def run(options: TrainingOptions, told: list[str]) -> Path:
     )
 
     def held_out() -> WindowStream:
-        return WindowStream(datasets, split="validation", seed=0, **shared)
+        return WindowStream(datasets, split="validation" if options.validation_batches else "train", seed=0, **shared)
 
+    example = next(iter(held_out()))  # now, not hours later: is there anything that is held out?
     optimizer = torch.optim.AdamW(
         parameter_groups(model, options),
         lr=options.learning_rate,
@@ -361,7 +362,7 @@ def run(options: TrainingOptions, told: list[str]) -> Path:
                 raise SystemExit(128 + signal.SIGTERM)
     progress.close()
 
-    save_result(result, accelerator, model, average, processor, options, meta, next(iter(held_out())))
+    save_result(result, accelerator, model, average, processor, options, meta, example)
     accelerator.print(f"trained model: {result}")
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -13,9 +13,12 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from synthetic_dataset import write_dataset
 from training_runs import ENVIRONMENT, ROOT, arguments, assert_same_training, losses, recorded, run_here
 from transformers import AutoModel
 
+from dataset_builder.shards import write_json
+from dataset_builder.statistics import compute_statistics
 from modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
 from processing import StereoProcessor
 from push_to_hub import check_folder, check_fresh_load
@@ -205,6 +208,19 @@ def test_learning_rate_warms_up_stays_and_falls_to_zero():
     assert (
         all(a >= b for a, b in zip(rates[30:], rates[31:], strict=False)) and rates[-1] < 0.01 * options.learning_rate
     )
+
+
+def test_a_dataset_without_held_out_episodes_is_refused_at_once_or_trained_without(tmp_path):
+    write_dataset(tmp_path / "data", [4, 4], 1, size=64)
+    meta = {"fps": 10, "state_dim": 7, "action_dim": 7, "tasks": ["pick up the red cube"]}
+    write_json(tmp_path / "data" / "meta/info.json", meta | {"splits": {"train": {"episodes": 2, "frames": 8}}})
+    write_json(tmp_path / "data" / "meta/stats.json", compute_statistics(sorted((tmp_path / "data/data").iterdir())))
+    own = [*arguments(str(tmp_path / "data"), tmp_path / "run"), "--steps", "1"]
+    with pytest.raises(ValueError, match="no split 'validation'; it has: train"):
+        run_here(own)
+    shutil.rmtree(tmp_path / "run")
+    run_here([*own, "--validation_batches", "0"])
+    assert (tmp_path / "run" / "model" / "reference_prediction.safetensors").exists()
 
 
 def test_bad_options_are_refused(tmp_path):
