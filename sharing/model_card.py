@@ -51,7 +51,7 @@ processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
 # one recorded input: a rectified pair (uint8 arrays or PIL), left first; x, y, z (m), roll, pitch, yaw (rad), gripper
 sample = load_file(hf_hub_download(name, "{reference}"))
 left, right, state = (sample[key].numpy() for key in ("left", "right", "state"))
-inputs = processor(images=[left, right], text="{instruction}", state=state, embodiment="{embodiment}")
+inputs = processor(images=[left, right], text={instruction}, state=state, embodiment="{embodiment}")
 actions = processor.decode_actions(model.predict_action(**inputs), embodiment="{embodiment}")  # (1, {chunk}, {dim})
 ```
 
@@ -153,7 +153,7 @@ def write_model_card(folder: Path, kind: str, options: CardOptions, published: s
         images="\n".join(f"![{name}]({name})" for name in [*report["images"], PICTURE.as_posix()]),
         source=options.repo_id or "NAME/REPOSITORY",
         reference=REFERENCE,
-        instruction=prompt["instruction"],
+        instruction=json.dumps(prompt["instruction"]),
         embodiment=prompt["embodiment"],
         needs=", peft" if kind == "adapter" else "",
         pin='adapter_kwargs={"revision": "..."}' if kind == "adapter" else 'revision="..."',
