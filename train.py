@@ -211,7 +211,7 @@ def save_result(
         summary = {
             "summary": f"{options.steps:,} steps of {options.batch_size} samples from {frames:,} frames, AdamW, "
             f"peak learning rate {options.learning_rate:g}, seed {options.seed}.",
-            "mixture": f"{options.mixture} ({' : '.join(OBJECTIVES)})",
+            "mixture": f"{options.mixture} ({' : '.join(OBJECTIVES[: options.mixture.count(':') + 1])})",
             "options": asdict(options),
         }
         complete(partial, folder, processor, window, summary, options.model if options.lora_rank else None)
