@@ -1,6 +1,6 @@
 """Statistics per embodiment in one pass over the shards, in the form that the processor takes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +89,12 @@ def compute_statistics(shards: Sequence[Path]) -> dict[str, dict[str, dict[str, 
 
 def camera_ranges(shards: Sequence[Path]) -> dict[str, dict[str, list[float]]]:
     """{embodiment: {quantity: [smallest, largest]}} of the cameras of all frames: what the data shows, not what was
-    asked for. Elevation is how far the left camera looks up, azimuth where it looks to, from base x towards base y.
+    asked for. Elevation is how far the left camera looks up, azimuth where it looks to, from base x towards base y; its
+    range, to 0.01 degrees, may go on beyond 180.
     """
     keys = ("focal_length_px", "principal_point_px", "baseline_m", "transform_camera_to_base")
     ranges: dict[str, dict[str, list[float]]] = {}
+    azimuths: dict[str, set[float]] = {}
     for path in shards:
         table = read_table(path, ["embodiment", *(f"calibration.{key}" for key in keys)])
         focal, principal, baseline, pose = (numbers(table, f"calibration.{key}") for key in keys)
@@ -101,17 +103,28 @@ def camera_ranges(shards: Sequence[Path]) -> dict[str, dict[str, list[float]]]:
             "focal length x, px": focal[:, 0], "focal length y, px": focal[:, 1], "baseline, m": baseline,
             "principal point x, px": principal[:, 0], "principal point y, px": principal[:, 1],
             "position x, m": pose[:, 0, 3], "position y, m": pose[:, 1, 3], "position z, m": pose[:, 2, 3],
-            "azimuth, deg": np.degrees(np.arctan2(forward[:, 1], forward[:, 0])),
             "elevation, deg": np.degrees(np.arcsin(np.clip(forward[:, 2], -1, 1))),
         }  # fmt: skip
+        azimuth = np.degrees(np.arctan2(forward[:, 1], forward[:, 0])).round(2)
         embodiments = np.array(table.column("embodiment").to_pylist())
         for embodiment in sorted(set(embodiments.tolist())):
             entry = ranges.setdefault(embodiment, {})
+            azimuths.setdefault(embodiment, set()).update(azimuth[embodiments == embodiment].tolist())
             for name, array in values.items():
                 own = array[embodiments == embodiment]
                 low, high = entry.get(name, [np.inf, -np.inf])
                 entry[name] = [min(low, float(own.min())), max(high, float(own.max()))]
+    for embodiment, angles in azimuths.items():
+        ranges[embodiment]["azimuth, deg"] = smallest_arc(angles)
     return ranges
+
+
+def smallest_arc(angles_deg: Iterable[float]) -> list[float]:
+    """[first, last] of the smallest arc that holds all angles, first in [-180, 180), last not before it."""
+    angles = np.unique((np.array([*angles_deg]) + 180) % 360 - 180)
+    gaps = np.diff(angles, append=angles[0] + 360)
+    first = float(angles[(int(np.argmax(gaps)) + 1) % len(angles)])
+    return [first, round(first + 360 - float(gaps.max()), 2)]
 
 
 def mix_statistics(

@@ -17,6 +17,7 @@ from dataset_builder.mixture import load_meta
 from sharing.folders import HUB_ID, REFERENCE, base_of, dataset_names, is_local, public_datasets
 
 PICTURE = Path("images/sample.png")
+FILM = "rollout.gif"  # of a report: shown first, before its plots
 EVAL_RESULTS = Path(".eval_results/stereovla.yaml")
 PARTS = {
     "semantic encoder (left view)": "model.visual_tokens.semantic.",
@@ -70,6 +71,8 @@ Licence of these weights: {license}. {contained}
 ## Results
 
 {results}
+
+{plots}
 
 ## Training data
 
@@ -150,7 +153,7 @@ def write_model_card(folder: Path, kind: str, options: CardOptions, published: s
         chunk=processor["chunk_size"],
         dim=processor["action_dim"],
         actions="delta end-effector poses",
-        images="\n".join(f"![{name}]({name})" for name in [*report["images"], PICTURE.as_posix()]),
+        images=shown([name for name in report["images"] if name == FILM] + [PICTURE.as_posix()]),
         source=options.repo_id or "NAME/REPOSITORY",
         reference=REFERENCE,
         instruction=json.dumps(prompt["instruction"]),
@@ -162,6 +165,7 @@ def write_model_card(folder: Path, kind: str, options: CardOptions, published: s
         license=options.license,
         contained=contained_text(kind, base_id, contained),
         results=results_text(report),
+        plots=shown([name for name in report["images"] if name != FILM]),
         data=table(["dataset", "episodes", "frames"], [data_row(name, meta) for name, meta in metas.items()]),
         training=training["summary"]
         + (f" Objectives and their shares: {training['mixture']}." if "mixture" in training else ""),
@@ -173,6 +177,11 @@ def write_model_card(folder: Path, kind: str, options: CardOptions, published: s
         else "It stops for nothing: run it only where a person can, and where it can hurt nobody.",
     )
     return update_card(folder / "README.md", data.to_dict(), body, published)
+
+
+def shown(images: Sequence[str]) -> str:
+    """Markdown of pictures."""
+    return "\n".join(f"![{name}]({name})" for name in images)
 
 
 def read(path: Path) -> Any:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from synthetic_dataset import make_row, write_dataset
 
 from dataset_builder import shards
-from dataset_builder.statistics import RunningStatistics, camera_ranges, compute_statistics
+from dataset_builder.statistics import RunningStatistics, camera_ranges, compute_statistics, smallest_arc
 
 
 def _assert_equal(result, values):
@@ -95,3 +95,17 @@ def test_camera_ranges_are_those_of_the_frames(tmp_path):
     wanted |= {"position x, m": [-0.8, -0.8], "focal length x, px": [40, 40], "principal point y, px": [16, 16]}
     for name, pair in wanted.items():
         np.testing.assert_allclose(ranges[name], pair, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("angles", "arc"),
+    [
+        ([0.0, 30.0, 12.5], [0, 30]),
+        ([179.0, -178.5, 180.0], [179, 181.5]),
+        ([-90.0, 90.0, 170.0], [90, 270]),
+        ([45.0], [45, 45]),
+        ([-180.0, 180.0], [-180, -180]),
+    ],
+)
+def test_azimuths_go_on_beyond_180(angles, arc):
+    assert smallest_arc(angles) == pytest.approx(arc)
