@@ -31,14 +31,22 @@ from dataset_builder.streaming import WindowStream
 from modeling_stereovla import StereoVLAForActionPrediction
 from modeling_stereovla.modeling_stereovla import PARTS
 from processing import StereoProcessor
-from training.checkpoints import WHOLE, Average, checkpoints, load_checkpoint, save_checkpoint, write_tensors
+from training.checkpoints import WHOLE, Average, checkpoints, load_checkpoint, save_bad_batch, save_checkpoint
 from training.feed import Batches, Feed
 from training.losses import LossMeans, agree, answer_counts, answer_weights, to_device, validate
-from training.models import give_stereo_encoder, trained, untrained
+from training.models import blocks, give_stereo_encoder, trained, untrained
 from training.options import OBJECTIVES, augmentation, dataset_mixture, mixture_weights
 from training.processes import join, prepare
 from training.result import complete
-from training.running import append_line, forget_after, learning_rate, prepare_output, told_to_end
+from training.running import (
+    append_line,
+    at_least_one,
+    forget_after,
+    learning_rate,
+    prepare_output,
+    seed_step,
+    told_to_end,
+)
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Options
@@ -138,9 +146,7 @@ def parse_options(arguments: list[str] | None = None) -> TrainingOptions:
     parser.set_defaults(**PRESETS[chosen.preset])
     (options,) = parser.parse_args_into_dataclasses(arguments)
     counts = ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep_checkpoints")
-    for name in (*counts, "pool_episodes"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name} is {getattr(options, name)}; it must be at least 1")
+    at_least_one(options, *counts, "pool_episodes")
     if not 0 <= options.ema_decay < 1:
         raise ValueError(f"--ema_decay is {options.ema_decay}; it must be in [0, 1)")
     if options.lora_rank and options.model is None:
@@ -163,18 +169,17 @@ def build(options: TrainingOptions, meta: dict) -> tuple[StereoVLAForActionPredi
     if options.gradient_checkpointing:
         model.activation_checkpointing_enable()
     if options.compile:
-        for module in model.modules():
-            if type(module).__name__ in model._no_split_modules:
-                module.compile()
+        for block in blocks(model):
+            block.compile()
     if options.lora_rank:
-        adapters = LoraConfig(
-            r=options.lora_rank,
-            lora_alpha=2 * options.lora_rank,
-            target_modules=LORA_TARGETS,
-            modules_to_save=[name for name in LORA_HEADS if name in dict(model.named_modules())],
-        )
-        model = get_peft_model(model, adapters)
+        model = get_peft_model(model, adapters(model, options.lora_rank))
     return model, processor
+
+
+def adapters(model: StereoVLAForActionPrediction, rank: int) -> LoraConfig:
+    """Of language model and action expert, with the heads that the model has."""
+    heads = [name for name in LORA_HEADS if name in dict(model.named_modules())]
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGETS, modules_to_save=heads)
 
 
 def parameter_groups(model, options: TrainingOptions) -> list[dict]:
@@ -307,8 +312,7 @@ def run(options: TrainingOptions, told: list[str]) -> Path:
         if as_losses:
             for part, (_, names) in zip(inputs, parts, strict=True):
                 part["language_weights"] = part["state"].new_tensor(answer_weights(shares, names, counts))
-        # dropout: all randomness of a step follows from (seed, step, process), so there is nothing to save
-        torch.manual_seed((options.seed * 1_000_003 + step) * 1009 + accelerator.process_index)
+        seed_step(options.seed, step, accelerator.process_index)
         rate = learning_rate(step, options)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["factor"]
@@ -320,8 +324,7 @@ def run(options: TrainingOptions, told: list[str]) -> Path:
         norm = float(accelerator.clip_grad_norm_(model.parameters(), options.max_grad_norm))
         # the scaler of float16 skips steps whose gradients overflow, and lowers itself
         if not norm <= options.stop_grad_norm and accelerator.scaler is None:
-            path = output / f"bad-batch-{step:07d}-{accelerator.process_index}.safetensors"
-            write_tensors(path, {f"{n}.{name}": value for n, part in enumerate(inputs) for name, value in part.items()})
+            path = save_bad_batch(output, step, accelerator.process_index, inputs)
             raise FloatingPointError(
                 f"the gradient norm is {norm} at step {step} (limit: --stop_grad_norm {options.stop_grad_norm:g}); its "
                 f"batch is saved as {path}; the last good weights: {checkpoints(output)[-1:]}"
@@ -352,11 +355,8 @@ def run(options: TrainingOptions, told: list[str]) -> Path:
                 line = {"step": step} | validate(accelerator, model, batches, options.validation_batches)
                 if accelerator.is_main_process:
                     append_line(losses_file, line)
-            folder = output / f"checkpoint-{step:07d}"
-            save_checkpoint(folder, accelerator, model, optimizer, average, step, feed)
-            if accelerator.is_main_process:
-                for old in checkpoints(output)[: -options.keep_checkpoints]:
-                    shutil.rmtree(old)
+            keep = options.keep_checkpoints
+            folder = save_checkpoint(output, keep, accelerator, model, optimizer, average, step, feed)
             if stop:
                 accelerator.print(f"told to end: {folder.name} is saved, the same command goes on from it")
                 raise SystemExit(128 + signal.SIGTERM)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,7 +25,8 @@ from modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
 from modeling_stereovla.configuration_stereovla import PRESETS
 from modeling_stereovla.layer_caches import RecordingCache
 from modeling_stereovla.modeling_stereovla import PARTS
-from train import LORA_HEADS, LORA_TARGETS
+from train import adapters
+from training.models import blocks
 
 WORDS = 24  # text tokens of a prompt such as "In: What action should the robot take to pick up the red cube?\nOut: "
 FLOAT = 4  # bytes
@@ -162,11 +163,11 @@ def state_bytes(model: torch.nn.Module, devices: int, split: bool) -> float:
     held = FLOAT * (whole + 3 * learning)
     if not split:
         return held
-    blocks = [m for m in model.modules() if type(m).__name__ in model._no_split_modules]
-    outside = whole - sum(weights_of(block) for block in blocks)
-    outside_learning = weights_of(model, True) - sum(weights_of(block, True) for block in blocks)
+    units = blocks(model)
+    outside = whole - sum(weights_of(unit) for unit in units)
+    outside_learning = weights_of(model, True) - sum(weights_of(unit, True) for unit in units)
     # beside its share: all that is outside of the blocks, two blocks (one computes, the next one comes), gradients
-    two = 2 * max(weights_of(block) for block in blocks)
+    two = 2 * max(weights_of(unit) for unit in units)
     return held / devices + FLOAT * (outside + outside_learning + 2 * two)
 
 
@@ -221,10 +222,9 @@ def print_memory(options: ScalingOptions, model: torch.nn.Module, kept: dict[boo
     """Of the whole training, then of adapters; `kept`: activations of one sample without and with checkpointing."""
     lines, whole = [], weights_of(model)
     learning = weights_of(model, learning=True)
-    lora = LoraConfig(r=options.lora_rank, target_modules=LORA_TARGETS, modules_to_save=LORA_HEADS)
     for what in ("all but towers", f"adapters of rank {options.lora_rank}"):
         if what.startswith("adapters"):
-            model = get_peft_model(model, lora)
+            model = get_peft_model(model, adapters(model, options.lora_rank))
         for split in (False, True):
             for devices in map(int, options.devices.split(",")):
                 states = state_bytes(model, devices, split)

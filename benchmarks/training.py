@@ -24,7 +24,7 @@ from dataset_builder.mixture import load_meta
 from dataset_builder.streaming import WindowStream
 from modeling_stereovla.configuration_stereovla import PRESETS
 from training.feed import Batches, Feed
-from training.models import untrained
+from training.models import blocks, untrained
 
 NO_FEED = "ours, the same batch again and again"
 
@@ -66,9 +66,8 @@ def build_ways(options: TrainingBenchmarkOptions, meta: dict) -> tuple[dict[str,
         model, processor = untrained(options.preset, meta)
         model.to(options.device)
         if name.endswith("compiled"):
-            for module in model.modules():
-                if type(module).__name__ in model._no_split_modules:
-                    module.compile()
+            for block in blocks(model):
+                block.compile()
         if name.endswith("checkpointed"):
             model.activation_checkpointing_enable()
         ways[name] = Way(model, lambda inputs, model=model: [model(**inputs).loss])

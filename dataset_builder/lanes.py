@@ -5,6 +5,7 @@ there is to save, and lanes can be dealt to another number of consumers after a 
 twice.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
@@ -33,17 +34,17 @@ class LaneStream(IterableDataset):
         self._next_lane = 0
         self.rotation = 0  # worker w reads what belongs to worker w + rotation: where DataLoader would have gone on
 
+    @abstractmethod
     def _identity(self) -> dict[str, Any]:
         """What must not change between saving and loading a state; JSON-able."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _start(self) -> dict[str, Any]:
         """Position of a lane before its first sample; JSON-able."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _lane(self, lane: int, position: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Samples of one lane from `position` on, which is kept up to date."""
-        raise NotImplementedError
 
     def _lane_state(self, lane: int) -> dict[str, Any]:
         """What is saved of a lane."""

@@ -8,30 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
+from training_runs import run_here
 from transformers import AutoModel
 
 from dataset_builder.__main__ import main as build_dataset
 from modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
 from processing import StereoProcessor
-from train import LORA_HEADS, LORA_TARGETS, parse_options, train
+from train import LORA_HEADS, adapters
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--preset", "tiny", "--image_size", "64", "--train_episodes", "2", "--validation_episodes", "1"]
 
 
 def run(*arguments: str) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        train(
-            parse_options(["--preset", "tiny", "--steps", "3", "--batch_size", "4", "--pool_episodes", "2", *arguments])
-        )
-    finally:
-        torch.set_num_threads(threads)
-        AcceleratorState._reset_state(reset_partial_state=True)
+    run_here(["--preset", "tiny", "--steps", "3", "--batch_size", "4", "--pool_episodes", "2", *arguments])
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +51,7 @@ def test_adapters_are_small_and_train_where_they_should(preset, rank, limit):
         model = StereoVLAForActionPrediction(StereoVLAConfig.from_preset(preset))
         total = sum(p.numel() for p in model.parameters())
         heads = [name for name in LORA_HEADS if name in dict(model.named_modules())]
-        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGETS, modules_to_save=heads)
-        model = get_peft_model(model, config)
+        model = get_peft_model(model, adapters(model, rank))
     trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     allowed = re.compile(r"(language_model|action_expert\.transformer)\.layers\.\d+\..*lora_[AB]")
     assert all(allowed.search(name) or any(f"{head}." in name for head in heads) for name in trained)

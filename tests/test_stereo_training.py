@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from stereo_sets import make_pair, write_kitti
 from synthetic_dataset import write_dataset
+from training_runs import wait_for
 
 from dataset_builder.__main__ import main as build_dataset
 from modeling_stereovla import StereoEncoderConfig, StereoEncoderModel, StereoVLAConfig, StereoVLAForActionPrediction
@@ -238,10 +238,7 @@ def test_told_to_end_it_saves_and_goes_on_in_the_same_bits(pairs, tmp_path):
     told = arguments(pairs, tmp_path / "told", *own)
     command = [sys.executable, "-m", "training", "stereo", *told]
     process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "told" / "losses.jsonl").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(tmp_path / "told" / "losses.jsonl", process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 128 + signal.SIGTERM
     (saved,) = (tmp_path / "told").glob("checkpoint-*")

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from synthetic_dataset import write_dataset
-from training_runs import ENVIRONMENT, ROOT, arguments, assert_same_training, losses, recorded, run_here
+from training_runs import ENVIRONMENT, ROOT, arguments, assert_same_training, losses, recorded, run_here, wait_for
 from transformers import AutoModel
 
 from dataset_builder.shards import write_json
@@ -65,10 +64,7 @@ def test_told_to_end_it_saves_and_goes_on_in_the_same_bits(dataset, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "train.py", *told], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "told" / "losses.jsonl").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(tmp_path / "told" / "losses.jsonl", process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 128 + signal.SIGTERM
     (saved,) = (tmp_path / "told").glob("checkpoint-*")
@@ -171,10 +167,7 @@ def test_killed_run_ends_in_the_same_bits(dataset, trained, tmp_path):
     command = [sys.executable, "train.py", *arguments(dataset, output)]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, **quiet)
-    deadline = time.monotonic() + 120
-    while not (output / "checkpoint-0000002").exists():
-        assert process.poll() is None and time.monotonic() < deadline, "no checkpoint was written"
-        time.sleep(0.01)
+    wait_for(output / "checkpoint-0000002", process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (output / "model").exists()

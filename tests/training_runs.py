@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,14 @@ def run_here(arguments: list[str]) -> None:
     finally:
         torch.set_num_threads(threads)
         AcceleratorState._reset_state(reset_partial_state=True)  # the next one may choose another precision
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    """Until a running process has written `path`."""
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < deadline, f"{path.name} was not written"
+        time.sleep(0.01)
 
 
 def run_two(config: str, arguments: list[str]) -> str:

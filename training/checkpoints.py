@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -67,8 +68,20 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata=metadata)
 
 
-def save_checkpoint(folder: Path, accelerator: Accelerator, model, optimizer, average: Average, step: int, feed: Feed):
-    """Weights, optimizer, running means and stream position under `folder`, all of it or nothing."""
+def save_bad_batch(output: Path, step: int, process: int, parts: Sequence[dict[str, torch.Tensor]]) -> Path:
+    """Inputs of a step that went wrong, for inspection; returns the file."""
+    path = output / f"bad-batch-{step:07d}-{process}.safetensors"
+    write_tensors(path, {f"{n}.{name}": value for n, part in enumerate(parts) for name, value in part.items()})
+    return path
+
+
+def save_checkpoint(
+    output: Path, keep: int, accelerator: Accelerator, model, optimizer, average: Average, step: int, feed: Feed
+) -> Path:
+    """Weights, optimizer, running means and stream position in a folder of `output`, all of it or nothing; of the
+    folders before it, `keep` - 1 stay. Returns the folder.
+    """
+    folder = output / f"checkpoint-{step:07d}"
     partial = folder.with_suffix(".partial")
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
@@ -90,6 +103,9 @@ def save_checkpoint(folder: Path, accelerator: Accelerator, model, optimizer, av
     if accelerator.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
+        for old in checkpoints(output)[:-keep]:
+            shutil.rmtree(old)
+    return folder
 
 
 def optimizer_tensors(model, optimizer) -> dict[str, torch.Tensor]:

@@ -17,6 +17,7 @@ from training.checkpoints import load_stream
 from training.feed import Batches, Feed
 from training.losses import validate
 from training.options import dataset_mixture, mixture_weights
+from training.running import at_least_one
 from training.stage import (
     LoadedBefore,
     RunFiles,
@@ -64,8 +65,7 @@ class GroundingOptions(StageOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("batch_size", "validation_batches"):
-            self.at_least_one(name)
+        at_least_one(self, "batch_size", "validation_batches")
 
 
 class AnswerBatches(Batches):

@@ -5,7 +5,8 @@ import math
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from modeling_stereovla import StereoEncoderConfig, StereoEncoderModel, StereoVLAConfig, StereoVLAForActionPrediction
 from modeling_stereovla.robot_heads import sizes_of_robot
@@ -74,6 +75,11 @@ def trained_stereo_encoder(source: str, **fields: Any) -> StereoEncoderModel:
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{source} lacks {len(missing)} weights of a stereo encoder: {', '.join(missing[:5])}, ...")
     return model
+
+
+def blocks(model: PreTrainedModel) -> list[nn.Module]:
+    """The parts that a model names as one each (`_no_split_modules`): its transformers' blocks."""
+    return [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
 
 
 def give_stereo_encoder(model: StereoVLAForActionPrediction, source: str) -> None:

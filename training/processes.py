@@ -7,6 +7,8 @@ from accelerate.utils import AutocastKwargs, DistributedType
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
+from training.models import blocks
+
 
 def join(mixed_precision: str, **options) -> Accelerator:
     """This process's part in what `accelerate launch` or torchrun started, as their environment variables tell.
@@ -53,7 +55,7 @@ def prepare(accelerator: Accelerator, model, optimizer) -> tuple:
     """Model and optimizer, shared among the processes."""
     if accelerator.is_fsdp2:
         # Accelerate refuses a class that the model happens not to have, such as the layer of a tower left out
-        present = {type(module).__name__ for module in model.modules()} & set(model._no_split_modules)
+        present = {type(block).__name__ for block in blocks(model)}
         accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(present)
         model.forward = accelerator.autocast()(model.forward)  # which Accelerate does in all other cases
     model, optimizer = accelerator.prepare(model, optimizer)

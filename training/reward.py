@@ -16,6 +16,7 @@ from dataset_builder.streaming import WindowStream
 from processing import StereoProcessor
 from training.options import dataset_mixture, mixture_weights
 from training.rewards import box_reward, depth_reward
+from training.running import at_least_one
 from training.stage import (
     LoadedBefore,
     RunFiles,
@@ -71,8 +72,7 @@ class RewardOptions(StageOptions):
             raise ValueError("--model is missing: rewards improve the answers of a trained model")
         if self.answers < 2:
             raise ValueError(f"--answers is {self.answers}; it must be at least 2, to be compared with one another")
-        for name in ("questions", "validation_questions"):
-            self.at_least_one(name)
+        at_least_one(self, "questions", "validation_questions")
 
     @property
     def batch_size(self) -> int:

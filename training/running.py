@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 
@@ -44,6 +45,18 @@ def learning_rate(step: int, options: Any) -> float:
     if step < start:
         return options.learning_rate
     return options.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - start) / max(1, options.steps - start)))
+
+
+def at_least_one(options: Any, *names: str) -> None:
+    """ValueError if one of these options is smaller."""
+    for name in names:
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name} is {getattr(options, name)}; it must be at least 1")
+
+
+def seed_step(seed: int, step: int, process: int) -> None:
+    """Makes all randomness of a step (dropout) follow from these three, so that there is nothing to save."""
+    torch.manual_seed((seed * 1_000_003 + step) * 1009 + process)
 
 
 def prepare_output(options: Any, accelerator: Accelerator, output: Path) -> None:

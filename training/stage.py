@@ -22,7 +22,7 @@ from training.checkpoints import load_optimizer, optimizer_tensors, write_stream
 from training.feed import Feed
 from training.models import trained, untrained
 from training.result import complete
-from training.running import append_line, forget_after, prepare_output, told_to_end
+from training.running import append_line, at_least_one, forget_after, prepare_output, seed_step, told_to_end
 
 LOG = "losses.jsonl"
 # what a checkpoint holds beside the trainer's own files; the last one is written last and makes it complete
@@ -70,13 +70,8 @@ class StageOptions:
     keep_checkpoints: int = option(2, "Checkpoints that are kept.")
 
     def __post_init__(self):
-        for name in ("steps", "accumulation", "pool_episodes", "log_every", "checkpoint_every", "keep_checkpoints"):
-            self.at_least_one(name)
-
-    def at_least_one(self, name: str) -> None:
-        """ValueError if the option is smaller."""
-        if getattr(self, name) < 1:
-            raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 1")
+        counts = ("steps", "accumulation", "pool_episodes", "log_every", "checkpoint_every", "keep_checkpoints")
+        at_least_one(self, *counts)
 
     @property
     def result(self) -> Path:
@@ -201,7 +196,7 @@ class RunFiles(TrainerCallback):
             group["lr"] = rate
 
     def on_step_begin(self, args, state, control, **kwargs):
-        torch.manual_seed((self.options.seed * 1_000_003 + state.global_step) * 1009 + args.process_index)
+        seed_step(self.options.seed, state.global_step, args.process_index)
 
     def on_step_end(self, args, state, control, **kwargs):
         if any(gather_object([bool(self.told)])):  # all processes alike

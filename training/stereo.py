@@ -30,14 +30,30 @@ from dataset_builder.streaming import WindowStream
 from modeling_stereovla import StereoEncoderModel, StereoVLAConfig
 from modeling_stereovla.cost_volume import disparity_loss, known_disparity
 from processing import StereoImageProcessorPil
-from training.checkpoints import WHOLE, Average, checkpoints, load_checkpoint, save_checkpoint, write_tensors
+from training.checkpoints import (
+    WHOLE,
+    Average,
+    checkpoints,
+    load_checkpoint,
+    save_bad_batch,
+    save_checkpoint,
+    write_tensors,
+)
 from training.disparity_errors import PICTURE_PAIRS, best_constant, draw_disparities, error_numbers, error_sums
 from training.feed import Feed
 from training.losses import agree, to_device
 from training.models import trained_stereo_encoder
 from training.options import augmentation, dataset_mixture
 from training.processes import join
-from training.running import append_line, forget_after, learning_rate, prepare_output, told_to_end
+from training.running import (
+    append_line,
+    at_least_one,
+    forget_after,
+    learning_rate,
+    prepare_output,
+    seed_step,
+    told_to_end,
+)
 from training.stereo_pairs import Framing, PairBatches, collate
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -114,9 +130,7 @@ class StereoOptions:
 
     def __post_init__(self):
         counts = ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep_checkpoints")
-        for name in (*counts, "pool_episodes", "validation_pairs", "zoom"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 1")
+        at_least_one(self, *counts, "pool_episodes", "validation_pairs", "zoom")
         for name in ("height", "width"):
             if getattr(self, name) < 32 or getattr(self, name) % 32:
                 raise ValueError(f"--{name} is {getattr(self, name)} px; it must be a multiple of 32")
@@ -308,8 +322,7 @@ def run(options: StereoOptions, signals: list[str]) -> Path:
         parts = [to_device(part, accelerator) for part in parts]
         known = [{"disparity": known_disparity(part["disparity"], max_disparity)[1].sum()} for part in parts]
         counts, _, stop = agree(accelerator, known, bool(signals))
-        # dropout: all randomness of a step follows from (seed, step, process), so there is nothing to save
-        torch.manual_seed((options.seed * 1_000_003 + step) * 1009 + accelerator.process_index)
+        seed_step(options.seed, step, accelerator.process_index)
         rate = learning_rate(step, options)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -322,8 +335,7 @@ def run(options: StereoOptions, signals: list[str]) -> Path:
             sums += torch.stack([loss.new_tensor(1 / len(parts)), loss.detach(), beyond, seen])
         norm = float(accelerator.clip_grad_norm_(model.parameters(), options.max_grad_norm))
         if not norm < float("inf"):
-            path = output / f"bad-batch-{step:07d}-{accelerator.process_index}.safetensors"
-            write_tensors(path, {f"{n}.{name}": value for n, part in enumerate(parts) for name, value in part.items()})
+            path = save_bad_batch(output, step, accelerator.process_index, parts)
             raise FloatingPointError(f"the gradient norm is {norm} at step {step}; its batch is saved as {path}")
         optimizer.step()
         optimizer.zero_grad()
@@ -346,11 +358,8 @@ def run(options: StereoOptions, signals: list[str]) -> Path:
                 if accelerator.is_main_process:
                     numbers = {f"validation/{name}": value for name, value in errors.items()}
                     append_line(losses_file, {"step": step} | numbers)
-            folder = output / f"checkpoint-{step:07d}"
-            save_checkpoint(folder, accelerator, model, optimizer, average, step, feed)
-            if accelerator.is_main_process:
-                for old in checkpoints(output)[: -options.keep_checkpoints]:
-                    shutil.rmtree(old)
+            keep = options.keep_checkpoints
+            folder = save_checkpoint(output, keep, accelerator, model, optimizer, average, step, feed)
             if stop:
                 accelerator.print(f"told to end: {folder.name} is saved, the same command goes on from it")
                 raise SystemExit(128 + signal.SIGTERM)
