@@ -96,6 +96,10 @@ class StereoEncoderModel(StereoEncoderPreTrainedModel):
         self.classifier = DisparityClassifier(config)
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The first layers of the trained backbone; FSDP2 and gradient checkpointing with adapters ask for it."""
+        return self.backbone.stem
+
     def check_inputs(self, pixel_values: torch.Tensor) -> None:
         """Raise unless pixel_values is a float (B, 2, 3, H, W) with sides that are multiples of 32."""
         if pixel_values.ndim != 5 or pixel_values.shape[1:3] != (2, 3):

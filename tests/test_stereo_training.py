@@ -4,6 +4,7 @@ in the same bits, and that its result is taken by the policy's training.
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from stereo_sets import make_pair, write_kitti
 from synthetic_dataset import write_dataset
-from training_runs import wait_for
+from training_runs import run_two, wait_for
 
 from dataset_builder.__main__ import main as build_dataset
 from modeling_stereovla import StereoEncoderConfig, StereoEncoderModel, StereoVLAConfig, StereoVLAForActionPrediction
@@ -278,12 +279,13 @@ def test_parts_of_a_step_train_as_the_whole(frozen, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(frozen, tmp_path):
+@pytest.mark.parametrize("config", ["ddp", "fsdp2"])
+def test_two_processes_train_as_one(frozen, tmp_path, config):
     own, output = frozen
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "training", "stereo"]
-    command = [sys.executable, *launcher, *own, "--output_dir", str(tmp_path / "run")]
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-2000:]
+    printed = run_two(config, [*own, "--output_dir", str(tmp_path / "run")], "training", "stereo")
+    (held,) = re.findall(r"([\d,]+) of ([\d,]+) weights", printed)
+    share = int(held[0].replace(",", "")) / int(held[1].replace(",", ""))
+    assert share == 1 if config == "ddp" else 0.45 < share < 0.6
     assert_same_training(output, tmp_path / "run")
 
 

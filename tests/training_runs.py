@@ -56,10 +56,13 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
-def run_two(config: str, arguments: list[str]) -> str:
-    """train.py in two processes without GPUs, as configs/`config`.yaml says; what was printed."""
+def run_two(config: str, arguments: list[str], *stage: str) -> str:
+    """train.py, or `python -m` with the names in `stage`, in two processes without GPUs, as configs/`config`.yaml says;
+    what was printed.
+    """
     launch = ["-m", "accelerate.commands.launch", "--config_file", f"configs/{config}.yaml", "--num_processes", "2"]
-    command = [sys.executable, *launch, "--main_process_port", "0", "train.py", *arguments]
+    trained = ["--module", *stage] if stage else ["train.py"]
+    command = [sys.executable, *launch, "--main_process_port", "0", *trained, *arguments]
     environment = ENVIRONMENT | {"ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]

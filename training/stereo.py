@@ -44,7 +44,7 @@ from training.feed import Feed
 from training.losses import agree, to_device
 from training.models import trained_stereo_encoder
 from training.options import augmentation, dataset_mixture
-from training.processes import join
+from training.processes import join, prepare
 from training.running import (
     append_line,
     at_least_one,
@@ -294,7 +294,7 @@ def run(options: StereoOptions, signals: list[str]) -> Path:
         weight_decay=options.weight_decay,
         fused=True,
     )
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model, optimizer = prepare(accelerator, model, optimizer)
     unwrapped, average = accelerator.unwrap_model(model), Average(model, 0.0)
     model.train()
     for module in model.modules():
