@@ -105,7 +105,11 @@ class TrainingOptions:
     max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.")
     stop_grad_norm: float = option(1e5, "Training stops, with the batch saved, where the norm exceeds this or is NaN.")
     ema_decay: float = option(0.0, "Decay of the weights' running mean, which is then the result; 0 = off.")
-    lora_rank: int = option(0, "Rank of adapters on language model and action expert; 0 trains the weights themselves.")
+    lora_rank: int = option(
+        0,
+        "Rank of adapters on language model and action expert, which want a learning rate several times as high; "
+        "0 trains the weights themselves.",
+    )
     mixed_precision: str = option("no", "Arithmetic of the activations (preset).", choices=["no", "bf16", "fp16"])
     gradient_checkpointing: bool = option(False, "Compute activations again instead of keeping them (preset).")
     compile: bool = option(False, "Compile the transformers' blocks.")
@@ -353,6 +357,8 @@ def run(options: TrainingOptions, told: list[str]) -> Path:
             if options.validation_batches and not stop:
                 batches = Batches(held_out(), part_size, processor, config)
                 line = {"step": step} | validate(accelerator, model, batches, options.validation_batches)
+                if tracker is not None:
+                    accelerator.log(line, step=step)
                 if accelerator.is_main_process:
                     append_line(losses_file, line)
             keep = options.keep_checkpoints

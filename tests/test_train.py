@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from synthetic_dataset import write_dataset
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_runs import ENVIRONMENT, ROOT, arguments, assert_same_training, losses, recorded, run_here, wait_for
 from transformers import AutoModel
 
@@ -131,7 +132,13 @@ def test_exploding_gradients_stop_with_the_batch_saved(dataset, tmp_path):
 def test_bfloat16_checkpointing_and_tensorboard(dataset, tmp_path):
     own = ["--mixed_precision", "bf16", "--gradient_checkpointing", "True", "--tracker", "auto", "--steps", "2"]
     run_here([*arguments(dataset, tmp_path / "run"), *own])
-    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
+    (events,) = (tmp_path / "run" / "stereovla").glob("events.out.tfevents.*")  # options lie in a folder of their own
+    shown = EventAccumulator(str(events)).Reload()
+    for line in losses(tmp_path / "run"):  # of training and of validation
+        for name in line.keys() & {"loss/action", "validation/loss/action", "grad_norm"}:
+            (value,) = [event.value for event in shown.Scalars(name) if event.step == line["step"]]
+            assert value == pytest.approx(line[name])
+    assert "validation/loss/action" in shown.Tags()["scalars"]
     assert load_file(tmp_path / "run" / "model" / "model.safetensors")["lm_head.weight"].dtype == torch.float32
 
 
