@@ -4,7 +4,6 @@ in the same bits, and that its result is taken by the policy's training.
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -14,12 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 from stereo_sets import make_pair, write_kitti
 from synthetic_dataset import write_dataset
-from training_runs import run_two, wait_for
+from training_runs import ROOT, held_share, losses, one_thread, run_two, wait_for
 
 from dataset_builder.__main__ import main as build_dataset
 from modeling_stereovla import StereoEncoderConfig, StereoEncoderModel, StereoVLAConfig, StereoVLAForActionPrediction
@@ -30,7 +28,6 @@ from training.models import give_stereo_encoder, trained_stereo_encoder
 from training.stereo import HeldOut, build, held_out_pairs, train, training_stream
 from training.stereo_pairs import Framing, PairBatches, true_disparity
 
-ROOT = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
 
@@ -163,18 +160,8 @@ def arguments(dataset: Path, output: Path, *more: str) -> list[str]:
 
 
 def run_here(own: list[str]) -> Path:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # with several, sums are taken in an order that is not the same in every run
-    try:
+    with one_thread():
         return train(parse("stereo", own)[1])
-    finally:
-        torch.set_num_threads(threads)
-        AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def losses(output: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (output / "losses.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in ("samples_per_s", "waiting")} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -283,9 +270,10 @@ def test_parts_of_a_step_train_as_the_whole(frozen, tmp_path):
 def test_two_processes_train_as_one(frozen, tmp_path, config):
     own, output = frozen
     printed = run_two(config, [*own, "--output_dir", str(tmp_path / "run")], "training", "stereo")
-    (held,) = re.findall(r"([\d,]+) of ([\d,]+) weights", printed)
-    share = int(held[0].replace(",", "")) / int(held[1].replace(",", ""))
-    assert share == 1 if config == "ddp" else 0.45 < share < 0.6
+    if config == "ddp":
+        assert held_share(printed, "MULTI_CPU") == 1
+    else:
+        assert 0.45 < held_share(printed, "FSDP") < 0.6
     assert_same_training(output, tmp_path / "run")
 
 

@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,15 +40,22 @@ def losses(output: Path) -> list[dict]:
     return [{key: value for key, value in line.items() if key not in ("samples_per_s", "waiting")} for line in lines]
 
 
-def run_here(arguments: list[str]) -> None:
-    """train.py in this process, which saves the start; on one thread."""
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For a training in this process: with several, sums are taken in an order that is not the same in every run."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        train(parse_options(arguments))
+        yield
     finally:
         torch.set_num_threads(threads)
         AcceleratorState._reset_state(reset_partial_state=True)  # the next one may choose another precision
+
+
+def run_here(arguments: list[str]) -> None:
+    """train.py in this process, which saves the start."""
+    with one_thread():
+        train(parse_options(arguments))
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:
@@ -67,6 +77,12 @@ def run_two(config: str, arguments: list[str], *stage: str) -> str:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def held_share(printed: str, kind: str) -> float:
+    """The share of the weights that the first of two processes holds, as `training.processes.prepare` prints it."""
+    held, weights = re.search(rf"2 processes \({kind}\), ([\d,]+) of ([\d,]+) weights", printed).groups()
+    return int(held.replace(",", "")) / int(weights.replace(",", ""))
 
 
 def assert_same_training(first: Path, second: Path, rounding: float = 1e-4) -> None:
