@@ -1,33 +1,32 @@
-"""Publishes a trained model, an adapter or a dataset on the Hub, with its card, and loads it back before it says done.
-
-    python push_to_hub.py --folder OUTPUT/model --repo_id NAME/MODEL --license apache-2.0 --report REPORT --tag v1
-    python push_to_hub.py --folder ADAPTER --repo_id NAME/ADAPTER --license mit --base_model NAME/MODEL
-    python push_to_hub.py --folder DATASET --repo_id NAME/DATASET --license cc-by-4.0 --dry_run
-
-One commit, all of it or nothing; stopped at any moment, the same command goes on. Nothing is sent that holds a secret
-or a path of this machine, or that does not load in a fresh process to the outputs of the trained model.
-"""
+"""Publishes models, adapters and datasets on the Hub: card, checks, upload, load back."""
 
 import sys
-from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub.errors import HTTPError
-from transformers import HfArgumentParser
 
-from dataset_builder import card as dataset_card
-from dataset_builder.options import option
-from sharing.folders import HUB_ID, REFERENCE, check_folder, published_files, replacements, staged
-from sharing.fresh_load import check_fresh_load, first_rows
-from sharing.leaks import find_leaks
-from sharing.model_card import CardOptions, write_model_card
-from sharing.repository import Changes, Repository, State, advice
+from stereovla.command_line import execute, option
+from stereovla.dataset_builder.dataset import card as dataset_card
+from stereovla.sharing.folders import HUB_ID, REFERENCE, check_folder, published_files, replacements, staged
+from stereovla.sharing.fresh_load import check_fresh_load, first_rows
+from stereovla.sharing.leaks import find_leaks
+from stereovla.sharing.model_card import CardOptions, write_model_card
+from stereovla.sharing.repository import Changes, Repository, State, advice
 
 
 @dataclass
 class PushOptions:
-    """What `python push_to_hub.py` can be told."""
+    """Publishes a trained model, an adapter or a dataset on the Hub, with its card, and loads it back before it says
+    done.
+
+        python push_to_hub.py --folder OUTPUT/model --repo_id NAME/MODEL --license apache-2.0 --report REPORT --tag v1
+        python push_to_hub.py --folder ADAPTER --repo_id NAME/ADAPTER --license mit --base_model NAME/MODEL
+        python push_to_hub.py --folder DATASET --repo_id NAME/DATASET --license cc-by-4.0 --dry_run
+
+    One commit, all of it or nothing; stopped at any moment, the same command goes on. Nothing is sent that holds a
+    secret or a path of this machine, or that does not load in a fresh process to the outputs of the trained model.
+    """
 
     folder: str = field(metadata={"help": "Model or adapter (OUTPUT/model of train.py), or a dataset's folder."})
     license: str = field(metadata={"help": "Licence of what is published, an identifier of the Hub: apache-2.0, ..."})
@@ -35,7 +34,7 @@ class PushOptions:
     public: bool = option(False, "The repository is public; without this it is private.")
     tag: str | None = option(None, "Name of this revision, such as v1, by which others can pin it.")
     pull_request: bool = option(False, "Open a pull request instead of changing the repository.")
-    report: str | None = option(None, "Folder that `python -m evaluation report` wrote: results of the model's card.")
+    report: str | None = option(None, "Folder that `stereovla evaluate report` wrote: results of the model's card.")
     dataset_ids: list[str] = field(
         default_factory=list,
         metadata={"help": "Hub ids of the folders that a model was trained on, in their order."},
@@ -118,7 +117,19 @@ def show(folder: Path, staging: Path, state: State, changes: Changes, options: P
 
 
 def push(options: PushOptions) -> str:
-    """Card, checks, upload, load back; returns the URL (or the folder on a dry run)."""
+    """Card, checks, upload, load back; returns the URL (or the folder on a dry run). RuntimeError says what to do where
+    the Hub fails or refuses.
+    """
+    try:
+        return check_and_publish(options)
+    except (OSError, ValueError, RuntimeError, HTTPError) as error:
+        if words := advice(error, options.repo_id):
+            raise RuntimeError(words) from error
+        raise
+
+
+def check_and_publish(options: PushOptions) -> str:
+    """`push` without its advice."""
     folder = Path(options.folder)
     kind = check_folder(folder)
     replaced = replacements(folder, kind, options.base_model, options.dataset_ids)
@@ -153,28 +164,5 @@ def publish(repository: Repository, staging: Path, state: State, options: PushOp
     return url
 
 
-class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """The lines of this file's docstring as they are."""
-
-
-def parser() -> HfArgumentParser:
-    return HfArgumentParser(PushOptions, prog="push_to_hub.py", description=__doc__, formatter_class=HelpFormatter)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns the exit status."""
-    options = None
-    try:
-        (options,) = parser().parse_args_into_dataclasses(arguments)
-        push(options)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    except (OSError, ValueError, RuntimeError, HTTPError) as error:
-        print(f"error: {advice(error, options and options.repo_id) or error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(execute(PushOptions, push, "push_to_hub.py"))

@@ -1,37 +1,51 @@
-"""Installs StereoVLA: the nine Hugging Face packages with numpy and pillow; the extras add rooms of the house."""
+"""Installs StereoVLA: the nine Hugging Face packages with numpy and pillow; the extras add rooms of the house.
 
+The repository's root is the package `stereovla`, its folders are the sub-packages, and nothing else is installed.
+"""
+
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+ROOT = Path(__file__).parent
+ROOMS = (
+    "modeling_stereovla",
+    "processing",
+    "simulation",
+    "dataset_builder",
+    "training",
+    "evaluation",
+    "serving",
+    "sharing",
+)
 EXTRAS = {
     "sim": ["mujoco>=3.3,<5", "gymnasium>=1.0,<2"],
     "data": [
-        "pyarrow>=17",
         "simplejpeg>=1.8",
         "torchdata>=0.11",
         "datatrove>=0.9",
         "av>=14",
         "h5py>=3.11",
-        "pyyaml>=6",
     ],
     "report": ["matplotlib>=3.9", "jinja2>=3.1", "tensorboard>=2.16"],
     "serve": ["websockets>=14", "msgpack>=1.1"],
     "convert": ["sentencepiece>=0.2.3", "protobuf>=7.36.1"],  # the oldest that the newest sentencepiece runs with
-    "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.8", "torchdata>=0.11"],
+    "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.8"],
 }
 
 setup(
     name="stereovla",
-    version="0.1.0",
+    version=re.search(r'^__version__ = "(.+)"$', (ROOT / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)[1],
     description="A robot policy that sees with two eyes, for the Hugging Face Hub",
-    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(exclude=["benchmarks*"]),  # the rooms that users need, see tests/test_imports.py
-    py_modules=["train", "push_to_hub"],
-    package_data={"simulation": ["assets/**/*"]},
+    package_dir={"stereovla": "."},
+    packages=["stereovla", *(f"stereovla.{name}" for name in find_packages(include=[f"{room}*" for room in ROOMS]))],
+    package_data={"stereovla": ["configs/*.yaml"], "stereovla.simulation": ["assets/**/*"]},
+    entry_points={"console_scripts": ["stereovla = stereovla.__main__:main"]},
     install_requires=[
         "torch>=2.6",
         "transformers>=5.20,<6",

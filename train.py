@@ -1,44 +1,36 @@
-"""Trains StereoVLA on streamed datasets with Accelerate: options, model, data, checkpoints, loop.
-
-    python train.py --preset demo --dataset DATASET --output_dir OUTPUT
-    accelerate launch train.py --preset full --model StereoVLA --dataset DATASET --output_dir OUTPUT
-    python train.py --preset demo --model MODEL --lora_rank 8 --dataset OTHER_ROBOT --output_dir OUTPUT
-
-DATASET is a folder or a dataset id on the Hub. The same command goes on from the last checkpoint in OUTPUT, with as
-many processes as before or with others. The result is OUTPUT/model, a folder that loads by
-`AutoModel.from_pretrained(..., trust_remote_code=True)`: the model, or with --lora_rank its adapter.
-"""
+"""Trains StereoVLA on streamed datasets with Accelerate: options, model, data, checkpoints, loop."""
 
 import json
 import shutil
 import signal
+import sys
 import time
 from collections import defaultdict
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import is_tensorboard_available
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser
 
-from dataset_builder.mixture import load_meta
-from dataset_builder.options import option
-from dataset_builder.streaming import WindowStream
-from modeling_stereovla import StereoVLAForActionPrediction
-from modeling_stereovla.modeling_stereovla import PARTS
-from processing import StereoProcessor
-from training.checkpoints import WHOLE, Average, checkpoints, load_checkpoint, save_bad_batch, save_checkpoint
-from training.feed import Batches, Feed
-from training.losses import LossMeans, agree, answer_counts, answer_weights, to_device, validate
-from training.models import blocks, give_stereo_encoder, trained, untrained
-from training.options import OBJECTIVES, augmentation, dataset_mixture, mixture_weights
-from training.processes import join, prepare
-from training.result import complete
-from training.running import (
+from stereovla.command_line import execute, option
+from stereovla.dataset_builder.streaming.mixture import load_meta
+from stereovla.dataset_builder.streaming.window_stream import WindowStream
+from stereovla.modeling_stereovla import StereoVLAForActionPrediction
+from stereovla.modeling_stereovla.modeling_stereovla import PARTS
+from stereovla.processing import StereoProcessor
+from stereovla.training.checkpoints import WHOLE, Average, checkpoints, load_checkpoint, save_bad_batch, save_checkpoint
+from stereovla.training.feed import Batches, Feed
+from stereovla.training.losses import LossMeans, agree, answer_counts, answer_weights, to_device, validate
+from stereovla.training.models import blocks, give_stereo_encoder, trained, untrained
+from stereovla.training.options import OBJECTIVES, augmentation, dataset_mixture, mixture_weights
+from stereovla.training.processes import join, prepare
+from stereovla.training.result import complete
+from stereovla.training.running import (
     append_line,
     at_least_one,
     forget_after,
@@ -82,7 +74,20 @@ LORA_HEADS = (
 
 @dataclass
 class TrainingOptions:
-    """What `python train.py` can be told. Options marked (preset) default to the preset's value."""
+    """Trains a policy on streamed datasets, or an adapter for another robot.
+
+        python train.py --preset demo --dataset DATASET --output_dir OUTPUT
+        accelerate launch train.py --preset full --model StereoVLA --dataset DATASET --output_dir OUTPUT
+        python train.py --preset demo --model MODEL --lora_rank 8 --dataset OTHER_ROBOT --output_dir OUTPUT
+
+    DATASET is a folder or a dataset id on the Hub. The same command goes on from the last checkpoint in OUTPUT, with as
+    many processes as before or with others. The result is OUTPUT/model, a folder that loads by
+    `AutoModel.from_pretrained(..., trust_remote_code=True)`: the model, or with --lora_rank its adapter.
+
+    Options marked (preset) default to the preset's value.
+    """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = PRESETS
 
     dataset: list[str] = field(
         metadata={"help": "Dataset folders or dataset ids on the Hub; of several, each may have a weight: PATH=0.3."}
@@ -91,7 +96,7 @@ class TrainingOptions:
     preset: str = option("demo", "Size of model and run.", choices=list(PRESETS))
     model: str | None = option(None, "Folder or Hub id of a model to start from; an untrained one if not given.")
     stereo_encoder: str | None = option(
-        None, "Folder or Hub id of a stereo encoder to start with, such as that of `python -m training stereo`."
+        None, "Folder or Hub id of a stereo encoder to start with, such as that of `stereovla pretrain stereo`."
     )
     steps: int = option(1000, "Optimizer steps (preset).")
     batch_size: int = option(48, "Samples of one step, over all processes (preset).")
@@ -142,20 +147,13 @@ class TrainingOptions:
         "Where losses go beside losses.jsonl: none, wandb, trackio, ...; auto = tensorboard where it is installed.",
     )
 
-
-def parse_options(arguments: list[str] | None = None) -> TrainingOptions:
-    """Options from the command line, over the preset's values, over the defaults."""
-    parser = HfArgumentParser(TrainingOptions, description=__doc__)
-    (chosen,) = parser.parse_args_into_dataclasses(arguments)
-    parser.set_defaults(**PRESETS[chosen.preset])
-    (options,) = parser.parse_args_into_dataclasses(arguments)
-    counts = ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep_checkpoints")
-    at_least_one(options, *counts, "pool_episodes")
-    if not 0 <= options.ema_decay < 1:
-        raise ValueError(f"--ema_decay is {options.ema_decay}; it must be in [0, 1)")
-    if options.lora_rank and options.model is None:
-        raise ValueError("--lora_rank needs --model: adapters change a trained model")
-    return options
+    def __post_init__(self):
+        counts = ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep_checkpoints")
+        at_least_one(self, *counts, "pool_episodes")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"--ema_decay is {self.ema_decay}; it must be in [0, 1)")
+        if self.lora_rank and self.model is None:
+            raise ValueError("--lora_rank needs --model: adapters change a trained model")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -376,4 +374,4 @@ def run(options: TrainingOptions, told: list[str]) -> Path:
 
 
 if __name__ == "__main__":
-    train(parse_options())
+    sys.exit(execute(TrainingOptions, train, "train.py"))

@@ -34,14 +34,14 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
-from dataset_builder import shards
-from dataset_builder.build import BuildConfig, build
-from dataset_builder.checking import find_problems
-from dataset_builder.folders import INFO, PLAN, work_folder
-from dataset_builder.parts import finish
-from dataset_builder.recording import FPS, Recorder
-from dataset_builder.schema import VIEWS
-from dataset_builder.streaming import WindowStream
+from stereovla.dataset_builder.dataset import shards
+from stereovla.dataset_builder.dataset.checking import find_problems
+from stereovla.dataset_builder.dataset.folders import INFO, PLAN, work_folder
+from stereovla.dataset_builder.dataset.schema import VIEWS
+from stereovla.dataset_builder.recording.build import BuildConfig, build
+from stereovla.dataset_builder.recording.parts import finish
+from stereovla.dataset_builder.recording.recorder import FPS, Recorder
+from stereovla.dataset_builder.streaming.window_stream import WindowStream
 
 NUMBERS = ("observation.state", "action_plan", "action_plan_length", "keyframe_pose")
 CALIBRATION = ("focal_length_px", "principal_point_px", "baseline_m", "transform_camera_to_base")

@@ -17,11 +17,11 @@ from peft import PeftConfig, PeftModel
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
-from dataset_builder.streaming import WindowStream
-from modeling_stereovla import StereoVLAForActionPrediction
-from processing import StereoProcessor
-from training.feed import Batches
-from training.losses import answer
+from stereovla.dataset_builder.streaming.window_stream import WindowStream
+from stereovla.modeling_stereovla import StereoVLAForActionPrediction
+from stereovla.processing import StereoProcessor
+from stereovla.training.feed import Batches
+from stereovla.training.losses import answer
 
 LANGUAGE = ("input_ids", "attention_mask", "pixel_values", "labels")
 

@@ -23,11 +23,11 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser, PI0Config, PI0ForConditionalGeneration
 from transformers.cache_utils import DynamicCache
 
-from modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
-from modeling_stereovla.configuration_stereovla import PRESETS
-from modeling_stereovla.convert_files import DTYPES
-from modeling_stereovla.layer_caches import RecordingCache
-from modeling_stereovla.modeling_stereovla import PARTS
+from stereovla.modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
+from stereovla.modeling_stereovla.configuration_stereovla import PRESETS
+from stereovla.modeling_stereovla.convert_files import DTYPES
+from stereovla.modeling_stereovla.layer_caches import RecordingCache
+from stereovla.modeling_stereovla.modeling_stereovla import PARTS
 
 WORDS = 8  # text tokens of a short instruction
 

@@ -21,12 +21,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import HfArgumentParser
 from transformers.initialization import no_init_weights
 
-from modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
-from modeling_stereovla.configuration_stereovla import PRESETS
-from modeling_stereovla.layer_caches import RecordingCache
-from modeling_stereovla.modeling_stereovla import PARTS
-from train import adapters
-from training.models import blocks
+from stereovla.modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
+from stereovla.modeling_stereovla.configuration_stereovla import PRESETS
+from stereovla.modeling_stereovla.layer_caches import RecordingCache
+from stereovla.modeling_stereovla.modeling_stereovla import PARTS
+from stereovla.train import adapters
+from stereovla.training.models import blocks
 
 WORDS = 24  # text tokens of a prompt such as "In: What action should the robot take to pick up the red cube?\nOut: "
 FLOAT = 4  # bytes

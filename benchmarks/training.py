@@ -19,12 +19,12 @@ import torch
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
-from benchmarks.inference import build_pi0, extra_mib, synchronize
-from dataset_builder.mixture import load_meta
-from dataset_builder.streaming import WindowStream
-from modeling_stereovla.configuration_stereovla import PRESETS
-from training.feed import Batches, Feed
-from training.models import blocks, untrained
+from stereovla.benchmarks.inference import build_pi0, extra_mib, synchronize
+from stereovla.dataset_builder.streaming.mixture import load_meta
+from stereovla.dataset_builder.streaming.window_stream import WindowStream
+from stereovla.modeling_stereovla.configuration_stereovla import PRESETS
+from stereovla.training.feed import Batches, Feed
+from stereovla.training.models import blocks, untrained
 
 NO_FEED = "ours, the same batch again and again"
 

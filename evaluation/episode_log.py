@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from evaluation.checkpoints import InputError
+from stereovla.evaluation.checkpoints import InputError
 
 
 def write_json(path: Path, content: Any) -> None:

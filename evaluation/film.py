@@ -4,11 +4,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from evaluation.policies import Observation
+from stereovla.evaluation.policies import Observation
+from stereovla.extras import extra
+
+with extra("report"):
+    import matplotlib
 
 PANEL_PX = 256
 GAP_PX = 8

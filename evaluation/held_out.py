@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Image, IterableDataset, load_dataset
 
-from evaluation.checkpoints import InputError
+from stereovla.evaluation.checkpoints import InputError
 
 CALIBRATION = ("focal_length_px", "principal_point_px", "baseline_m", "transform_camera_to_base")
 COLUMNS = (

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
-from evaluation.checkpoints import adapted_model, check_checkpoint
-from evaluation.policies import Observation, Policy
+from stereovla.evaluation.checkpoints import adapted_model, check_checkpoint
+from stereovla.evaluation.policies import Observation, Policy
 
 
 def load_checkpoint(source: str, device: str = "cpu") -> tuple[Any, Any]:

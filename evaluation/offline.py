@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluation import metrics
-from evaluation.held_out import HeldOutRow
-from evaluation.model_policy import ModelPolicy
-from evaluation.policies import Observation
+from stereovla.evaluation import metrics
+from stereovla.evaluation.held_out import HeldOutRow
+from stereovla.evaluation.model_policy import ModelPolicy
+from stereovla.evaluation.policies import Observation
 
 DEPTH_TOKENS = 16  # room for an answer such as "[0.53]" and the end, even where every character is a token
 BOX_TOKENS = 8  # 4 for each view

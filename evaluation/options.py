@@ -1,12 +1,11 @@
-"""What the commands of `python -m evaluation` can be told."""
+"""What the commands of `stereovla evaluate` can be told."""
 
-import dataclasses
-import difflib
 import json
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from evaluation.checkpoints import InputError
+from stereovla.command_line import option
+from stereovla.evaluation.checkpoints import InputError
 
 MAX_SEED = 2**32  # recorded episodes use seeds from here on, so that no evaluated episode can have been trained on
 
@@ -17,16 +16,11 @@ ROLLOUT_PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def option(default: Any, text: str, **more: Any) -> Any:
-    """Dataclass field with the help text that the command line shows."""
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text, **more})
-    return field(default=default, metadata={"help": text, **more})
-
-
 @dataclass
 class RolloutOptions:
     """Closed-loop rollouts in the simulator on seeds that training never saw; success is counted by physics."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = ROLLOUT_PRESETS
 
     out: str = option("", "Folder of the results; finished episodes in it are kept, the same command does the rest.")
     model: str = option("", "Checkpoint, folder or Hub id: rolls out expert, this model, and the same model untrained.")
@@ -133,14 +127,3 @@ def at_least(options: Any, name: str, low: int) -> None:
     """InputError if the option is smaller than `low`."""
     if getattr(options, name) < low:
         raise InputError(f"--{name} is {getattr(options, name)}; it must be at least {low}")
-
-
-def check_flags(arguments: list[str], options: type) -> None:
-    """InputError for a flag that `options` has not, naming the nearest one."""
-    known = [item.name for item in dataclasses.fields(options)]
-    for argument in arguments:
-        name = argument.removeprefix("--").split("=")[0].replace("-", "_")
-        if argument.startswith("--") and name not in (*known, "help"):
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean --{near[0]}?" if near else f"there are: --{', --'.join(known)}"
-            raise InputError(f"unknown option {argument.split('=')[0]}; {hint}")

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
-from evaluation.checkpoints import InputError
+from stereovla.evaluation.checkpoints import InputError
+from stereovla.extras import extra
+
+with extra("report"):
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
 INK, GREY, ACCENT = "#22303c", "#9aa5ae", "#d1495b"
 POLICY_COLOURS = {"expert": "#3d6b8e", "trained": ACCENT, "untrained": GREY}

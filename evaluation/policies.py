@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.checkpoints import check_checkpoint, fingerprint
+from stereovla.evaluation.checkpoints import check_checkpoint, fingerprint
 
 UNTRAINED = "untrained:"
 
@@ -74,7 +74,9 @@ class ExpertPolicy(Policy):
         self._experts: dict[int, Any] = {}
 
     def reset(self, slot: int, world: Any) -> None:
-        from simulation import Expert  # here, because models are evaluated offline where mujoco is not installed
+        from stereovla.simulation import (
+            Expert,  # here, because models are evaluated offline where mujoco is not installed
+        )
 
         self._experts[slot] = Expert(world)
 
@@ -99,7 +101,11 @@ def make_policy(spec: str, chunk_size: int = 8, num_steps: int | None = None, de
         return ExpertPolicy(chunk_size)
     if spec == "still":
         return StillPolicy(chunk_size)
-    from evaluation.model_policy import ModelPolicy, load_checkpoint, load_untrained  # torch takes seconds to import
+    from stereovla.evaluation.model_policy import (  # torch takes seconds to import
+        ModelPolicy,
+        load_checkpoint,
+        load_untrained,
+    )
 
     if spec.startswith(UNTRAINED):
         return ModelPolicy(*load_untrained(spec.removeprefix(UNTRAINED), device=device), "untrained", num_steps)

@@ -5,12 +5,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-from evaluation.checkpoints import InputError, check_checkpoint, fingerprint
-from evaluation.episode_log import write_json
-from evaluation.plots import plot_errors, plot_losses, plot_success, read_losses
-from evaluation.report_page import PAGE
-from evaluation.rollouts import RolloutConfig, film, summarise
-from simulation import WorldConfig
+from stereovla.evaluation.checkpoints import InputError, check_checkpoint, fingerprint
+from stereovla.evaluation.episode_log import write_json
+from stereovla.evaluation.plots import plot_errors, plot_losses, plot_success, read_losses
+from stereovla.evaluation.report_page import PAGE
+from stereovla.evaluation.rollouts import RolloutConfig, film, summarise
+from stereovla.extras import extra
+from stereovla.simulation import WorldConfig
+
+with extra("report"):
+    from jinja2 import Environment
 
 FILM_TRIES = 3
 POLICIES = ("expert", "trained", "untrained", "still")  # the order of the report
@@ -109,8 +113,8 @@ def film_episode(out: Path, results: dict[str, Any], seed: int) -> dict[str, Any
         seed: of the episode; -1 takes the first success, or the episode that got furthest. On a film the model acts
             alone, not in the batch of the rollouts; where the rounding costs the success, the next one is filmed.
     """
-    from evaluation.film import write_gif
-    from evaluation.policies import make_policy
+    from stereovla.evaluation.film import write_gif
+    from stereovla.evaluation.policies import make_policy
 
     records = results["episodes"].get("trained")
     if not records:
@@ -145,8 +149,6 @@ def film_episode(out: Path, results: dict[str, Any], seed: int) -> dict[str, Any
 
 def write_report(out: Path, training: Path | None, with_film: bool = True, film_seed: int = -1) -> Path:
     """Writes the pictures, rollout.gif, metrics.json, report.json and report.html into `out`; returns the page."""
-    from jinja2 import Environment
-
     results = read_results(out)
     summaries = {name: summarise(records) for name, records in results["episodes"].items()}
     images = []

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.metrics import success_rate
-from evaluation.policies import Observation, Policy
-from simulation import World, WorldConfig
+from stereovla.evaluation.metrics import success_rate
+from stereovla.evaluation.policies import Observation, Policy
+from stereovla.simulation import World, WorldConfig
 
 WRONG_LIFT_M = 0.05  # another object held this high was picked by mistake; the target counts from the same height
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from evaluation.episode_log import EpisodeLog
-from evaluation.policies import make_policy
-from evaluation.rollouts import RolloutConfig, run_episodes
+from stereovla.evaluation.episode_log import EpisodeLog
+from stereovla.evaluation.policies import make_policy
+from stereovla.evaluation.rollouts import RolloutConfig, run_episodes
 
 # One thread per process: rollouts scale over processes. Read when numpy, torch and Mesa load, so set before the start.
 WORKER_ENVIRONMENT = {

@@ -4,7 +4,6 @@ Memory: what is read is mapped, and what is converted is written as soon as a sh
 shard. Every check runs on names and shapes alone, before the first tensor is read.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import HfArgumentParser, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 
 # published key and tensor -> our keys and tensors; {} where our model does without it, KeyError where it is unknown.
@@ -304,12 +303,3 @@ def parse_dtype(name: str | None) -> torch.dtype | None:
     if name is not None and name not in DTYPES:
         raise ValueError(f"dtype is {name!r}; valid: {', '.join(DTYPES)}")
     return None if name is None else DTYPES[name]
-
-
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and the description with its line breaks, as it holds commands."""
-
-
-def options_parser(options: type, description: str) -> HfArgumentParser:
-    """The command line of a converter, from its options and its module's docstring."""
-    return HfArgumentParser(options, description=description, formatter_class=_HelpFormatter)

@@ -1,6 +1,6 @@
 """FoundationStereo's released weights -> a StereoEncoderModel folder.
 
-    python -m modeling_stereovla.convert_foundationstereo --checkpoint model_best_bp2.pth --out stereo_encoder
+    stereovla convert foundationstereo --checkpoint model_best_bp2.pth --out stereo_encoder
 
 The weights are NVIDIA's, for research only and non-commercial; whoever converts them downloads them and keeps to that.
 Every published key must be known and have the expected shape, and every parameter of ours must be filled.
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from .configuration_stereo_encoder import StereoEncoderConfig
-from .convert_files import Output, Part, open_weights, options_parser, outline_model, write_model
+from .convert_files import Output, Part, open_weights, outline_model, write_model
 from .stereo_encoder import StereoEncoderModel
 
 # Parts of the published network that the filtered volume and the initial disparity do not depend on: the refinement,
@@ -191,7 +191,12 @@ def open_stereo(path: str | Path, **overrides) -> tuple[StereoEncoderConfig, Par
 
 @dataclass(kw_only=True)
 class Options(Output):
-    """What `python -m modeling_stereovla.convert_foundationstereo` can be told."""
+    """FoundationStereo's released weights -> a StereoEncoderModel folder.
+
+        stereovla convert foundationstereo --checkpoint model_best_bp2.pth --out stereo_encoder
+
+    The weights are NVIDIA's, for research only and non-commercial; whoever converts them keeps to that.
+    """
 
     checkpoint: str = field(metadata={"help": "FoundationStereo's model_best_bp2.pth, or the same as .safetensors."})
     overrides: str | None = field(
@@ -205,8 +210,3 @@ def convert(options: Options) -> Path:
     model = outline_model(StereoEncoderModel, config)
     what = "FoundationStereo state dict of this size"
     return write_model(options, model, [part], what)
-
-
-if __name__ == "__main__":
-    (chosen,) = options_parser(Options, __doc__).parse_args_into_dataclasses()
-    print(f"wrote {convert(chosen)}")

@@ -1,6 +1,6 @@
 """InternLM2's weights -> a Llama model, and its config.json -> the fields of a LlamaConfig.
 
-    python -m modeling_stereovla.convert_internlm2 --checkpoint internlm2-1_8b --out language_model
+    stereovla convert internlm2 --checkpoint internlm2-1_8b --out language_model
 
 InternLM2 (https://huggingface.co/internlm/internlm2-1_8b) is a Llama whose query, key and value weights are one tensor.
 The command reads a folder with its config.json and its weights and writes a LlamaForCausalLM folder; nothing of its
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from .convert_files import Output, Part, open_weights, options_parser, outline_model, write_model
+from .convert_files import Output, Part, open_weights, outline_model, write_model
 
 NAMES = {
     "attention.wo": "self_attn.o_proj",
@@ -112,7 +112,10 @@ def llama_fields(internlm2: dict) -> dict:
 
 @dataclass(kw_only=True)
 class Options(Output):
-    """What `python -m modeling_stereovla.convert_internlm2` can be told."""
+    """InternLM2's folder -> a LlamaForCausalLM folder; nothing of its remote code is run.
+
+    stereovla convert internlm2 --checkpoint internlm2-1_8b --out language_model
+    """
 
     checkpoint: str = field(metadata={"help": "Folder with InternLM2's config.json and its weights."})
 
@@ -127,8 +130,3 @@ def convert(options: Options) -> Path:
 
     model = outline_model(LlamaForCausalLM, config)
     return write_model(options, model, [Part(open_weights(folder), convert_part)], "InternLM2 of this config")
-
-
-if __name__ == "__main__":
-    (chosen,) = options_parser(Options, __doc__).parse_args_into_dataclasses()
-    print(f"wrote {convert(chosen)}")

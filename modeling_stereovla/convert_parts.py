@@ -1,6 +1,6 @@
 r"""One StereoVLA model from separately downloaded parts, with a new projector and a new action expert to be trained.
 
-    python -m modeling_stereovla.convert_parts --language_model internlm2-1_8b --semantic siglip-so400m-patch14-224 \
+    stereovla convert parts --language_model internlm2-1_8b --semantic siglip-so400m-patch14-224 \
         --spatial dinov2-with-registers-large --stereo model_best_bp2.pth --out StereoVLA-untrained
 
 Each part is taken as it is published: the language model as InternLM2's folder or as a Llama's; SigLIP and DINOv2 with
@@ -9,7 +9,7 @@ are those of the parts, the rest is the paper's (arXiv 2512.21970): a projector 
 features, an expert of half the language model's width and a quarter of its intermediate one.
 
 Two tokens are appended to the vocabulary, padding and then the image token; rows of the embedding and of the output
-layer that have no token yet are the mean of the others. processing.convert_processor writes the processor.
+layer that have no token yet are the mean of the others. `stereovla convert processor` writes the processor.
 """
 
 import json
@@ -22,7 +22,7 @@ import torch
 from transformers import Dinov2WithRegistersModel, LlamaConfig, PreTrainedConfig, SiglipVisionModel
 
 from .configuration_stereovla import StereoVLAConfig, with_overrides
-from .convert_files import Output, Part, WeightSource, open_weights, options_parser, outline_model, write_model
+from .convert_files import Output, Part, WeightSource, open_weights, outline_model, write_model
 from .convert_foundationstereo import open_stereo
 from .convert_internlm2 import llama_fields
 from .convert_stereovla import TOWER, below, convert_language_key
@@ -146,7 +146,11 @@ def initialize_new_parts(model: StereoVLAForActionPrediction, seed: int) -> Part
 
 @dataclass(kw_only=True)
 class Options(Output):
-    """What `python -m modeling_stereovla.convert_parts` can be told."""
+    r"""One StereoVLA model from separately downloaded parts, with a new projector and action expert to be trained.
+
+    stereovla convert parts --language_model internlm2-1_8b --semantic siglip-so400m-patch14-224 \
+        --spatial dinov2-with-registers-large --stereo model_best_bp2.pth --out StereoVLA-untrained
+    """
 
     language_model: str = field(metadata={"help": "Folder of InternLM2, or of a Llama with its own output layer."})
     semantic: str = field(metadata={"help": "SigLIP: transformers' folder, or timm's weights."})
@@ -193,8 +197,3 @@ def convert(options: Options) -> Path:
         initialize_new_parts(model, options.seed),
     ]
     return write_model(options, model, parts, "set of parts of one model")
-
-
-if __name__ == "__main__":
-    (chosen,) = options_parser(Options, __doc__).parse_args_into_dataclasses()
-    print(f"wrote {convert(chosen)}")

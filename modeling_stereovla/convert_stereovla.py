@@ -1,7 +1,7 @@
 r"""The released StereoVLA checkpoint -> a folder that `AutoModel.from_pretrained` loads.
 
     hf download --local-dir storage shengliangd/StereoVLA
-    python -m modeling_stereovla.convert_stereovla --checkpoint storage/stereovla/checkpoint/model.safetensors \
+    stereovla convert stereovla --checkpoint storage/stereovla/checkpoint/model.safetensors \
         --internlm2_config internlm2-1_8b/config.json --out StereoVLA
 
 The release (https://github.com/shengliangd/StereoVLA) is a safetensors file, and in the folder above it a config.json
@@ -22,7 +22,7 @@ import torch
 
 from .configuration_stereo_encoder import StereoEncoderConfig
 from .configuration_stereovla import StereoVLAConfig, with_overrides
-from .convert_files import Convert, Output, Part, WeightSource, open_weights, options_parser, outline_model, write_model
+from .convert_files import Convert, Output, Part, WeightSource, open_weights, outline_model, write_model
 from .convert_foundationstereo import convert_key as convert_stereo_key
 from .convert_foundationstereo import open_stereo, release_of
 from .convert_internlm2 import convert_key as convert_internlm2_key
@@ -214,7 +214,15 @@ def processor_arguments(config: StereoVLAConfig, release: dict, statistics: dict
 
 @dataclass(kw_only=True)
 class Options(Output):
-    """What `python -m modeling_stereovla.convert_stereovla` can be told."""
+    r"""The released StereoVLA checkpoint -> a folder that `AutoModel.from_pretrained` loads.
+
+    hf download --local-dir storage shengliangd/StereoVLA
+    stereovla convert stereovla --checkpoint storage/stereovla/checkpoint/model.safetensors --out StereoVLA \
+        --internlm2_config internlm2-1_8b/config.json
+
+    The weights are for non-commercial use, those of the stereo encoder for research; whoever converts them keeps to
+    that. Every key must be known and every parameter of ours be filled, or nothing is written and all are listed.
+    """
 
     checkpoint: str = field(metadata={"help": "The release's model.safetensors."})
     internlm2_config: str = field(
@@ -284,8 +292,3 @@ def convert(options: Options) -> Path:
         "released StereoVLA checkpoint of this config",
         {"processor_arguments.json": processor_arguments(config, release, statistics, ratio)},
     )
-
-
-if __name__ == "__main__":
-    (chosen,) = options_parser(Options, __doc__).parse_args_into_dataclasses()
-    print(f"wrote {convert(chosen)}")

@@ -1,6 +1,6 @@
 """timm's SigLIP and DINOv2 with registers -> transformers' vision models.
 
-    python -m modeling_stereovla.convert_vision_towers --checkpoint siglip.safetensors --num_heads 16 --out semantic
+    stereovla convert vision_towers --checkpoint siglip.safetensors --num_heads 16 --out semantic
 
 The released StereoVLA checkpoint names its towers as timm does (vit_so400m_patch14_siglip_224 and
 vit_large_patch14_reg4_dinov2, https://github.com/huggingface/pytorch-image-models). The command tells the two apart by
@@ -24,7 +24,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from .convert_files import Output, Part, WeightSource, open_weights, options_parser, outline_model, write_model
+from .convert_files import Output, Part, WeightSource, open_weights, outline_model, write_model
 
 SIGLIP_BLOCK = {
     "norm1": "layer_norm1",
@@ -208,7 +208,10 @@ def tower_part(source: WeightSource, features_only: bool = True, grid: int | Non
 
 @dataclass(kw_only=True)
 class Options(Output):
-    """What `python -m modeling_stereovla.convert_vision_towers` can be told."""
+    """timm's SigLIP or DINOv2 with registers -> a SiglipVisionModel or a Dinov2WithRegistersModel.
+
+    stereovla convert vision_towers --checkpoint siglip.safetensors --num_heads 16 --out semantic
+    """
 
     checkpoint: str = field(metadata={"help": "timm's weights: a file, or a folder of the Hub."})
     num_heads: int = field(default=16, metadata={"help": "Attention heads; 16 in SigLIP-so400m and in DINOv2-L."})
@@ -223,8 +226,3 @@ def convert(options: Options) -> Path:
     else:
         model = outline_model(SiglipVisionModel, SiglipVisionConfig(**fields))
     return write_model(options, model, [tower_part(source, features_only=False)], "timm tower of this size")
-
-
-if __name__ == "__main__":
-    (chosen,) = options_parser(Options, __doc__).parse_args_into_dataclasses()
-    print(f"wrote {convert(chosen)}")

@@ -1,22 +1,20 @@
 r"""Writes the processor of a converted model into its folder: tokenizer, image processor, StereoProcessor, their code.
 
-    python -m processing.convert_processor --model StereoVLA --tokenizer internlm2-1_8b
+    stereovla convert processor --model StereoVLA --tokenizer internlm2-1_8b
 
-MODEL is a folder of modeling_stereovla.convert_stereovla or convert_parts; TOKENIZER is that of its language model as
-published, with tokenizer.json or sentencepiece's tokenizer.model. Sizes and ids are those of the model's config.json; a
-tokenizer with other ids is refused. Statistics are those of its processor_arguments.json, which convert_stereovla
-wrote. A model of convert_parts has none: its processor needs norm_stats before it takes states or gives actions.
+MODEL is a folder of `stereovla convert stereovla` or `stereovla convert parts`; TOKENIZER is that of its language model
+as published, with tokenizer.json or sentencepiece's tokenizer.model. Sizes and ids are those of the model's
+config.json; a tokenizer with other ids is refused. Statistics are those of its processor_arguments.json, which
+convert_stereovla wrote. A model of convert_parts has none: its processor needs norm_stats before it takes states or
+gives actions.
 
 Afterwards AutoModel and AutoProcessor load the folder. Files that it has already are never replaced.
 """
 
-import argparse
 import json
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from transformers import HfArgumentParser
 
 from .convert_tokenizer import IMAGE_TOKEN, convert_tokenizer
 from .image_processing_stereovla import StereoImageProcessorPil
@@ -90,7 +88,10 @@ def write_processor(processor: StereoProcessor, folder: str | Path) -> Path:
 
 @dataclass
 class Options:
-    """What `python -m processing.convert_processor` can be told."""
+    """The processor of a converted model: tokenizer, image processor, StereoProcessor and their code.
+
+    stereovla convert processor --model StereoVLA --tokenizer internlm2-1_8b
+    """
 
     model: str = field(metadata={"help": "Folder of the converted model, into which the processor is written."})
     tokenizer: str = field(
@@ -101,13 +102,3 @@ class Options:
 def convert(options: Options) -> Path:
     """The model's folder with its processor."""
     return write_processor(build_processor(options.model, options.tokenizer), options.model)
-
-
-def options_parser() -> HfArgumentParser:
-    """The command line."""
-    return HfArgumentParser(Options, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-
-
-if __name__ == "__main__":
-    (chosen,) = options_parser().parse_args_into_dataclasses()
-    print(f"{convert(chosen)} has its processor")

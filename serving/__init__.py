@@ -1,1 +1,7 @@
-"""A policy behind a WebSocket: `python -m serving --model CHECKPOINT`, and `serving.client.PolicyClient`."""
+"""A policy behind a WebSocket: `stereovla serve --model CHECKPOINT`, and `serving.client.PolicyClient`."""
+
+from stereovla.extras import extra
+
+with extra("serve"):
+    import msgpack  # noqa: F401
+    import websockets  # noqa: F401

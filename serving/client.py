@@ -8,7 +8,7 @@ import numpy as np
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from serving import protocol
+from stereovla.serving import protocol
 
 
 class PolicyError(RuntimeError):

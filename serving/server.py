@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from websockets.asyncio.server import Server, ServerConnection, serve
 
-from serving import protocol
+from stereovla.serving import protocol
 
 REQUEST = ("type", "left", "right", "instruction", "state", "embodiment")
 OPTIONAL = ("seed",)

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dataset_builder.checking import find_problems
-from dataset_builder.folders import INFO
+from stereovla.dataset_builder.dataset.checking import find_problems
+from stereovla.dataset_builder.dataset.folders import INFO
 
 REFERENCE = "reference_prediction.safetensors"
 PROCESSOR = ("processor_config.json", "tokenizer.json", REFERENCE, "training.json")

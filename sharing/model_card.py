@@ -12,9 +12,9 @@ from huggingface_hub import EvalResult, EvalResultEntry, HfApi, ModelCard, Model
 from PIL import Image
 from safetensors import safe_open
 
-from dataset_builder.card_edits import update_card
-from dataset_builder.mixture import load_meta
-from sharing.folders import HUB_ID, REFERENCE, base_of, dataset_names, is_local, public_datasets
+from stereovla.dataset_builder.dataset.card_edits import update_card
+from stereovla.dataset_builder.streaming.mixture import load_meta
+from stereovla.sharing.folders import HUB_ID, REFERENCE, base_of, dataset_names, is_local, public_datasets
 
 PICTURE = Path("images/sample.png")
 FILM = "rollout.gif"  # of a report: shown first, before its plots

@@ -9,8 +9,14 @@ import os
 os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("LP_NUM_THREADS", "0")
 
-from simulation.config import WorldConfig  # noqa: E402
-from simulation.expert import Expert  # noqa: E402
-from simulation.world import World  # noqa: E402
+from stereovla.extras import extra  # noqa: E402
+
+with extra("sim"):
+    import gymnasium  # noqa: F401
+    import mujoco  # noqa: F401
+
+from stereovla.simulation.config import WorldConfig  # noqa: E402
+from stereovla.simulation.expert import Expert  # noqa: E402
+from stereovla.simulation.world import World  # noqa: E402
 
 __all__ = ["Expert", "World", "WorldConfig"]

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simulation.geometry import camera_rotation, project, rpy_to_matrix
+from stereovla.simulation.geometry import camera_rotation, project, rpy_to_matrix
 
 if TYPE_CHECKING:
-    from simulation.config import WorldConfig
+    from stereovla.simulation.config import WorldConfig
 
 LOOK_AT_HEIGHT_M = 0.08  # above the table: leaves room in the picture for the gripper
 NOMINAL = {"azimuth_deg": 0.0, "elevation_deg": 45.0, "distance_m": 0.56}

@@ -5,9 +5,9 @@ import difflib
 from dataclasses import dataclass
 from typing import Any
 
-from simulation.camera import RANGES
-from simulation.objects import COLORS, CONTAINERS, GRASPABLES, PRIMITIVES, SMALL_OR_THIN, STACKABLES
-from simulation.robots import ROBOTS
+from stereovla.simulation.camera import RANGES
+from stereovla.simulation.objects import COLORS, CONTAINERS, GRASPABLES, PRIMITIVES, SMALL_OR_THIN, STACKABLES
+from stereovla.simulation.robots import ROBOTS
 
 TASKS = ("pick", "stack", "move")
 WORDINGS = ("full", "varied")

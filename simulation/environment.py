@@ -9,10 +9,10 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from simulation.config import WorldConfig
-from simulation.robot import CONTROL_HZ
-from simulation.robots import ROBOTS
-from simulation.world import World
+from stereovla.simulation.config import WorldConfig
+from stereovla.simulation.robot import CONTROL_HZ
+from stereovla.simulation.robots import ROBOTS
+from stereovla.simulation.world import World
 
 ENVIRONMENT_ID = "StereoVLA/Tabletop-v0"
 MAX_STEPS = 120  # 12 s; the expert needs 45 at most

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simulation.config import KEYFRAMES
-from simulation.geometry import matrix_to_rpy, rpy_to_matrix
-from simulation.grasps import Grasp, choose_grasp, half_height
-from simulation.layout import FINGER_REACH_M, block_half
-from simulation.robot import TIPS_M
-from simulation.tasks import rest_height
+from stereovla.simulation.config import KEYFRAMES
+from stereovla.simulation.geometry import matrix_to_rpy, rpy_to_matrix
+from stereovla.simulation.grasps import Grasp, choose_grasp, half_height
+from stereovla.simulation.layout import FINGER_REACH_M, block_half
+from stereovla.simulation.robot import TIPS_M
+from stereovla.simulation.tasks import rest_height
 
 if TYPE_CHECKING:
-    from simulation.world import World
+    from stereovla.simulation.world import World
 
 SPEED_M = 0.025  # per step of 0.1 s
 TURN_RAD = 0.25

@@ -1,4 +1,4 @@
-"""Draws the documentation's pictures of the world: `python -m simulation.gallery docs/images`.
+"""Draws the documentation's pictures of the world: `python -m stereovla.simulation.gallery docs/images`.
 
 gallery_easy.png, gallery_default.png, gallery_geometry.png   every task of a preset at every camera range
 gallery_episode.png    both views at the keyframes of one episode of the preset geometry
@@ -14,14 +14,14 @@ import mujoco
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from simulation.camera import RANGES, orbit_pose
-from simulation.config import KEYFRAMES, PRESETS, WorldConfig
-from simulation.expert import Expert, keyframe_of
-from simulation.geometry import matrix_to_quaternion
-from simulation.objects import CONTAINERS, GRASPABLES
-from simulation.robots import ROBOTS
-from simulation.scene import FIRST_OTHER, TARGET
-from simulation.world import World
+from stereovla.simulation.camera import RANGES, orbit_pose
+from stereovla.simulation.config import KEYFRAMES, PRESETS, WorldConfig
+from stereovla.simulation.expert import Expert, keyframe_of
+from stereovla.simulation.geometry import matrix_to_quaternion
+from stereovla.simulation.objects import CONTAINERS, GRASPABLES
+from stereovla.simulation.robots import ROBOTS
+from stereovla.simulation.scene import FIRST_OTHER, TARGET
+from stereovla.simulation.world import World
 
 CAPTION_PX = 22
 GAP_PX = 4

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulation.geometry import wrap_angle
-from simulation.objects import KINDS, TableObject
+from stereovla.simulation.geometry import wrap_angle
+from stereovla.simulation.objects import KINDS, TableObject
 
 GRASP_FLOOR_M = 0.0135  # lowest tool height over a surface: the finger tips are 9 mm below the tool centre
 THIN_FLOOR_M, THIN_M = 0.011, 0.0125  # the same for what is less high than this

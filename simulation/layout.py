@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from simulation.objects import KINDS, TableObject
+from stereovla.simulation.objects import KINDS, TableObject
 
 # bounds over all robots, so that the same seed lays out the same scene for each of them
 FINGER_REACH_M = 0.066  # outer side of an open finger from the tool centre

@@ -6,8 +6,8 @@ from typing import Literal
 
 import numpy as np
 
-from simulation import shapes
-from simulation.shapes import Geometry, Half
+from stereovla.simulation import shapes
+from stereovla.simulation.shapes import Geometry, Half
 
 # sRGB; saturated, so that they stay apart in a 128 px picture under every light of the world
 COLORS = {

@@ -5,9 +5,9 @@ import math
 import mujoco
 import numpy as np
 
-from simulation.camera import Mount
-from simulation.geometry import rotation_vector
-from simulation.robot import POSE, Robot
+from stereovla.simulation.camera import Mount
+from stereovla.simulation.geometry import rotation_vector
+from stereovla.simulation.robot import POSE, Robot
 
 # rad; elbow up, tool down about 0.5 m in front of the base
 READY = np.array([0.0, -0.1, 0.0, -2.2, 0.0, 2.1, math.pi / 4])

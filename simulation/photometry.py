@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from simulation.config import WorldConfig
+    from stereovla.simulation.config import WorldConfig
 
 
 @dataclass(frozen=True)

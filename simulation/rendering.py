@@ -7,7 +7,7 @@ import weakref
 import mujoco
 import numpy as np
 
-from simulation.scene import MESH_SLOTS
+from stereovla.simulation.scene import MESH_SLOTS
 
 HIDDEN_GROUP = 5  # MuJoCo shows groups 0 to 2 by default
 EGL_HELP = (

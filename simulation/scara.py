@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
-from simulation.camera import Mount
-from simulation.geometry import wrap_angle
-from simulation.robot import Robot
+from stereovla.simulation.camera import Mount
+from stereovla.simulation.geometry import wrap_angle
+from stereovla.simulation.robot import Robot
 
 # from the base to the axes of shoulder, elbow and tool, one after the other
 SHOULDER_X_M, UPPER_M, FOREARM_M = 0.08, 0.36, 0.34

@@ -5,11 +5,11 @@ from pathlib import Path
 import mujoco
 import numpy as np
 
-from simulation.appearance import TEXTURE_PX, Appearance
-from simulation.geometry import matrix_to_quaternion
-from simulation.layout import block_half
-from simulation.objects import KINDS, TableObject
-from simulation.shapes import Solid
+from stereovla.simulation.appearance import TEXTURE_PX, Appearance
+from stereovla.simulation.geometry import matrix_to_quaternion
+from stereovla.simulation.layout import block_half
+from stereovla.simulation.objects import KINDS, TableObject
+from stereovla.simulation.shapes import Solid
 
 ASSETS = Path(__file__).parent / "assets"
 TIMESTEP_S = 0.004

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simulation.objects import CONTAINERS, KINDS, STACKABLES, TableObject, palette
-from simulation.shapes import BAND_SHARE, BOWL_FOOT_SHARE, FLOOR_M, bowl_wall
+from stereovla.simulation.objects import CONTAINERS, KINDS, STACKABLES, TableObject, palette
+from stereovla.simulation.shapes import BAND_SHARE, BOWL_FOOT_SHARE, FLOOR_M, bowl_wall
 
 if TYPE_CHECKING:
-    from simulation.config import WorldConfig
+    from stereovla.simulation.config import WorldConfig
 
 LEAST_BASE_M, LEAST_BASE_SHARE = 0.012, 0.7  # half width of what something is stacked onto; share of its foot
 ROOM_M = 0.008  # between an object and the walls of its container, which are 5 mm of it

@@ -3,18 +3,18 @@
 import mujoco
 import numpy as np
 
-from simulation.appearance import draw_appearance
-from simulation.camera import LOOK_AT_HEIGHT_M, draw_rig, in_view
-from simulation.config import WorldConfig, check_choice
-from simulation.geometry import matrix_to_quaternion, rpy_to_matrix
-from simulation.layout import FINGER_REACH_M, HAND_REACH_M, draw_layout
-from simulation.objects import TableObject
-from simulation.photometry import draw_photometry
-from simulation.rendering import StereoRenderer
-from simulation.robot import Robot
-from simulation.robots import ROBOTS
-from simulation.scene import ARM, BACKGROUND, FIRST_OTHER, GRIPPER, TARGET, build_model, load_robot
-from simulation.tasks import Task, draw_objects, draw_wording, first_task, possible_tasks
+from stereovla.simulation.appearance import draw_appearance
+from stereovla.simulation.camera import LOOK_AT_HEIGHT_M, draw_rig, in_view
+from stereovla.simulation.config import WorldConfig, check_choice
+from stereovla.simulation.geometry import matrix_to_quaternion, rpy_to_matrix
+from stereovla.simulation.layout import FINGER_REACH_M, HAND_REACH_M, draw_layout
+from stereovla.simulation.objects import TableObject
+from stereovla.simulation.photometry import draw_photometry
+from stereovla.simulation.rendering import StereoRenderer
+from stereovla.simulation.robot import Robot
+from stereovla.simulation.robots import ROBOTS
+from stereovla.simulation.scene import ARM, BACKGROUND, FIRST_OTHER, GRIPPER, TARGET, build_model, load_robot
+from stereovla.simulation.tasks import Task, draw_objects, draw_wording, first_task, possible_tasks
 
 SUCCESS_LIFT_M = 0.05
 STILL_STEPS = 3  # a placed object must lie still and alone this long

@@ -82,7 +82,6 @@ def client(url: str, folder: Path, ours: bool):
     """
     folder.mkdir(parents=True, exist_ok=True)
     known = environment(url, folder / "home")
-    known |= {"PYTHONPATH": str(ROOT)} if ours else {}
     command = [sys.executable, *([] if ours else ["-I"]), "-c", FORKS]
     with subprocess.Popen(command, cwd=folder, env=known, stdin=-1, stdout=-1, text=True) as process:
         yield Client(process, folder)

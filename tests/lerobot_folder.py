@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import yaml
 from stereo_scene import textured_pair
 
-from dataset_builder import shards
-from dataset_builder.importing import import_dataset
-from dataset_builder.lerobot_source import LeRobotImportConfig, open_lerobot
-from dataset_builder.rig import read_rig
-from dataset_builder.video import VideoWriter
+from stereovla.dataset_builder.dataset import shards
+from stereovla.dataset_builder.formats.importing import import_dataset
+from stereovla.dataset_builder.formats.lerobot_source import LeRobotImportConfig, open_lerobot
+from stereovla.dataset_builder.formats.rig import read_rig
+from stereovla.dataset_builder.formats.video import VideoWriter
 
 ROOT = Path(__file__).parent.parent
 WRITTEN = ROOT / "tests/lerobot_written/dataset"  # by lerobot itself, see make.py beside it

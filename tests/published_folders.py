@@ -9,7 +9,7 @@ from published_weights import internlm2, random_weights, stereovla, timm_tower
 from released_miniature import STEREO, release_config, write_preprocessor
 from safetensors.torch import save_file
 
-from modeling_stereovla import (
+from stereovla.modeling_stereovla import (
     StereoEncoderConfig,
     StereoEncoderModel,
     convert_parts,

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from modeling_stereovla import StereoEncoderConfig, StereoEncoderModel, StereoVLAForActionPrediction
-from modeling_stereovla.convert_stereovla import Options, convert
-from modeling_stereovla.stereo_encoder import StereoEncoderOutput
+from stereovla.modeling_stereovla import StereoEncoderConfig, StereoEncoderModel, StereoVLAForActionPrediction
+from stereovla.modeling_stereovla.convert_stereovla import Options, convert
+from stereovla.modeling_stereovla.stereo_encoder import StereoEncoderOutput
 
 GOLDENS = Path(__file__).parents[2] / "shared" / "goldens" / "stereovla_miniature"
 # 3 channels x 8 disparities = the 24 channels that stand for the stereo network in the recording

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset_builder import shards
-from dataset_builder.folders import count_shards, describe_folder
-from dataset_builder.statistics import camera_ranges, compute_statistics
+from stereovla.dataset_builder.dataset import shards
+from stereovla.dataset_builder.dataset.folders import count_shards, describe_folder
+from stereovla.dataset_builder.dataset.statistics import camera_ranges, compute_statistics
 
 
 def make_row(

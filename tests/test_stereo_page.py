@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 from PIL import Image
-
-from tests.tiny_checkpoint import save_tiny_checkpoint
+from tiny_checkpoint import save_tiny_checkpoint
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,7 +18,7 @@ def test_the_pages_code_runs(tmp_path):
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     (tmp_path / "page.py").write_text("".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)))
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    environment |= {"MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}
+    environment |= {"MPLBACKEND": "Agg"}
     done = subprocess.run(
         [sys.executable, tmp_path / "page.py"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
-from processing import StereoImageProcessorPil, StereoProcessor, build_tokenizer
+from stereovla.modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
+from stereovla.processing import StereoImageProcessorPil, StereoProcessor, build_tokenizer
 
 EMBODIMENT = "franka_panda"
 LOW = {"state": [0.3, -0.3, -0.05, -0.2, -0.2, -0.8, 0.0], "action": [-0.04, -0.04, -0.04, -0.2, -0.2, -0.2, -1.0]}

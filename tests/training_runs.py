@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from command_lines import data as build_dataset
 from safetensors.torch import load_file
 
-from dataset_builder.__main__ import main as build_dataset
-from train import parse_options, train
+from stereovla.command_line import parse
+from stereovla.train import TrainingOptions, train
 
 ROOT = Path(__file__).parent.parent
 # one thread: with several, sums are taken in an order that is not the same in every run
@@ -55,7 +56,7 @@ def one_thread() -> Iterator[None]:
 def run_here(arguments: list[str]) -> None:
     """train.py in this process, which saves the start."""
     with one_thread():
-        train(parse_options(arguments))
+        train(parse(TrainingOptions, "train.py", arguments))
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:

@@ -20,9 +20,9 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from dataset_builder.lanes import merge_states
-from dataset_builder.streaming import WindowStream
-from training.feed import Feed
+from stereovla.dataset_builder.streaming.lanes import merge_states
+from stereovla.dataset_builder.streaming.window_stream import WindowStream
+from stereovla.training.feed import Feed
 
 # whole tensors on the main process, whatever the model is split over
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)

@@ -4,7 +4,11 @@ import os
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
+
+from stereovla.extras import extra
+
+with extra("report"):
+    from matplotlib.figure import Figure
 
 BAD_PX = 2.0  # an error beyond this is a bad pixel
 PICTURE_PAIRS = 3

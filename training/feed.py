@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from dataset_builder.questions import processor_arguments
-from dataset_builder.streaming import WindowStream
-from modeling_stereovla import StereoVLAConfig
-from modeling_stereovla.flow_matching import sample_time
-from processing import StereoProcessor
+from stereovla.dataset_builder.streaming.questions import processor_arguments
+from stereovla.dataset_builder.streaming.window_stream import WindowStream
+from stereovla.modeling_stereovla import StereoVLAConfig
+from stereovla.modeling_stereovla.flow_matching import sample_time
+from stereovla.processing import StereoProcessor
 
 
 class Batches(IterableDataset):

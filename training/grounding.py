@@ -3,22 +3,23 @@
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from accelerate import PartialState
 from datasets import IterableDataset
 from trl import SFTConfig, SFTTrainer
 
-from dataset_builder.mixture import load_meta
-from dataset_builder.options import option
-from dataset_builder.questions import processor_arguments
-from dataset_builder.streaming import WindowStream
-from training.checkpoints import load_stream
-from training.feed import Batches, Feed
-from training.losses import validate
-from training.options import dataset_mixture, mixture_weights
-from training.running import at_least_one
-from training.stage import (
+from stereovla.command_line import option
+from stereovla.dataset_builder.streaming.mixture import load_meta
+from stereovla.dataset_builder.streaming.questions import processor_arguments
+from stereovla.dataset_builder.streaming.window_stream import WindowStream
+from stereovla.training.checkpoints import load_stream
+from stereovla.training.feed import Batches, Feed
+from stereovla.training.losses import validate
+from stereovla.training.options import dataset_mixture, mixture_weights
+from stereovla.training.running import at_least_one
+from stereovla.training.stage import (
     LoadedBefore,
     RunFiles,
     StageOptions,
@@ -56,6 +57,8 @@ class GroundingOptions(StageOptions):
     """Grounding: the model learns to answer where things are, how far away, and how the cameras stand. Without --model
     an untrained one of the preset's size. Options marked (preset) default to the preset's value.
     """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = PRESETS
 
     batch_size: int = option(48, "Samples of one step, over all processes (preset).")
     mixture: str = option("2:2:1:1", "Shares of depth : box : pose : camera questions.")

@@ -7,8 +7,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from modeling_stereovla.modeling_stereovla import IGNORED
-from training.feed import Batches
+from stereovla.modeling_stereovla.modeling_stereovla import IGNORED
+from stereovla.training.feed import Batches
 
 LOSSES = ("action", "language", "disparity", "pointing", "keyframe")
 ANSWERS = ("depth", "box", "pose", "camera")  # what language losses are about

@@ -8,9 +8,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from modeling_stereovla import StereoEncoderConfig, StereoEncoderModel, StereoVLAConfig, StereoVLAForActionPrediction
-from modeling_stereovla.robot_heads import sizes_of_robot
-from processing import StereoImageProcessorPil, StereoProcessor, build_tokenizer
+from stereovla.modeling_stereovla import (
+    StereoEncoderConfig,
+    StereoEncoderModel,
+    StereoVLAConfig,
+    StereoVLAForActionPrediction,
+)
+from stereovla.modeling_stereovla.robot_heads import sizes_of_robot
+from stereovla.processing import StereoImageProcessorPil, StereoProcessor, build_tokenizer
 
 ADDED = ("architectures", "dtype", "transformers_version", "_name_or_path")  # to the configs within a config
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dataset_builder.augmentation import PhotometricAugmentation
+from stereovla.dataset_builder.streaming.augmentation import PhotometricAugmentation
 
 OBJECTIVES = ("action", "depth", "box", "pose", "camera")
 

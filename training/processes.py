@@ -7,7 +7,7 @@ from accelerate.utils import AutocastKwargs, DistributedType
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
-from training.models import blocks
+from stereovla.training.models import blocks
 
 
 def join(mixed_precision: str, **options) -> Accelerator:

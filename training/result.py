@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from modeling_stereovla import StereoVLAForActionPrediction
-from processing import StereoProcessor
-from training.checkpoints import write_tensors
+from stereovla.modeling_stereovla import StereoVLAForActionPrediction
+from stereovla.processing import StereoProcessor
+from stereovla.training.checkpoints import write_tensors
 
 
 def complete(

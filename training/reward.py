@@ -3,21 +3,21 @@
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import IterableDataset
 from trl import GRPOConfig, GRPOTrainer
 
-from dataset_builder.mixture import load_meta
-from dataset_builder.options import option
-from dataset_builder.questions import processor_arguments
-from dataset_builder.streaming import WindowStream
-from processing import StereoProcessor
-from training.options import dataset_mixture, mixture_weights
-from training.rewards import box_reward, depth_reward
-from training.running import at_least_one
-from training.stage import (
+from stereovla.command_line import option
+from stereovla.dataset_builder.streaming.mixture import load_meta
+from stereovla.dataset_builder.streaming.questions import processor_arguments
+from stereovla.dataset_builder.streaming.window_stream import WindowStream
+from stereovla.processing import StereoProcessor
+from stereovla.training.options import dataset_mixture, mixture_weights
+from stereovla.training.rewards import box_reward, depth_reward
+from stereovla.training.running import at_least_one
+from stereovla.training.stage import (
     LoadedBefore,
     RunFiles,
     StageOptions,
@@ -59,6 +59,8 @@ class RewardOptions(StageOptions):
     """Reward fine-tuning: the model answers each question several times, and what is better than the mean of these
     answers becomes more likely. Options marked (preset) default to the preset's value.
     """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = PRESETS
 
     questions: int = option(8, "Questions of one step, over all processes (preset).")
     answers: int = option(8, "Answers to each, which are compared with one another.")

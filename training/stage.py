@@ -15,14 +15,14 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback
 
-from dataset_builder.options import option
-from modeling_stereovla import StereoVLAForActionPrediction
-from processing import StereoProcessor
-from training.checkpoints import load_optimizer, optimizer_tensors, write_stream, write_tensors
-from training.feed import Feed
-from training.models import trained, untrained
-from training.result import complete
-from training.running import append_line, at_least_one, forget_after, prepare_output, seed_step, told_to_end
+from stereovla.command_line import option
+from stereovla.modeling_stereovla import StereoVLAForActionPrediction
+from stereovla.processing import StereoProcessor
+from stereovla.training.checkpoints import load_optimizer, optimizer_tensors, write_stream, write_tensors
+from stereovla.training.feed import Feed
+from stereovla.training.models import trained, untrained
+from stereovla.training.result import complete
+from stereovla.training.running import append_line, at_least_one, forget_after, prepare_output, seed_step, told_to_end
 
 LOG = "losses.jsonl"
 # what a checkpoint holds beside the trainer's own files; the last one is written last and makes it complete

@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,14 +23,14 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm.auto import tqdm
 
-from dataset_builder.disparity_sets import FORMATS, PairStream, open_pairs
-from dataset_builder.lanes import LaneStream
-from dataset_builder.options import option
-from dataset_builder.streaming import WindowStream
-from modeling_stereovla import StereoEncoderModel, StereoVLAConfig
-from modeling_stereovla.cost_volume import disparity_loss, known_disparity
-from processing import StereoImageProcessorPil
-from training.checkpoints import (
+from stereovla.command_line import option
+from stereovla.dataset_builder.formats.disparity_sets import FORMATS, PairStream, open_pairs
+from stereovla.dataset_builder.streaming.lanes import LaneStream
+from stereovla.dataset_builder.streaming.window_stream import WindowStream
+from stereovla.modeling_stereovla import StereoEncoderModel, StereoVLAConfig
+from stereovla.modeling_stereovla.cost_volume import disparity_loss, known_disparity
+from stereovla.processing import StereoImageProcessorPil
+from stereovla.training.checkpoints import (
     WHOLE,
     Average,
     checkpoints,
@@ -39,13 +39,19 @@ from training.checkpoints import (
     save_checkpoint,
     write_tensors,
 )
-from training.disparity_errors import PICTURE_PAIRS, best_constant, draw_disparities, error_numbers, error_sums
-from training.feed import Feed
-from training.losses import agree, to_device
-from training.models import trained_stereo_encoder
-from training.options import augmentation, dataset_mixture
-from training.processes import join, prepare
-from training.running import (
+from stereovla.training.disparity_errors import (
+    PICTURE_PAIRS,
+    best_constant,
+    draw_disparities,
+    error_numbers,
+    error_sums,
+)
+from stereovla.training.feed import Feed
+from stereovla.training.losses import agree, to_device
+from stereovla.training.models import trained_stereo_encoder
+from stereovla.training.options import augmentation, dataset_mixture
+from stereovla.training.processes import join, prepare
+from stereovla.training.running import (
     append_line,
     at_least_one,
     forget_after,
@@ -54,7 +60,7 @@ from training.running import (
     seed_step,
     told_to_end,
 )
-from training.stereo_pairs import Framing, PairBatches, collate
+from stereovla.training.stereo_pairs import Framing, PairBatches, collate
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Options
@@ -82,6 +88,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 @dataclass
 class StereoOptions:
     """Trains a StereoEncoderModel. Options marked (preset) default to the preset's value."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = PRESETS
 
     dataset: list[str] = field(
         metadata={
@@ -159,7 +167,7 @@ def build(options: StereoOptions) -> StereoEncoderModel:
     if config.depth_anything_config is not None:
         raise ValueError(
             f"--preset {options.preset} has FoundationStereo's frozen monocular features, which must come trained: "
-            "give --model FOLDER, such as `python -m modeling_stereovla.convert_foundationstereo` writes"
+            "give --model FOLDER, such as `stereovla convert foundationstereo` writes"
         )
     return StereoEncoderModel(type(config)(**{**config.to_dict(), **fields}))
 

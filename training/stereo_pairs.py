@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
-from dataset_builder.augmentation import PhotometricAugmentation
-from dataset_builder.lanes import LaneStream
-from dataset_builder.schema import CALIBRATION_KEYS
-from processing import StereoImageProcessorPil
-from processing.camera_geometry import Calibration, depth_to_disparity
-from processing.image_processing_stereovla import ViewGeometry
+from stereovla.dataset_builder.dataset.schema import CALIBRATION_KEYS
+from stereovla.dataset_builder.streaming.augmentation import PhotometricAugmentation
+from stereovla.dataset_builder.streaming.lanes import LaneStream
+from stereovla.processing import StereoImageProcessorPil
+from stereovla.processing.camera_geometry import Calibration, depth_to_disparity
+from stereovla.processing.image_processing_stereovla import ViewGeometry
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from evaluation.metrics import box_iou
+from stereovla.evaluation.metrics import box_iou
 
 DESCRIPTION = "Intersection over union of predicted and true boxes, one predicted box for each true one."
 INPUTS = """

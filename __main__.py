@@ -1,0 +1,149 @@
+"""All commands of `stereovla`, in the order in which people need them."""
+
+import sys
+from collections.abc import Sequence
+
+from stereovla.command_line import Command, dispatch
+
+SOURCES = {
+    "lerobot": Command(
+        "dataset_builder.formats.lerobot_source:LeRobotImportConfig",
+        "dataset_builder.commands:import_lerobot",
+        "a LeRobot dataset v3.0, a folder or an id on the Hub",
+    ),
+    "droid": Command(
+        "dataset_builder.formats.droid_source:DroidImportConfig",
+        "dataset_builder.commands:import_droid",
+        "DROID's raw episodes (HDF5 and stereo recordings)",
+    ),
+}
+TARGETS = {
+    "lerobot": Command(
+        "dataset_builder.formats.lerobot_export:LeRobotExportConfig",
+        "dataset_builder.formats.lerobot_export:export_lerobot",
+        "a LeRobot dataset v3.0",
+        done="LeRobot dataset: {}",
+    ),
+}
+DATA = {
+    "build": Command(
+        "dataset_builder.recording.build:BuildConfig",
+        "dataset_builder.recording.build:build",
+        "record demonstrations in the simulator",
+        done="dataset: {}",
+    ),
+    "merge": Command(
+        "dataset_builder.commands:MergeOptions",
+        "dataset_builder.commands:merge_parts",
+        "join what several machines recorded",
+        done="dataset: {}",
+        positional=("dir", "parts"),
+    ),
+    "pipeline": Command(
+        "dataset_builder.recording.pipeline:PipelineConfig",
+        "dataset_builder.recording.pipeline:run_pipeline",
+        "build and merge as tasks of datatrove: local, Slurm or Ray",
+        done="dataset: {}",
+    ),
+    "import": ("check recorded episodes of a robot and import them", SOURCES),
+    "export": ("write a dataset in another format", TARGETS),
+    "check": Command(
+        "dataset_builder.commands:CheckOptions",
+        "dataset_builder.commands:check",
+        "name every problem of a dataset; exit status 1 if there is any",
+        positional=("dir",),
+    ),
+    "card": Command(
+        "dataset_builder.commands:CardOptions",
+        "dataset_builder.commands:card",
+        "write the card of a dataset anew",
+        done="card: {}",
+        positional=("dir",),
+    ),
+}
+STAGES = {
+    "stereo": Command(
+        "training.stereo:StereoOptions", "training.stereo:train", "the stereo encoder alone, from true disparity"
+    ),
+    "grounding": Command(
+        "training.grounding:GroundingOptions",
+        "training.grounding:train",
+        "answers: boxes, depths, poses, camera parameters",
+    ),
+    "reward": Command(
+        "training.reward:RewardOptions", "training.reward:train", "better boxes and depths, by rewards (GRPO)"
+    ),
+}
+MEASURES = {
+    "rollout": Command(
+        "evaluation.options:RolloutOptions", "evaluation.commands:rollout", "closed-loop rollouts in the simulator"
+    ),
+    "offline": Command(
+        "evaluation.options:OfflineOptions", "evaluation.commands:offline", "errors on held-out rows of a dataset"
+    ),
+    "report": Command(
+        "evaluation.options:ReportOptions",
+        "evaluation.commands:report",
+        "plots, film, page and numbers of both",
+        done="report: {}",
+    ),
+}
+CONVERTERS = {
+    "stereovla": Command(
+        "modeling_stereovla.convert_stereovla:Options",
+        "modeling_stereovla.convert_stereovla:convert",
+        "the released StereoVLA checkpoint",
+        done="wrote {}",
+    ),
+    "parts": Command(
+        "modeling_stereovla.convert_parts:Options",
+        "modeling_stereovla.convert_parts:convert",
+        "a new model from separately downloaded parts",
+        done="wrote {}",
+    ),
+    "processor": Command(
+        "processing.convert_processor:Options",
+        "processing.convert_processor:convert",
+        "the processor of either",
+        done="{} has its processor",
+    ),
+    "foundationstereo": Command(
+        "modeling_stereovla.convert_foundationstereo:Options",
+        "modeling_stereovla.convert_foundationstereo:convert",
+        "FoundationStereo alone, as a StereoEncoderModel",
+        done="wrote {}",
+    ),
+    "internlm2": Command(
+        "modeling_stereovla.convert_internlm2:Options",
+        "modeling_stereovla.convert_internlm2:convert",
+        "InternLM2 as a Llama",
+        done="wrote {}",
+    ),
+    "vision_towers": Command(
+        "modeling_stereovla.convert_vision_towers:Options",
+        "modeling_stereovla.convert_vision_towers:convert",
+        "SigLIP and DINOv2 under timm's names",
+        done="wrote {}",
+    ),
+}
+COMMANDS = {
+    "data": ("record, import, check and describe datasets", DATA),
+    "train": Command("train:TrainingOptions", "train:train", "train a policy, or an adapter for a robot"),
+    "pretrain": ("train one part or one stage", STAGES),
+    "evaluate": ("measure a policy", MEASURES),
+    "serve": Command("serving.serve:ServingOptions", "serving.serve:serve", "answer robots over a WebSocket"),
+    "push": Command(
+        "push_to_hub:PushOptions", "push_to_hub:push", "publish a model, an adapter or a dataset on the Hub"
+    ),
+    "convert": ("published weights to ours", CONVERTERS),
+}
+ABOUT = "A robot policy that sees with two eyes. Interrupted commands go on when they are given again."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    return dispatch(COMMANDS, ABOUT, "stereovla", sys.argv[1:] if arguments is None else arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,257 @@
+"""The dataset card: what is in the folder, with a picture of sample pairs and their disparity."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import DatasetInfo, Features
+from datasets.info import DatasetInfosDict
+from huggingface_hub import DatasetCard, DatasetCardData
+from PIL import Image
+
+from stereovla.dataset_builder.dataset import schema
+from stereovla.dataset_builder.dataset.card_edits import update_card
+from stereovla.dataset_builder.dataset.shards import decode_row, open_shard, read_json, read_table
+
+PICTURE = Path("images/samples.png")
+_PAIRS = 4
+_TITLE = "StereoVLA table-top demonstrations"
+_SOURCE = "path/or/hub-id"
+# dark blue (far) over green to yellow (near), in equal steps
+_RAMP = np.array([[13, 22, 80], [30, 80, 150], [30, 140, 140], [90, 190, 90], [250, 230, 40]], dtype=np.float64)
+
+
+def disparity_colors(disparity_px: np.ndarray, largest_px: float) -> np.ndarray:
+    """Disparity (H, W) px -> uint8 (H, W, 3), dark blue at 0 to yellow at `largest_px`; black where unknown (0)."""
+    place = np.clip(disparity_px / largest_px, 0, 1) * (len(_RAMP) - 1)
+    colors = np.stack([np.interp(place, np.arange(len(_RAMP)), _RAMP[:, c]) for c in range(3)], axis=-1)
+    colors[disparity_px <= 0] = 0
+    return colors.astype(np.uint8)
+
+
+def sample_picture(rows: list[dict[str, Any]]) -> Image.Image:
+    """One line per decoded row: left view, right view, disparity of the left view where depth is known."""
+    lines = []
+    for row in rows:
+        views = [row["observation.images.left"], row["observation.images.right"]]
+        if "observation.depth" in row:
+            depth = row["observation.depth"]
+            product = float(row["calibration.focal_length_px"][0]) * float(row["calibration.baseline_m"])
+            disparity = np.divide(product, depth, out=np.zeros_like(depth), where=depth > 0)
+            views.append(disparity_colors(disparity, max(float(np.quantile(disparity, 0.995)), 1e-6)))
+        gap = np.full((views[0].shape[0], 4, 3), 255, np.uint8)
+        lines.append(np.concatenate([part for view in views for part in (view, gap)][:-1], axis=1))
+        lines.append(np.full((4, lines[0].shape[1], 3), 255, np.uint8))
+    return Image.fromarray(np.concatenate(lines[:-1]))
+
+
+def sample_rows(folder: Path, count: int = _PAIRS) -> list[dict[str, Any]]:
+    """Decoded rows spread over the first shard of the folder."""
+    table = read_table(sorted((folder / "data").glob("train-*.parquet"))[0])
+    places = np.linspace(0, table.num_rows - 1, min(count, table.num_rows)).round().astype(int)
+    return [decode_row(table.slice(int(place), 1).to_pylist()[0]) for place in places]
+
+
+def write_card(
+    folder: Path, license: str | None = None, repo_id: str | None = None, published: str | None = None
+) -> Path:
+    """Write README.md and its picture from meta/info.json, meta/stats.json and the first shard; returns its path.
+
+    What a person wrote around the generated part stays.
+
+    Args:
+        license: identifier of the Hub; None = that of an imported dataset, apache-2.0 of a recorded one. ValueError
+            where an imported dataset has another.
+        repo_id: id on the Hub, for the example of its use.
+        published: the card on the Hub, see `update_card`.
+    """
+    info, stats = read_json(folder / "meta/info.json"), read_json(folder / "meta/stats.json")
+    imported = "import" in info
+    if imported and license not in (None, info["license"]):
+        raise ValueError(f"the license is {license!r}; what was imported has {info['license']!r}, which stays")
+    license = info["license"] if imported else license or "apache-2.0"
+    (folder / PICTURE).parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder / PICTURE.with_name(".samples.png")
+    sample_picture(sample_rows(folder)).save(temporary, format="PNG")
+    os.replace(temporary, folder / PICTURE)
+    frames = sum(split["frames"] for split in info["splits"].values())
+    data = DatasetCardData(
+        license=license,
+        task_categories=["robotics"],
+        tags=["robotics", "vla", "stereo"] + ([] if imported else ["depth", "mujoco"]),
+        pretty_name=f"{info['embodiments'][0]} stereo demonstrations" if imported else _TITLE,
+        language=["en"],
+        size_categories=[_size_category(frames)],
+        configs=[
+            {
+                "config_name": "default",
+                "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in info["splits"]],
+            }
+        ],
+    )
+    # with the columns in the card, a reader of one split need not look into another one's shards
+    first = open_shard(sorted((folder / "data").glob("train-*.parquet"))[0])
+    DatasetInfosDict(default=DatasetInfo(features=Features.from_arrow_schema(first.schema_arrow))).to_dataset_card_data(
+        data
+    )
+    text = (_imported_text if imported else _text)(info, stats, frames, license)
+    return update_card(
+        folder / "README.md", data.to_dict(), text.replace(_SOURCE, repo_id or _SOURCE), published, DatasetCard
+    )
+
+
+def _size_category(rows: int) -> str:
+    limits = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M")]
+    return next((name for limit, name in limits if rows < limit), "n>10M")
+
+
+def _text(info: dict[str, Any], stats: dict[str, Any], frames: int, license: str) -> str:
+    build = info["build"]
+    reasons = ", ".join(f"{count} x {reason}" for reason, count in info["failed_attempts"].items()) or "none"
+    episodes = sum(split["episodes"] for split in info["splits"].values())
+    view = "a new camera pose for every frame" if build["camera_per_frame"] else "one camera pose per episode"
+    return f"""# {_TITLE}
+
+The simulated robot `{info["embodiments"][0]}` does what the instruction says: {frames} frames in {episodes} episodes,
+recorded in MuJoCo at {info["fps"]} Hz with a rectified stereo pair. Every frame has depth, segmentation, boxes,
+calibration, and the scripted expert's ideal plan from that very state. The numbers of a state, and of an action, belong
+to {", ".join(schema.POSES[info["state_dim"]])}.
+
+![Left view, right view, disparity of the left view]({PICTURE.as_posix()})
+
+*Left view, right view, and disparity of the left view (yellow = near) of some frames.*
+
+{_table(["split", "episodes", "frames", "shards"], [[name, *split.values()] for name, split in _splits(info)])}
+
+## How it was made
+
+- Rollouts are disturbed (noise up to {build["noise_m"]} m and {build["noise_rad"]} rad per step, drawn per episode;
+  pushes of up to {build["push_m"]} m in {build["push_probability"]:.0%} of the steps); labels are not: `action_plan` is
+  what the expert would do without disturbance from the state of the frame.
+- Only solved episodes are kept. Failed attempts: {reasons}.
+- Camera range: {build["camera_range"]}, {view}.
+- {build["relabel"]:.0%} of the frames before the grasp are labelled for a random object of the scene, so `task`,
+  `target.*` and the labels may change within an episode.
+- Physics decides about success: the target, held by friction alone, at least 5 cm above where it stood, or let go and
+  at rest on its destination.
+
+{_table(["world", "value"], [[key, _short(value)] for key, value in sorted(build["world"].items())])}
+
+## Cameras
+
+Smallest and largest over all frames; of the left camera, in the robot base.
+
+{_cameras(info["cameras"])}
+{_contents(info, stats)}
+## Intended use and limits
+
+To train and test policies that see with two eyes, in simulation. One robot, one table, rendered views: what is learned
+here alone must not drive a real robot.
+
+## Licence
+
+{license}. The pictures may show models from robosuite (MIT): groceries, and where the embodiment is `franka_panda` the
+Franka Panda, whose meshes derive from Franka Robotics' own description packages (Apache-2.0).
+"""
+
+
+def _imported_text(info: dict[str, Any], stats: dict[str, Any], frames: int, license: str) -> str:
+    episodes = sum(split["episodes"] for split in info["splits"].values())
+    dropped = [f"- {name}: {'; '.join(problems)}" for name, problems in info["dropped"].items()]
+    unjudged = [f"- {name}: no pair has enough structure to check its rectification" for name in info["not_judged"]]
+    return f"""# {info["embodiments"][0]} stereo demonstrations
+
+{frames} frames in {episodes} episodes at {info["fps"]:g} Hz with a rectified stereo pair, imported from
+{info["source"]["format"]}. Every episode was checked: frame counts, timestamps, sizes of the views, order of left and
+right, rectification, calibration.
+
+![Left view, right view]({PICTURE.as_posix()})
+
+*Left and right view of some frames.*
+
+{_table(["split", "episodes", "frames", "shards"], [[name, *split.values()] for name, split in _splits(info)])}
+
+Left out: {len(dropped)} of {episodes + len(dropped)} episodes.
+
+{chr(10).join(dropped + unjudged)}
+
+{_contents(info, stats)}
+## Intended use and limits
+
+To train and test policies for this robot and its rectified cameras. The checks named above are all that was checked:
+nobody has looked at every episode, nor for people in the views.
+
+## Licence
+
+{license}
+"""
+
+
+def _contents(info: dict[str, Any], stats: dict[str, Any]) -> str:
+    """The sections on columns, tasks, statistics and use."""
+    tasks = ", ".join(f'"{task}"' for task in info["tasks"][:12]) + (" ..." if len(info["tasks"]) > 12 else "")
+    return f"""## Columns
+
+{_table(["column", "type", "unit", "meaning"], [_column(c) for c in schema.ROW if c.key in info["columns"]])}
+
+{schema.__doc__.split("rules:", 1)[1].strip()}
+
+## Tasks
+
+{len(info["tasks"])} instructions: {tasks}
+
+## Statistics
+
+Of the split train; q01 and q99 are the 1 % and 99 % quantiles. All digits are in `meta/stats.json`.
+
+{_statistics(stats)}
+## Use
+
+```python
+from datasets import load_dataset
+
+frames = load_dataset("{_SOURCE}", split="train", streaming=True)
+print(next(iter(frames))["task"])
+```
+"""
+
+
+def _table(head: list[str], lines: list[list[Any]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)
+
+
+def _splits(info: dict[str, Any]) -> list[tuple[str, dict[str, int]]]:
+    order = ("episodes", "frames", "shards")
+    return [(name, {key: split[key] for key in order}) for name, split in info["splits"].items()]
+
+
+def _column(column: schema.Column) -> list[str]:
+    shape = f" ({', '.join(str(size) for size in column.shape)})" if column.shape else ""
+    return [f"`{column.key}`", ("image" if column.image else column.dtype) + shape, column.unit, column.note]
+
+
+def _statistics(stats: dict[str, Any]) -> str:
+    keys = ("min", "q01", "mean", "q99", "max", "std")
+    text = ""
+    for embodiment, entries in stats.items():
+        lines = [
+            [f"{name}[{number}]", *(f"{values[key][number]:.4g}" for key in keys)]
+            for name, values in entries.items()
+            for number in range(len(values["mean"]))
+        ]
+        text += _table([f"`{embodiment}`", *keys], lines) + "\n\n"
+    return text
+
+
+def _cameras(cameras: dict[str, dict[str, list[float]]]) -> str:
+    text = ""
+    for embodiment, ranges in cameras.items():
+        lines = [[name, *(f"{value:.4g}" for value in pair)] for name, pair in ranges.items()]
+        text += _table([f"`{embodiment}`", "from", "to"], lines) + "\n\n"
+    return text
+
+
+def _short(value: Any) -> str:
+    return ", ".join(str(item) for item in value) if isinstance(value, list) else str(value)

@@ -1,0 +1,176 @@
+"""Reads raw episodes of DROID: a folder per episode with metadata, trajectory.h5 and videos of ZED cameras.
+
+Facts of the format, from https://github.com/droid-dataset/droid and its documentation:
+
+- metadata_*.json: uuid, success, current_task, {wrist,ext1,ext2}_cam_serial, and {...}_cam_extrinsics, the pose of the
+  left camera in the robot base: x, y, z (m), Euler angles "xyz" (rad), which is R = Rz Ry Rx.
+- trajectory.h5: observation/robot_state/cartesian_position (n, 6) (m, rad, the same angles) and gripper_position (n,)
+  (0 = open, 1 = closed), action/gripper_position (n,) (what was commanded),
+  observation/camera_extrinsics/{serial}_left (n, 6), observation/timestamp/cameras/{serial}_estimated_capture (ms).
+- recordings/MP4/{serial}-stereo.mp4: left and right view side by side, rectified, one frame per row of trajectory.h5.
+- aggregated-annotations-*.json, one file for all: {uuid: {"language_instruction1": ...}}.
+
+Recorded at 15 Hz. The intrinsics are not in this data; they come from the YAML file, whose `cameras` is {stereo: wrist
+| ext1 | ext2}, and whose transform_camera_to_base may be "recorded". `tool` should say how our tool frame lies in the
+frame that the arm reports. Actions are the changes of the recorded pose from frame to frame.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stereovla.command_line import option
+from stereovla.dataset_builder.dataset import shards
+from stereovla.dataset_builder.dataset.schema import CALIBRATION_KEYS
+from stereovla.dataset_builder.formats.importing import EpisodeError, ImportConfig, SourceEpisode
+from stereovla.dataset_builder.formats.rig import Rig, Vector
+from stereovla.dataset_builder.formats.video import VideoError, read_all_frames
+from stereovla.extras import extra
+from stereovla.processing.normalization import rpy_to_matrix
+
+with extra("data"):
+    import h5py
+
+FPS = 15.0  # control rate of the DROID platform
+CAMERAS = ("wrist", "ext1", "ext2")
+RECORDED = "recorded"
+_STATE = Vector("robot_state", position=(0, 1, 2), rpy=(3, 4, 5), gripper=6, gripper_closed_open=(1.0, 0.0))
+_ACTION = Vector("gripper_position", kind="from_states", gripper=0, gripper_closed_open=(1.0, 0.0))
+
+
+@dataclass
+class DroidImportConfig(ImportConfig):
+    """Imports DROID's raw episodes; every problem of them is named, exit status 1 if there is any."""
+
+    annotations: str = option(
+        "", "JSON file of instructions (aggregated-annotations-*.json); without it the metadata's current_task is used."
+    )
+
+
+def open_droid(config: DroidImportConfig, rig: Rig) -> tuple["DroidSource", Rig]:
+    """The episodes below the folder `config.source`, and the rig with what the format says itself."""
+    if rig.state is not None or rig.action is not None or rig.parts_px is not None:
+        raise ValueError("leave state, action and parts_px out of the rig: DROID's format says where they are")
+    if set(rig.cameras) != {"stereo"} or rig.cameras["stereo"] not in CAMERAS:
+        raise ValueError(f"cameras is {dict(rig.cameras)}; DROID needs {{stereo: one of {', '.join(CAMERAS)}}}")
+    for key, value in rig.calibration_columns().items():
+        if key != "transform_camera_to_base" or value != RECORDED:
+            raise ValueError(f"{key} is {value!r}; only transform_camera_to_base can be {RECORDED!r}")
+    annotations = shards.read_json(Path(config.annotations)) if config.annotations else None
+    rig = dataclasses.replace(rig, state=_STATE, action=_ACTION)
+    return DroidSource(Path(config.source), rig, annotations), rig
+
+
+class DroidSource:
+    """See `importing.Source`; episodes are named by their folder below `folder`."""
+
+    def __init__(self, folder: Path, rig: Rig, annotations: dict[str, Any] | None):
+        self.folder, self.rig, self.annotations = folder, rig, annotations
+        self.fps = float(rig.fps or FPS)
+        # a folder of an episode is one that has its metadata or its trajectory, so that a lost file is noticed
+        found = [*folder.glob("**/trajectory.h5"), *folder.glob("**/metadata_*.json")]
+        self._names = sorted({path.parent.relative_to(folder).as_posix() for path in found})
+        if not self._names:
+            raise ValueError(f"{folder} holds no episodes: no trajectory.h5 and no metadata_*.json below it")
+
+    def content(self) -> dict[str, Any]:
+        """See `importing.Source`."""
+        files = sorted(path for name in self._names for path in (self.folder / name).rglob("*") if path.is_file())
+        listing = [[path.relative_to(self.folder).as_posix(), path.stat().st_size] for path in files]
+        listing.append(["annotations", self.annotations])
+        return {"format": "DROID raw", "sha256": hashlib.sha256(json.dumps(listing).encode()).hexdigest()}
+
+    def splits(self) -> dict[str, list[str]]:
+        """See `importing.Source`."""
+        return {"train": self._names}
+
+    def read(self, name: str) -> SourceEpisode:
+        """See `importing.Source`."""
+        metadata = self._metadata(name)
+        camera = self.rig.cameras["stereo"]
+        serial = self._serial(name)
+        try:
+            with h5py.File(self.folder / name / "trajectory.h5") as file:
+                state = file["observation/robot_state"]
+                poses = np.array(state["cartesian_position"], dtype=np.float64)
+                opening = np.array(state["gripper_position"], dtype=np.float64)
+                command = np.array(file["action/gripper_position"], dtype=np.float64)
+                times = np.array(file[f"observation/timestamp/cameras/{serial}_estimated_capture"], dtype=np.float64)
+                key = f"observation/camera_extrinsics/{serial}_left"
+                extrinsics = np.array(file[key], dtype=np.float64) if key in file else None
+        except (OSError, KeyError) as error:
+            raise EpisodeError(f"trajectory.h5 cannot be read: {error}") from error
+        lengths = {"cartesian_position": len(poses), "gripper_position": len(opening), "commands": len(command)}
+        lengths |= {"timestamps": len(times)} | ({} if extrinsics is None else {"camera_extrinsics": len(extrinsics)})
+        length = len(poses)
+        if not length or set(lengths.values()) != {length}:
+            raise EpisodeError(f"trajectory.h5 holds columns of different lengths, or nothing: {lengths}")
+        problems = []
+        if metadata.get("success") is False:
+            problems.append("the metadata says that the demonstration failed")
+        if metadata.get("trajectory_length", length) != length:
+            problems.append(f"trajectory.h5 has {length} frames, the metadata says {metadata['trajectory_length']}")
+        if extrinsics is None and metadata.get(f"{camera}_cam_extrinsics") and camera != "wrist":
+            extrinsics = np.tile(np.array(metadata[f"{camera}_cam_extrinsics"], dtype=np.float64), (length, 1))
+        calibration = {key: self.rig.calibration[key] for key in CALIBRATION_KEYS}
+        transforms = calibration.pop("transform_camera_to_base")
+        if isinstance(transforms, str):
+            if extrinsics is None:
+                raise EpisodeError(f"there are no extrinsics of the camera {camera} ({serial})")
+            transforms = np.tile(np.eye(4), (length, 1, 1))
+            transforms[:, :3, :3], transforms[:, :3, 3] = rpy_to_matrix(extrinsics[:, 3:]), extrinsics[:, :3]
+        else:
+            calibration["transform_camera_to_base"] = transforms
+            transforms = None
+        values = {key: np.broadcast_to(value, (length, *np.shape(value))) for key, value in calibration.items()}
+        if transforms is not None:
+            values["transform_camera_to_base"] = transforms
+        return SourceEpisode(
+            timestamps_s=(times - times[0]) / 1000,
+            states=np.concatenate([poses, opening[:, None]], axis=1),
+            actions=command[:, None],
+            tasks=[self._instruction(metadata)] * length,
+            calibration=values,
+            problems=problems,
+        )
+
+    def pairs(self, name: str, episode: SourceEpisode) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """See `importing.Source`."""
+        path = self.folder / name / "recordings/MP4" / f"{self._serial(name)}-stereo.mp4"
+        if not path.is_file():
+            raise VideoError(f"recordings/MP4/{path.name} is missing")
+        length, frame = len(episode.timestamps_s), -1
+        for frame, image in enumerate(read_all_frames(path)):
+            if frame < length:
+                half = image.shape[1] // 2
+                yield image[:, :half], image[:, half:]
+        if frame + 1 != length:
+            raise VideoError(f"frame {min(frame + 1, length)}: {path.name} has {frame + 1} frames, the data {length}")
+
+    def _metadata(self, name: str) -> dict[str, Any]:
+        files = sorted((self.folder / name).glob("metadata_*.json"))
+        if len(files) != 1:
+            raise EpisodeError(f"there are {len(files)} files metadata_*.json, expected one")
+        try:
+            return shards.read_json(files[0])
+        except ValueError as error:
+            raise EpisodeError(str(error)) from error
+
+    def _serial(self, name: str) -> str:
+        key = f"{self.rig.cameras['stereo']}_cam_serial"
+        metadata = self._metadata(name)
+        if not metadata.get(key):
+            raise EpisodeError(f"the metadata has no {key}")
+        return str(metadata[key])
+
+    def _instruction(self, metadata: dict[str, Any]) -> str:
+        """The first annotation, or without a file of these the metadata's task; empty where there is none."""
+        if self.annotations is not None:
+            return str(self.annotations.get(metadata.get("uuid"), {}).get("language_instruction1", ""))
+        return str(metadata.get("current_task") or "")

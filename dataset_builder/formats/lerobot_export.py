@@ -1,0 +1,295 @@
+"""Writes a dataset of ours as a LeRobot dataset of the format v3.0, as lerobot 0.4 itself lays it out.
+
+One data file and one mp4 per camera for each of our shards; the episodes of all splits are counted through. Beside
+images, state and action, every frame carries its calibration. LeRobot finds a picture by its time, so timestamps become
+frame_index / fps exactly. `meta/rig.yaml` is what `data import lerobot` needs to read the folder again.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from datasets import Features, Image, List, Value
+from tqdm.auto import tqdm
+
+from stereovla.command_line import option
+from stereovla.dataset_builder.dataset import schema, shards
+from stereovla.dataset_builder.dataset.folders import INFO
+from stereovla.dataset_builder.formats.video import VideoWriter
+
+MAPS = ("observation.depth", "observation.segmentation")
+CODECS = {"libx264": ("h264", 18), "libsvtav1": ("av1", 20)}  # encoder: (name of the codec, quality)
+CHUNK = 1000  # files per folder, LeRobot's default
+_PATH = "chunk-{chunk_index:03d}/file-{file_index:03d}"
+DATA_PATH, VIDEO_PATH = f"data/{_PATH}.parquet", f"videos/{{video_key}}/{_PATH}.mp4"
+_INDICES = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+_QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
+_PICTURES = 10  # frames per episode that enter the statistics of a camera
+_PIXELS = 32  # rows of such a frame, as LeRobot takes reduced ones too
+
+
+@dataclass
+class LeRobotExportConfig:
+    """Writes a dataset of this project as a LeRobot dataset v3.0."""
+
+    dataset: str = option("", "Folder of a dataset of ours.")
+    out: str = option("", "Folder to write; it must not exist. It appears when it is whole.")
+    codec: str = option("libx264", f"Encoder of the videos: {', '.join(CODECS)}.")
+    with_depth: bool = option(False, "Also write depth and segmentation, as 16-bit and 8-bit PNG in the data files.")
+
+    def __post_init__(self):
+        for name in ("dataset", "out"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name} is missing")
+        if self.codec not in CODECS:
+            raise ValueError(f"codec={self.codec!r} is unknown; valid: {', '.join(CODECS)}")
+
+
+def export_lerobot(config: LeRobotExportConfig) -> Path:
+    """Write the LeRobot dataset; returns its folder."""
+    folder, out = Path(config.dataset), Path(config.out)
+    if out.exists():
+        raise ValueError(f"{out} exists; choose another --out")
+    info = shards.read_json(folder / INFO)
+    entries = shards.read_json(folder / shards.MANIFEST)["shards"]
+    maps = [key for key in MAPS if config.with_depth and key in info["columns"]]
+    if config.with_depth and not maps:
+        raise ValueError(f"{folder} has no {' and no '.join(MAPS)}; leave --with_depth out")
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # what a kill left: an export starts anew
+    (partial / "meta").mkdir(parents=True)
+    tasks: dict[str, int] = {}
+    episodes: list[dict[str, Any]] = []
+    collected: dict[str, list[np.ndarray]] = {}
+    size = None
+    for number, entry in enumerate(tqdm(entries, desc="exporting", unit="shard")):
+        place = {"chunk_index": number // CHUNK, "file_index": number % CHUNK}
+        table = shards.read_table(folder / entry["path"])
+        size = size or shards.decode_image(schema.VIEWS[0], table.column(schema.VIEWS[0])[0].as_py()["bytes"]).shape
+        found = _write_file(partial, table, place, info, config, maps, tasks, episodes, size)
+        for key, values in found.items():
+            collected.setdefault(key, []).append(values)
+    everything = {key: np.concatenate(values) for key, values in collected.items()}
+    shards.write_json(partial / "meta/stats.json", {key: _statistics(values) for key, values in everything.items()})
+    pd.DataFrame({"task_index": list(tasks.values())}, index=pd.Index(list(tasks), name="task")).to_parquet(
+        partial / "meta/tasks.parquet"
+    )
+    path = partial / "meta/episodes" / f"{_PATH.format(chunk_index=0, file_index=0)}.parquet"
+    path.parent.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(episodes), path)
+    shards.write_json(partial / "meta/info.json", _info(info, entries, config, maps, size, len(episodes), len(tasks)))
+    (partial / "meta/rig.yaml").write_text(yaml.safe_dump(_rig(info, size), sort_keys=False), encoding="utf-8")
+    os.replace(partial, out)
+    return out
+
+
+def _write_file(
+    partial: Path,
+    table: pa.Table,
+    place: Mapping[str, int],
+    info: Mapping[str, Any],
+    config: LeRobotExportConfig,
+    maps: Sequence[str],
+    tasks: dict[str, int],
+    episodes: list[dict[str, Any]],
+    size: tuple[int, int, int],
+) -> dict[str, np.ndarray]:
+    """One data file and its videos; adds to `tasks` and `episodes`, and returns what the statistics are made of."""
+    fps, rows = float(info["fps"]), table.num_rows
+    numbers = {key: shards.numbers(table, key).reshape(rows, -1) for key in _vectors(info)}
+    starts = np.flatnonzero(np.diff(shards.numbers(table, "episode_index"), prepend=-1))
+    lengths = np.diff(starts, append=rows)
+    first = episodes[-1]["dataset_to_index"] if episodes else 0
+    frames = np.concatenate([np.arange(length) for length in lengths])
+    sentences = table.column("task").to_pylist()
+    for sentence in sentences:
+        tasks.setdefault(sentence, len(tasks))
+    columns = {
+        **{key: list(values) if values.shape[1] > 1 else values[:, 0] for key, values in numbers.items()},
+        "timestamp": (frames / fps).astype(np.float32),
+        "frame_index": frames,
+        "episode_index": np.repeat(np.arange(len(lengths)) + len(episodes), lengths),
+        "index": first + np.arange(rows),
+        "task_index": np.array([tasks[sentence] for sentence in sentences]),
+        **{key: table.column(key).to_pylist() for key in maps},
+    }
+    target = _columns(info, maps).arrow_schema
+    path = partial / DATA_PATH.format(**place)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = [pa.array(columns[item.name], type=item.type) for item in target]
+    pq.write_table(pa.Table.from_arrays(arrays, schema=target), path)
+    values = {key: columns[key].reshape(-1, 1) for key in _INDICES} | numbers
+    pictures = {key: _write_video(partial, table, key, place, fps, config.codec, size, starts) for key in schema.VIEWS}
+    for number, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+        part = slice(int(start), int(start + length))
+        statistics = {key: _statistics(array[part]) for key, array in values.items()}
+        statistics |= {key: _statistics(pictures[key][number]) for key in schema.VIEWS}
+        episodes.append(
+            {
+                "episode_index": len(episodes),
+                "tasks": list(dict.fromkeys(sentences[part])),
+                "length": int(length),
+                **{f"data/{name}": index for name, index in place.items()},
+                "dataset_from_index": first + part.start,
+                "dataset_to_index": first + part.stop,
+                **{f"videos/{key}/{name}": index for key in schema.VIEWS for name, index in place.items()},
+                **{f"videos/{key}/from_timestamp": part.start / fps for key in schema.VIEWS},
+                **{f"videos/{key}/to_timestamp": part.stop / fps for key in schema.VIEWS},
+                "meta/episodes/chunk_index": 0,
+                "meta/episodes/file_index": 0,
+                **{f"stats/{key}/{name}": v for key, stats in statistics.items() for name, v in stats.items()},
+            }
+        )
+    return values | {key: np.concatenate(pictures[key]) for key in schema.VIEWS}
+
+
+def _write_video(
+    partial: Path,
+    table: pa.Table,
+    key: str,
+    place: Mapping[str, int],
+    fps: float,
+    codec: str,
+    size: tuple[int, int, int],
+    starts: np.ndarray,
+) -> list[np.ndarray]:
+    """All frames of one camera of one shard as mp4; returns some frames of every episode, (n, h, w, 3) uint8."""
+    path = partial / VIDEO_PATH.format(video_key=key, **place)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    chosen = [
+        set(np.linspace(start, stop - 1, min(_PICTURES, stop - start)).round().astype(int).tolist())
+        for start, stop in zip(starts, [*starts[1:], table.num_rows], strict=True)
+    ]
+    wanted = set().union(*chosen)
+    kept: dict[int, np.ndarray] = {}
+    with VideoWriter(path, fps, (size[1], size[0]), codec, CODECS[codec][1]) as writer:
+        for number, image in enumerate(_images(table, key)):
+            if image.shape != size:
+                raise ValueError(f"row {number}: {key} is {image.shape}, the others {size}; a video has one size")
+            writer.write(image)
+            if number in wanted:
+                step = max(1, min(size[:2]) // _PIXELS)
+                kept[number] = image[::step, ::step]
+    return [np.stack([kept[number] for number in sorted(numbers)]) for numbers in chosen]
+
+
+def _images(table: pa.Table, key: str) -> Iterator[np.ndarray]:
+    for value in table.column(key).combine_chunks().field("bytes"):
+        yield shards.decode_image(key, value.as_py())
+
+
+def _statistics(values: np.ndarray) -> dict[str, Any]:
+    """LeRobot's statistics of vectors (n, size); those of pictures (n, h, w, 3) uint8 are (3, 1, 1), in 0..1."""
+    pictures = values.ndim == 4
+    array = values.reshape(-1, values.shape[-1]).astype(np.float64) / (255 if pictures else 1)
+    whole = values if np.issubdtype(values.dtype, np.integer) and not pictures else array  # whole numbers stay whole
+    result = {"min": whole.min(0), "max": whole.max(0), "mean": array.mean(0), "std": array.std(0)}
+    result |= dict(zip(_QUANTILES, np.quantile(array, list(_QUANTILES.values()), axis=0), strict=True))
+    lists = {name: (value.reshape(-1, 1, 1) if pictures else value).tolist() for name, value in result.items()}
+    return lists | {"count": [len(values)]}
+
+
+def _vectors(info: Mapping[str, Any]) -> dict[str, int]:
+    """Columns of numbers with their sizes, in their order."""
+    sizes = {"observation.state": info["state_dim"], "action": info["action_dim"]}
+    shapes = {column.key: column.shape for column in schema.ROW}
+    calibration = [f"calibration.{key}" for key in schema.CALIBRATION_KEYS]
+    return sizes | {key: int(np.prod(shapes[key], dtype=int)) for key in calibration}
+
+
+def _columns(info: Mapping[str, Any], maps: Sequence[str]) -> Features:
+    """Features of a data file, as `datasets` knows them from LeRobot's: numbers of size 1 are no lists."""
+    number = Value("float32")
+    vectors = {key: List(number, length=size) if size > 1 else number for key, size in _vectors(info).items()}
+    indices = {key: Value("float32" if key == "timestamp" else "int64") for key in _INDICES}
+    return Features({**{key: Image() for key in maps}, **vectors, **indices})
+
+
+def _info(
+    info: Mapping[str, Any],
+    entries: Sequence[Mapping[str, Any]],
+    config: LeRobotExportConfig,
+    maps: Sequence[str],
+    size: tuple[int, int, int],
+    episodes: int,
+    tasks: int,
+) -> dict[str, Any]:
+    """Content of meta/info.json."""
+    height, width, _ = size
+    fps = int(info["fps"]) if float(info["fps"]).is_integer() else info["fps"]
+    video = {
+        "video.height": height,
+        "video.width": width,
+        "video.codec": CODECS[config.codec][0],
+        "video.pix_fmt": "yuv420p",
+        "video.is_depth_map": False,
+        "video.fps": fps,
+        "video.channels": 3,
+        "has_audio": False,
+    }
+    names = ["height", "width", "channels"]
+    features: dict[str, Any] = {
+        key: {"dtype": "video", "shape": [height, width, 3], "names": names, "info": video} for key in schema.VIEWS
+    }
+    features |= {key: {"dtype": "image", "shape": [height, width, 1], "names": names} for key in maps}
+    for key, count in _vectors(info).items():
+        of_pose = key in ("observation.state", "action") and info["state_is_pose"]
+        features[key] = {"dtype": "float32", "shape": [count], "names": list(schema.POSES[count]) if of_pose else None}
+    for key in _INDICES:
+        features[key] = {"dtype": "float32" if key == "timestamp" else "int64", "shape": [1], "names": None}
+    splits: dict[str, str] = {}
+    start = 0
+    for split in dict.fromkeys(entry["split"] for entry in entries):
+        count = sum(entry["episodes"] for entry in entries if entry["split"] == split)
+        splits[split] = f"{start}:{start + count}"
+        start += count
+    return {
+        "codebase_version": "v3.0",
+        "robot_type": info["embodiments"][0],
+        "total_episodes": episodes,
+        "total_frames": sum(entry["rows"] for entry in entries),
+        "total_tasks": tasks,
+        "chunks_size": CHUNK,
+        "data_files_size_in_mb": 100,
+        "video_files_size_in_mb": 500,
+        "fps": fps,
+        "splits": splits,
+        "data_path": DATA_PATH,
+        "video_path": VIDEO_PATH,
+        "features": features,
+    }
+
+
+def _rig(info: Mapping[str, Any], size: tuple[int, int, int]) -> dict[str, Any]:
+    """What `data import lerobot` needs to read the exported folder, see `rig`."""
+    state: dict[str, Any] = {"column": "observation.state"}
+    action: dict[str, Any] = {"column": "action"}
+    if info["state_is_pose"] and info["state_dim"] == schema.STATE_DIM:  # a rig knows whole poses only
+        for vector, kind, closed in ((state, {}, 0.0), (action, {"kind": "delta"}, -1.0)):
+            vector |= {
+                **kind,
+                "position": [0, 1, 2],
+                "rpy": [3, 4, 5],
+                "gripper": 6,
+                "gripper_closed_open": [closed, 1.0],
+            }
+    return {
+        "embodiment": info["embodiments"][0],
+        "license": info.get("license", "apache-2.0"),
+        "cameras": {"left": schema.VIEWS[0], "right": schema.VIEWS[1]},
+        "calibration": {
+            "size_px": [size[1], size[0]],
+            **{key: f"calibration.{key}" for key in schema.CALIBRATION_KEYS},
+        },
+        "state": state,
+        "action": action,
+        "vertical_misalignment_px": info["vertical_misalignment_px"],
+    }

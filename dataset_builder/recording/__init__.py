@@ -1,0 +1,1 @@
+"""Simulated episodes into the shards of a dataset, on one machine or on many."""

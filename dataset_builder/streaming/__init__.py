@@ -1,0 +1,1 @@
+"""Shards into training windows: shuffled, mixed, split over processes, resumed exactly."""

@@ -1,0 +1,206 @@
+"""What a training window is asked: action, depth, box, pose or camera, and the answers that need the ground truth.
+
+Everything is drawn from a generator that is a function of (seed, epoch, episode, frame), so a resumed stream asks what
+an uninterrupted one would have asked.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from stereovla.dataset_builder.dataset.schema import CALIBRATION_KEYS, SEGMENTATION
+
+OBJECTIVES = ("action", "depth", "box", "pose", "camera")
+PAPER_MIXTURE = {"action": 5.0, "depth": 2.0, "box": 2.0, "pose": 1.0}
+ALWAYS_POSSIBLE = ("action", "pose", "camera")  # boxes and depths need their object in view
+_CANDIDATES = 32  # pixels tried around a region before it counts as having no depth
+
+
+@dataclass(frozen=True)
+class QuestionConfig:
+    """Mixture of objectives; its weights need not sum to 1.
+
+    Args:
+        mixture: relative frequency per objective; an objective that is not named has weight 0.
+        depth_points: where depth is asked: "interaction" = around the target and the gripper (the paper's IRDE),
+            "uniform" = anywhere (its ablation), "off" = nowhere, whatever the mixture says.
+        points_per_question: points per depth question.
+        margin: points lie within this share of the image width around the target's or the gripper's visible pixels.
+        detection_failures: chance that a region is taken to be where it is not, as a detector of target and gripper
+            can fail on real data: its point then lies anywhere with a depth. Each point draws anew.
+    """
+
+    mixture: Mapping[str, float] = field(default_factory=lambda: dict(PAPER_MIXTURE))
+    depth_points: Literal["interaction", "uniform", "off"] = "interaction"
+    points_per_question: int = 1
+    margin: float = 0.03
+    detection_failures: float = 0.0
+
+    def __post_init__(self):
+        unknown = sorted(set(self.mixture) - set(OBJECTIVES))
+        if unknown:
+            raise ValueError(f"mixture names unknown objectives {unknown}; valid: {list(OBJECTIVES)}")
+        if self.depth_points not in ("interaction", "uniform", "off"):
+            raise ValueError(f"depth_points={self.depth_points!r}; valid: 'interaction', 'uniform', 'off'")
+        if min(self.mixture.values(), default=0) < 0 or not any(self.asks(objective) for objective in OBJECTIVES):
+            raise ValueError(
+                f"mixture must be >= 0 with some > 0, got {dict(self.mixture)}; depth_points={self.depth_points!r}"
+            )
+        if self.points_per_question < 1:
+            raise ValueError(f"points_per_question={self.points_per_question} must be at least 1")
+        if not 0 <= self.margin < 1:
+            raise ValueError(f"margin={self.margin} must be a share of the image width in [0, 1)")
+        if not 0 <= self.detection_failures <= 1:
+            raise ValueError(f"detection_failures={self.detection_failures} must be in [0, 1]")
+
+    def asks(self, objective: str) -> bool:
+        """Whether the mixture contains `objective`."""
+        return self.mixture.get(objective, 0) > 0 and not (objective == "depth" and self.depth_points == "off")
+
+    @property
+    def only(self) -> str | None:
+        """The single objective that is asked and that every window can answer, if so."""
+        asked = [objective for objective in OBJECTIVES if self.asks(objective)]
+        return asked[0] if len(asked) == 1 and asked[0] in ALWAYS_POSSIBLE else None
+
+
+def window_generator(seed: int, epoch: int, episode_index: int, frame_index: int) -> np.random.Generator:
+    """Generator of one window in one epoch; nothing else decides what it is asked."""
+    return np.random.default_rng((seed, epoch, episode_index, frame_index))
+
+
+def draw_objective(config: QuestionConfig, rng: np.random.Generator, possible: Sequence[str] = OBJECTIVES) -> str:
+    """One objective among the `possible` ones, with the relative weights of the mixture."""
+    names = [name for name in OBJECTIVES if name in possible and config.asks(name)]
+    if not names:
+        raise ValueError(f"none of the objectives {list(config.mixture)} can be asked here; possible: {list(possible)}")
+    weights = np.array([config.mixture[name] for name in names])
+    return names[int(np.searchsorted(np.cumsum(weights), rng.random() * weights.sum(), side="right"))]
+
+
+def depth_points(
+    depth_m: np.ndarray,
+    segmentation: np.ndarray | None,
+    tool_px: np.ndarray,
+    config: QuestionConfig,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Points of a depth question, at pixels with known depth only.
+
+    In the interaction region, each point first chooses among what is in view (target, gripper, projected tool centre;
+    the last two share their half), then one of its pixels, then a shift of at most `margin`.
+
+    Args:
+        depth_m: (H, W) of the left view, 0 = unknown.
+        segmentation: (H, W) uint8, only used for the interaction region.
+        tool_px: (2,) projected tool centre in the left view, NaN = not in view.
+
+    Returns:
+        Pixel centres (n, 2) (u, v) and depths (n,) m, float32; None when no pixel asked for has a depth.
+    """
+    # looking for all pixels with a depth costs more than the question itself
+    known = np.argwhere(depth_m > 0) if config.depth_points == "uniform" or config.detection_failures else []
+    if config.depth_points == "uniform":
+        if not len(known):
+            return None
+        rows, columns = known[rng.integers(len(known), size=config.points_per_question)].T
+        return _answers(depth_m, rows, columns)
+    regions = _regions(segmentation, tool_px)
+    reach = int(round(config.margin * depth_m.shape[1]))
+    rows, columns = [], []
+    for _ in range(config.points_per_question):
+        for number in rng.permutation(len(regions)):
+            parts = regions[number]
+            if len(known) and rng.random() < config.detection_failures:
+                pixel = known[rng.integers(len(known))]
+            else:
+                pixel = _near(parts[int(rng.integers(len(parts)))], depth_m, reach, rng)
+            if pixel is not None:
+                rows.append(pixel[0])
+                columns.append(pixel[1])
+                break
+        else:
+            return None
+    return _answers(depth_m, np.array(rows), np.array(columns))
+
+
+def _regions(segmentation: np.ndarray, tool_px: np.ndarray) -> list[list[np.ndarray]]:
+    """[target, gripper]: each a list of alternative pixel sets (n, 2) (row, column); without what is not seen."""
+    height, width = segmentation.shape
+    target = np.argwhere(segmentation == SEGMENTATION["target"])
+    gripper = [np.argwhere(segmentation == SEGMENTATION["gripper"])]
+    if np.isfinite(tool_px).all():
+        cell = np.floor(tool_px[::-1]).astype(int)
+        gripper.append(np.clip(cell, 0, [height - 1, width - 1])[None])
+    regions = [[target], gripper]
+    return [kept for parts in regions if (kept := [part for part in parts if len(part)])]
+
+
+def _near(pixels: np.ndarray, depth_m: np.ndarray, reach: int, rng: np.random.Generator) -> np.ndarray | None:
+    tried = pixels[rng.integers(len(pixels), size=_CANDIDATES)] + rng.integers(-reach, reach + 1, size=(_CANDIDATES, 2))
+    inside = ((tried >= 0) & (tried < depth_m.shape)).all(axis=1)
+    tried = tried[inside]
+    tried = tried[depth_m[tried[:, 0], tried[:, 1]] > 0]
+    return tried[0] if len(tried) else None
+
+
+def _answers(depth_m: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    points = np.stack([columns, rows], axis=1).astype(np.float32) + np.float32(0.5)
+    return points, depth_m[rows, columns].astype(np.float32)
+
+
+def tool_pixels(
+    positions_m: np.ndarray,
+    transforms: np.ndarray,
+    focal_px: np.ndarray,
+    principal_px: np.ndarray,
+    size: tuple[int, int],
+) -> np.ndarray:
+    """Tool centres projected into the left views of their frames.
+
+    Args:
+        positions_m: (n, 3) in the base frame. transforms: (n, 4, 4) camera to base. focal_px, principal_px: (n, 2).
+        size: (H, W) of the views.
+
+    Returns:
+        (n, 2) float32 (u, v), NaN where the point is behind the camera or outside of the view.
+    """
+    camera = np.einsum("nji,nj->ni", transforms[:, :3, :3], positions_m - transforms[:, :3, 3])
+    z = np.where(camera[:, 2:] > 1e-6, camera[:, 2:], np.nan)
+    pixels = camera[:, :2] / z * focal_px + principal_px
+    inside = (pixels >= 0).all(axis=1) & (pixels < np.array(size[::-1])).all(axis=1)
+    return np.where(inside[:, None], pixels, np.nan).astype(np.float32)
+
+
+def processor_arguments(windows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Windows -> keyword arguments of `StereoProcessor.__call__` for a training batch: `processor(**arguments)`.
+
+    The window's text is the instruction for actions and poses and the object's name for boxes. Points and depth maps
+    are handed on where the windows carry them.
+    """
+    per_window = [
+        {
+            "images": [window["left"], window["right"]],
+            "text": window["target"] if window["objective"] == "box" else window["task"],
+            "state": window["state_history"],
+            "embodiment": window["embodiment"],
+            "objective": window["objective"],
+            "actions": window["actions"],
+            "action_mask": window["action_mask"],
+            "keyframe_pose": window.get("keyframe_pose"),
+            "boxes": window["boxes"],
+            "points_px": window.get("points_px"),
+            "depths_m": window.get("depths_m"),
+            "calibration": {key: window[f"calibration.{key}"] for key in CALIBRATION_KEYS},
+            # depth and camera questions do not say which object is the target
+            "target_px": None if window["objective"] in ("depth", "camera") else window["points"][0],
+            "gripper_px": window["points"][1],
+        }
+        for window in windows
+    ]
+    arguments: dict[str, Any] = {key: [values[key] for values in per_window] for key in per_window[0]}
+    if any("depth" in window for window in windows):
+        arguments["depth_map"] = [window.get("depth") for window in windows]
+    return arguments | {"return_labels": True}

@@ -1,0 +1,120 @@
+"""Training windows cut out of whole episodes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from stereovla.dataset_builder.dataset import schema
+from stereovla.dataset_builder.dataset.shards import ShardError, decode_image, numbers
+from stereovla.dataset_builder.streaming.questions import tool_pixels
+
+LEFT, RIGHT = "observation.images.left", "observation.images.right"
+DEPTH, SEGMENTATION = "observation.depth", "observation.segmentation"
+
+
+class WindowPool:
+    """Some whole episodes: numbers as arrays over all their frames, images as bytes until they are asked for."""
+
+    def __init__(self, tables: Sequence[pa.Table], history: int, chunk: int):
+        table = pa.concat_tables(tables).combine_chunks()
+        self.size = table.num_rows
+        self._bytes = {
+            key: table.column(key).combine_chunks().field("bytes")
+            for key in (LEFT, RIGHT, DEPTH, SEGMENTATION)
+            if key in table.column_names
+        }
+        self._strings = {key: table.column(key).to_pylist() for key in ("task", "target.name", "embodiment")}
+        self._index = {key: numbers(table, key) for key in ("episode_index", "frame_index")}
+        self._calibration = {key: numbers(table, f"calibration.{key}") for key in schema.CALIBRATION_KEYS}
+        states = numbers(table, "observation.state")
+        frames = np.arange(self.size)
+        first = frames - self._index["frame_index"]
+        self._states = states[np.maximum(frames[:, None] - np.arange(history)[::-1], first[:, None])]  # (n, history, S)
+        self._actions, self._mask = _action_chunks(table, first, chunk)
+        self._keyframes = numbers(table, "keyframe_pose") if "keyframe_pose" in table.column_names else None
+        missing = np.full((self.size, 4), np.nan, dtype=np.float32)
+        boxes = [f"target.box_{side}_px" for side in ("left", "right")]
+        self._boxes = np.stack([numbers(table, key) if key in table.column_names else missing for key in boxes], axis=1)
+        self._points: np.ndarray | None = None
+        self._tool_position = _tool_positions(table, states)
+
+    def image(self, key: str, index: int) -> np.ndarray:
+        """Decoded image of frame `index`; ShardError names episode and frame of one that cannot be decoded."""
+        data = self._bytes[key][index].as_py()
+        if data is None:
+            raise ShardError(f"{self._place(index)}: {key} is null; was the data recorded without labels?")
+        try:
+            return decode_image(key, data)
+        except ShardError as error:
+            raise ShardError(f"{self._place(index)}: {error}") from error
+
+    def _place(self, index: int) -> str:
+        return ", ".join(f"{key} {values[index]}" for key, values in self._index.items())
+
+    def window(self, index: int) -> dict[str, Any]:
+        """Window of frame `index` without objective and depth."""
+        left, right = self.image(LEFT, index), self.image(RIGHT, index)
+        if left.shape != right.shape:
+            raise ValueError(
+                f"{self._place(index)}: left view is {left.shape}, right view {right.shape}; they must be equally large"
+            )
+        window = {
+            "left": left,
+            "right": right,
+            "state_history": self._states[index],
+            "actions": self._actions[index],
+            "action_mask": self._mask[index],
+            **{f"calibration.{key}": values[index] for key, values in self._calibration.items()},
+            "boxes": self._boxes[index],
+            "points": self._pointing(left.shape[:2])[index],
+            "task": self._strings["task"][index],
+            "target": self._strings["target.name"][index],
+            "embodiment": self._strings["embodiment"][index],
+            **{key: int(values[index]) for key, values in self._index.items()},
+        }
+        if self._keyframes is not None:
+            window["keyframe_pose"] = self._keyframes[index]
+        return window
+
+    def _pointing(self, size: tuple[int, int]) -> np.ndarray:
+        """(n, 2, 2) (u, v) of the middle of the target's box and of the tool centre, NaN = not in the left view."""
+        if self._points is None:
+            calibration = self._calibration
+            tool = tool_pixels(
+                self._tool_position,
+                calibration["transform_camera_to_base"],
+                calibration["focal_length_px"],
+                calibration["principal_point_px"],
+                size,
+            )
+            box = self._boxes[:, 0]
+            self._points = np.stack([(box[:, :2] + box[:, 2:]) / 2, tool], axis=1)
+        return self._points
+
+
+def _tool_positions(table: pa.Table, states: np.ndarray) -> np.ndarray:
+    """(n, 3) m in the base frame, NaN where the state is no pose."""
+    if "state_is_pose" not in table.column_names:
+        return states[:, :3]
+    is_pose = table.column("state_is_pose").fill_null(True).to_numpy()
+    positions = np.full((len(states), 3), np.nan, dtype=np.float32)
+    positions[is_pose] = states[is_pose, :3]
+    return positions
+
+
+def _action_chunks(table: pa.Table, first: np.ndarray, chunk: int) -> tuple[np.ndarray, np.ndarray]:
+    """Actions (n, chunk, A) and valid steps (n, chunk) from the ideal plans, or else from the actions of the frames
+    that follow.
+    """
+    size = table.num_rows
+    if "action_plan" in table.column_names:
+        plans = numbers(table, "action_plan")
+        if chunk > plans.shape[1]:
+            raise ValueError(f"chunk_size={chunk} is longer than the data's action_plan of {plans.shape[1]} steps")
+        return plans[:, :chunk], np.arange(chunk) < numbers(table, "action_plan_length")[:, None]
+    ends = np.append(np.flatnonzero(np.diff(first)) + 1, size)
+    last = ends[np.searchsorted(ends, np.arange(size), side="right")] - 1
+    wanted = np.arange(size)[:, None] + np.arange(chunk)
+    return numbers(table, "action")[np.minimum(wanted, last[:, None])], wanted <= last[:, None]

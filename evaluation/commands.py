@@ -1,0 +1,97 @@
+"""What `stereovla evaluate rollout | offline | report` do; each goes on where an interrupted one stopped."""
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from stereovla.evaluation.checkpoints import InputError, check_checkpoint, fingerprint
+from stereovla.evaluation.episode_log import EpisodeLog, write_json
+from stereovla.evaluation.options import (
+    OfflineOptions,
+    ReportOptions,
+    RolloutOptions,
+)
+from stereovla.evaluation.policies import policy_identity
+
+
+def rollout(options: RolloutOptions) -> None:
+    """Rolls out every policy and prints its success rate."""
+    from stereovla.evaluation.rollouts import RolloutConfig, config_json, summarise
+    from stereovla.evaluation.workers import roll_out
+    from stereovla.simulation import WorldConfig
+
+    try:
+        world = WorldConfig.from_preset(**options.world_options())
+    except (TypeError, ValueError) as error:
+        raise InputError(str(error)) from error
+    config = RolloutConfig(world, options.execution_horizon, options.max_steps)
+    identities = {
+        spec: policy_identity(spec) for spec in options.specs()
+    }  # a bad one ends all before an hour has passed
+    names = [identity["kind"] for identity in identities.values()]
+    if len(set(names)) < len(names):
+        raise InputError(f"--policies holds several of one kind ({', '.join(names)}); give each its own --out")
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    for spec, identity in identities.items():
+        count = options.seeds if identity["kind"] == "trained" else options.baseline_seeds
+        seeds = range(options.first_seed, options.first_seed + count)
+        saved = {**config_json(config), **identity, "num_steps": options.num_steps}
+        log = EpisodeLog(out / "rollouts" / identity["kind"], saved, options.restart)
+        source = str(Path(spec).resolve()) if Path(spec).is_dir() else spec
+        write_json(log.path.with_name("run.json"), asdict(options) | {"policy": source})
+        begin = time.perf_counter()
+        policy_options = {"chunk_size": max(8, options.execution_horizon), "num_steps": options.num_steps or None}
+        records = roll_out(
+            spec,
+            seeds,
+            config,
+            log,
+            options.processes,
+            options.environments,
+            policy_options | {"device": options.device},
+        )
+        numbers = summarise(records)
+        print(
+            f"{identity['kind']}: {numbers['successes']} of {numbers['episodes']} succeeded, "
+            f"{100 * numbers['success_rate']:.1f} % (95 % interval {100 * numbers['interval_low']:.1f} to "
+            f"{100 * numbers['interval_high']:.1f} %), {time.perf_counter() - begin:.0f} s"
+        )
+
+
+def offline(options: OfflineOptions) -> None:
+    """Writes offline.json, unless it is there for the same weights and options."""
+    check_checkpoint(options.model)
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    saved = {key: value for key, value in asdict(options).items() if key not in ("out", "restart", "device", "model")}
+    saved["weights"] = fingerprint(options.model)
+    path = out / "offline.json"
+    if path.is_file() and not options.restart:
+        if json.loads(path.read_text(encoding="utf-8"))["options"] == saved:
+            print(f"{path} is there for these weights and options; --restart True computes it again")
+            return
+
+    from tqdm import tqdm  # the imports that take seconds come when something is left to do
+
+    from stereovla.evaluation.held_out import count_rows, read_rows
+    from stereovla.evaluation.model_policy import ModelPolicy, load_checkpoint
+    from stereovla.evaluation.offline import OfflineEvaluation
+
+    which = (options.dataset, options.rows, options.stride, options.split)
+    count = count_rows(*which)
+    policy = ModelPolicy(*load_checkpoint(options.model, options.device), "trained", options.num_steps or None)
+    rows = tqdm(read_rows(*which), desc="held-out rows", total=count, unit="row")
+    report = OfflineEvaluation(policy).evaluate(rows, options.batch_size)
+    write_json(path, {"options": saved, **report})
+    print(f"{report['rows']} held-out rows: {path}")
+
+
+def report(options: ReportOptions) -> Path:
+    """Writes the report; returns its page."""
+    from stereovla.evaluation.report import write_report
+
+    return write_report(
+        Path(options.out), Path(options.training) if options.training else None, options.film, options.film_seed
+    )

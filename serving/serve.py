@@ -1,0 +1,66 @@
+"""Serves a policy over a WebSocket."""
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import AutoModel, AutoProcessor
+
+from stereovla.command_line import option
+from stereovla.serving.server import PolicyServer
+
+NEEDED = ("config.json", "processor_config.json", "tokenizer.json")
+
+
+@dataclass
+class ServingOptions:
+    """Answers robots over a WebSocket, on this machine unless told otherwise.
+
+    stereovla serve --model CHECKPOINT --port 8765
+    """
+
+    model: str = option("", "Checkpoint, folder or Hub id; its remote code is run.")
+    host: str = option("127.0.0.1", "Address to listen on; there is no password.")
+    port: int = option(8765, "Port to listen on; 0 takes a free one.")
+    max_batch: int = option(1, "Requests answered together; 1 = one at a time.")
+    max_message_mb: int = option(32, "Largest message accepted, MiB.")
+    device: str = option("cpu", "Where the model runs: cpu, cuda, cuda:1, ...")
+
+    def __post_init__(self):
+        if not self.model:
+            raise ValueError("--model is missing: folder or Hub id of a checkpoint")
+
+
+def load(source: str, device: str) -> tuple[AutoModel, AutoProcessor]:
+    """Model and processor; FileNotFoundError names what a folder lacks."""
+    folder = Path(source)
+    missing = [name for name in NEEDED if not (folder / name).is_file()]
+    if folder.is_dir() and missing:
+        raise FileNotFoundError(f"{source!r} is no checkpoint: it lacks {', '.join(missing)}")
+    model = AutoModel.from_pretrained(source, trust_remote_code=True).to(device)
+    return model, AutoProcessor.from_pretrained(source, trust_remote_code=True)
+
+
+async def run(options: ServingOptions) -> None:
+    """Listens until it is interrupted."""
+    name = Path(options.model).resolve().name if Path(options.model).is_dir() else options.model
+    policy = PolicyServer(
+        *load(options.model, options.device), name, options.max_batch, limit=options.max_message_mb * 2**20
+    )
+    server = await policy.start(options.host, options.port)
+    if options.host not in ("127.0.0.1", "localhost", "::1"):
+        print(f"warning: {options.host} may be reached by other machines, and anyone who reaches it may use the policy")
+    for socket in server.sockets:
+        print(f"serving {name} on ws://{socket.getsockname()[0]}:{socket.getsockname()[1]}", flush=True)
+    try:
+        await server.wait_closed()
+    finally:
+        await policy.stop(server)
+
+
+def serve(options: ServingOptions) -> None:
+    """Serves until it is interrupted."""
+    try:
+        asyncio.run(run(options))
+    except KeyboardInterrupt:
+        pass  # the way to end a server

@@ -1,0 +1,116 @@
+"""dataset_builder.dataset.statistics: one pass gives what numpy gives on everything at once."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic_dataset import make_row, write_dataset
+
+from stereovla.dataset_builder.dataset import shards
+from stereovla.dataset_builder.dataset.statistics import (
+    RunningStatistics,
+    camera_ranges,
+    compute_statistics,
+    smallest_arc,
+)
+
+
+def _assert_equal(result, values):
+    expected = {
+        "min": values.min(0), "max": values.max(0), "mean": values.mean(0), "std": values.std(0),
+        "q01": np.quantile(values, 0.01, axis=0), "q99": np.quantile(values, 0.99, axis=0),
+    }  # fmt: skip
+    assert set(result) == set(expected)
+    for name, wanted in expected.items():
+        np.testing.assert_allclose(result[name], wanted, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@settings(max_examples=30)
+@given(cuts=st.lists(st.integers(0, 500), max_size=6), seed=st.integers(0, 1000), offset=st.sampled_from([0.0, 1000.0]))
+def test_parts_give_the_result_of_the_whole(cuts, seed, offset):
+    values = np.random.default_rng(seed).normal(offset, [0.1, 5.0, 0.0], (500, 3))
+    running = RunningStatistics(3)
+    for part in np.split(values, sorted(cuts)):
+        running.add(part)
+    _assert_equal(running.result(), values)
+
+
+def test_quantiles_of_a_reservoir_are_close():
+    values = np.random.default_rng(0).normal(size=(200_000, 2))
+    running = RunningStatistics(2, sample=20_000)
+    for part in np.array_split(values, 37):
+        running.add(part)
+    result = running.result()
+    np.testing.assert_allclose(result["mean"], values.mean(0), atol=1e-6)
+    # 1 % quantile of 20,000 normal values: standard error about 0.026
+    np.testing.assert_allclose(result["q01"], np.quantile(values, 0.01, axis=0), atol=0.12)
+    np.testing.assert_allclose(result["q99"], np.quantile(values, 0.99, axis=0), atol=0.12)
+
+
+def test_nothing_and_nan_are_errors():
+    with pytest.raises(ValueError, match="no values"):
+        RunningStatistics(2).result()
+    with pytest.raises(ValueError, match="NaN"):
+        RunningStatistics(2).add(np.array([[0.0, np.nan]]))
+
+
+@pytest.mark.parametrize("plans", [True, False])
+def test_dataset_statistics_use_valid_steps_only(tmp_path, plans):
+    write_dataset(tmp_path, [4, 5, 3], 2, without=() if plans else ("action_plan", "action_plan_length"))
+    paths = sorted((tmp_path / "data").iterdir())
+    rows = [row for path in paths for row in shards.read_rows(path)]
+    stats = compute_statistics(paths)
+    assert list(stats) == ["franka_panda"]
+    entry = stats["franka_panda"]
+    _assert_equal(entry["state"], np.stack([row["observation.state"] for row in rows]).astype(float))
+    _assert_equal(entry["keyframe_pose"], np.stack([row["keyframe_pose"] for row in rows]).astype(float))
+    if plans:
+        actions = np.concatenate([row["action_plan"][: row["action_plan_length"]] for row in rows])
+    else:
+        actions = np.stack([row["action"] for row in rows])
+    _assert_equal(entry["action"], actions.astype(float))
+
+
+def test_camera_ranges_are_those_of_the_frames(tmp_path):
+    """Three cameras whose angles are set by hand: straight along base x, then turned left, then tilted down."""
+    rng, rows = np.random.default_rng(0), []
+    turn, tilt = np.radians(30), np.radians(20)
+    forwards = [[1, 0, 0], [np.cos(turn), np.sin(turn), 0], [np.cos(tilt), 0, -np.sin(tilt)]]
+    for frame, forward in enumerate(forwards):
+        row = make_row(rng, 0, frame)
+        pose = np.eye(4)
+        right = np.cross(forward, [0, 0, 1]) / np.linalg.norm(np.cross(forward, [0, 0, 1]))
+        pose[:3, :3] = np.stack([right, np.cross(forward, right), forward], axis=1)
+        pose[:3, 3] = [-0.8, 0.1 * frame, 0.4]
+        row |= {
+            "calibration.transform_camera_to_base": pose.astype(np.float32),
+            "calibration.baseline_m": 0.06 + frame / 1000,
+        }
+        rows.append(row)
+    for index in range(2):  # over two shards
+        encoded = [shards.encode_row(row) for row in rows[index::2]]
+        shards.write_shard(tmp_path / f"{index}.parquet", encoded, temporary=tmp_path / "t")
+    ranges = camera_ranges([tmp_path / "0.parquet", tmp_path / "1.parquet"])["franka_panda"]
+    wanted = {
+        "azimuth, deg": [0, 30],
+        "elevation, deg": [-20, 0],
+        "baseline, m": [0.06, 0.062],
+        "position y, m": [0, 0.2],
+    }
+    wanted |= {"position x, m": [-0.8, -0.8], "focal length x, px": [40, 40], "principal point y, px": [16, 16]}
+    for name, pair in wanted.items():
+        np.testing.assert_allclose(ranges[name], pair, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("angles", "arc"),
+    [
+        ([0.0, 30.0, 12.5], [0, 30]),
+        ([179.0, -178.5, 180.0], [179, 181.5]),
+        ([-90.0, 90.0, 170.0], [90, 270]),
+        ([45.0], [45, 45]),
+        ([-180.0, 180.0], [-180, -180]),
+    ],
+)
+def test_azimuths_go_on_beyond_180(angles, arc):
+    assert smallest_arc(angles) == pytest.approx(arc)

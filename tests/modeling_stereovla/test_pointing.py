@@ -1,0 +1,68 @@
+"""The pointing targets against a brute-force bilinear reference, and that pointing can be learned and reads out."""
+
+import torch
+
+from stereovla.modeling_stereovla import StereoVLAConfig
+from stereovla.modeling_stereovla.pointing import Pointers, soft_token_targets
+
+
+def test_targets_reproduce_the_point_and_sum_to_one():
+    grid, patch = 8, 16
+    points = torch.tensor([[24.0, 40.0], [100.0, 8.0], [64.0, 64.0], [37.5, 90.25]])
+    weights, known = soft_token_targets(points, grid, patch)
+    assert known.all()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(4))
+    v, u = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
+    centres = torch.stack([(u + 0.5) * patch, (v + 0.5) * patch], -1).reshape(-1, 2)
+    torch.testing.assert_close(weights @ centres, points)  # inside the outer token centres, bilinear weights are exact
+    assert ((weights > 0).sum(-1) <= 4).all()
+
+
+def test_unknown_points_have_no_weight():
+    points = torch.tensor([[float("nan"), 3.0], [-1.0, 5.0], [5.0, 129.0], [128.0, 0.0]])
+    weights, known = soft_token_targets(points, 8, 16)
+    assert known.tolist() == [False, False, False, True]
+    assert weights[:3].sum() == 0 and weights[3].argmax() == 7
+
+
+def test_a_pointer_learns_to_find_the_token_that_differs():
+    config = StereoVLAConfig.from_preset("tiny", use_pointers=True)
+    torch.manual_seed(0)
+    pointers = Pointers(config)
+    grid, hidden = 4, config.text_config.hidden_size
+    signature = torch.randn(2, hidden)
+    optimizer = torch.optim.Adam(pointers.parameters(), lr=3e-3)
+    for _ in range(150):
+        where = torch.randint(grid**2, (32, 2))
+        tokens = 0.1 * torch.randn(32, grid**2, hidden)
+        for kind in range(2):
+            tokens[torch.arange(32), where[:, kind]] += signature[kind]
+        points = torch.stack([where % grid, where // grid], -1) * 16.0 + 8.0
+        text, mask = torch.randn(32, 5, hidden), torch.ones(32, 5, dtype=torch.bool)
+        logits, read_out = pointers(tokens, text, mask)
+        loss = pointers.losses(logits, points).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert (logits.argmax(-1) == where).float().mean() > 0.9
+    assert read_out.shape == (32, 2, config.expert_hidden_size)
+
+
+def test_loss_ignores_unknown_points():
+    config = StereoVLAConfig.from_preset("tiny", use_pointers=True)
+    pointers = Pointers(config)
+    logits = torch.randn(2, 2, 16)
+    points = torch.tensor([[[8.0, 8.0], [24.0, 8.0]], [[float("nan")] * 2, [float("nan")] * 2]])
+    losses = pointers.losses(logits, points)
+    torch.testing.assert_close(losses[:1], pointers.losses(logits[:1], points[:1]))
+    assert (losses[0] > 0).all() and (losses[1] == 0).all()
+
+
+def test_displacement_loss_ignores_samples_without_a_keyframe():
+    pointers = Pointers(StereoVLAConfig.from_preset("tiny", use_pointers=True))
+    predicted, truth = torch.randn(3, 7), torch.randn(3, 7)
+    truth[1] = float("nan")
+    expected = torch.nn.functional.smooth_l1_loss(predicted[[0, 2]], truth[[0, 2]], beta=0.1)
+    losses = pointers.displacement_losses(predicted, truth)
+    torch.testing.assert_close(losses.sum() / 2, expected)
+    assert losses[1] == 0

@@ -1,0 +1,219 @@
+"""The processor of a converted model: from published folders to actions in a fresh process, and what is refused."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_lines import COMMAND, main
+from PIL import Image
+from published_folders import assembly, release, released_shapes, write_parts
+from published_weights import random_weights
+from safetensors.torch import load_file
+from sentencepiece_folder import TEXTS, VOCABULARY, train, write_tokenizer
+
+from stereovla.modeling_stereovla import StereoVLAForActionPrediction, convert_parts, convert_stereovla
+from stereovla.processing import StereoProcessor, convert_processor
+from stereovla.processing.convert_processor import build_processor, read_config, write_processor
+
+ROOT = Path(__file__).parents[2]
+CONVERT = [*COMMAND, "convert", "processor"]
+INSTRUCTION = "pick up the red cube"
+STATE = [[0.1, -0.2, 0.3, 0.0, 0.1, -0.1, 1.0], [0.2, -0.1, 0.3, 0.1, 0.1, -0.1, -1.0]]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    """Folder of the language model's tokenizer, and sentencepiece's own."""
+    folder = tmp_path_factory.mktemp("internlm2")
+    return folder, write_tokenizer(folder, train())
+
+
+@pytest.fixture
+def released(tmp_path):
+    """Folder of the converted release."""
+    rows = -(-(VOCABULARY + 1) // 64) * 64  # the release's padding
+    return convert_stereovla.convert(
+        release(tmp_path / "release", random_weights(released_shapes(rows)), vocabulary=VOCABULARY)
+    )
+
+
+@pytest.fixture(scope="module")
+def assembled(tmp_path_factory):
+    """Folder of a model that was put together from parts."""
+    folder = tmp_path_factory.mktemp("assembled")
+    return convert_parts.convert(assembly(write_parts(folder / "parts", VOCABULARY), folder / "model"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+FRESH = """
+import importlib.util, json, sys
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import AutoModel, AutoProcessor
+
+folder, images, request, noise, result = sys.argv[1:]
+assert not any(importlib.util.find_spec(name) for name in ("modeling_stereovla", "processing"))
+model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+for part in (model, processor, processor.image_processor):
+    assert type(part).__module__.startswith("transformers_modules"), type(part)
+pair = [Image.open(f"{images}/{side}.png") for side in ("left", "right")]
+inputs = processor(images=pair, **json.loads(request))
+chunk = model.predict_action(**inputs, noise=torch.tensor(json.loads(noise)))
+actions = processor.decode_actions(chunk, embodiment="epiclab_franka")
+logits = model(**{name: inputs[name] for name in ("input_ids", "pixel_values")}).logits.detach()
+save_file({**inputs, "logits": logits, "chunk": chunk, "actions": torch.from_numpy(actions)}, result)
+"""
+
+
+@torch.no_grad()
+def test_converted_release_acts_in_a_fresh_process_as_in_this_one(released, tokenizer, tmp_path):
+    """Both commands' folder, loaded by the Auto classes where this package is not installed (-I), on a real pair."""
+    folder, reference = tokenizer
+    command = [*CONVERT, "--model", str(released), "--tokenizer", str(folder)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0 and "has its processor" in run.stdout, run.stderr[-2000:]
+
+    request = {"text": INSTRUCTION, "state": STATE, "embodiment": "epiclab_franka"}
+    noise = torch.randn(1, 5, 7, generator=torch.Generator().manual_seed(0))
+    (tmp_path / "elsewhere").mkdir()
+    arguments = [released, ROOT / "docs" / "images", json.dumps(request), json.dumps(noise.tolist())]
+    result = tmp_path / "result.safetensors"
+    run = subprocess.run(
+        [sys.executable, "-I", "-c", FRESH, *map(str, arguments), str(result)],
+        cwd=tmp_path / "elsewhere",
+        env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    found = load_file(result)
+
+    # the same here, with a processor that was never saved
+    processor = build_processor(released, folder)
+    model = StereoVLAForActionPrediction.from_pretrained(released).eval()
+    pair = [Image.open(ROOT / "docs" / "images" / f"{side}.png") for side in ("left", "right")]
+    inputs = processor(images=pair, **request)
+    assert found.keys() == inputs.keys() | {"logits", "chunk", "actions"}
+    for name, value in inputs.items():
+        assert torch.equal(found[name], value), name
+    logits = model(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"]).logits
+    torch.testing.assert_close(found["logits"], logits, atol=1e-6, rtol=0)
+    chunk = model.predict_action(**inputs, noise=noise)
+    torch.testing.assert_close(found["chunk"], chunk, atol=1e-6, rtol=0)
+
+    # and by hand: the prompt by sentencepiece, states as bins of the release's percentiles, actions in robot units
+    prompt = reference.encode(f"In: What action should the robot take to {INSTRUCTION}?\nOut: ")
+    ids = found["input_ids"][0].tolist()
+    assert ids[: -4 * 7] == [1, *[VOCABULARY + 1] * 256, *prompt]
+    low, high = np.linspace(-1, -0.5, 7), np.linspace(0.5, 1, 7)
+    normalised = (2 * (np.array(STATE) - low) / (high - low) - 1)[[0, 0, 0, 1]]
+    bins = np.clip(np.digitize(normalised, np.linspace(-1, 1, 64)), 1, 64)
+    assert ids[-4 * 7 :] == (VOCABULARY - bins).ravel().tolist()
+    by_hand = (found["chunk"][0].numpy() + 1) * (high - low) + 2 * low
+    np.testing.assert_allclose(found["actions"][0].numpy(), by_hand, atol=1e-5)
+
+
+def test_processor_says_what_the_release_says(released, tokenizer):
+    write_processor(build_processor(released, tokenizer[0]), released)
+    processor = StereoProcessor.from_pretrained(released)
+    arguments = json.loads((released / "processor_arguments.json").read_text())
+    for name, value in arguments.items():
+        assert getattr(processor, name) == value, name
+    assert processor.max_length == 2048 and processor.control_rates_hz == {"epiclab_franka": 5.0}
+    assert (processor.chunk_size, processor.state_history, processor.state_dim, processor.action_dim) == (5, 4, 7, 7)
+    assert (processor.bins.num_bins, processor.bins.vocab_size) == (64, VOCABULARY)
+    assert (processor.image_token_id, processor.tokenizer.pad_token_id) == (VOCABULARY + 1, VOCABULARY)
+    assert processor.image_processor.target_size == (224, 224)
+    assert not list(released.glob("convert_*")) and not list(released.glob("*chat*"))
+
+
+def test_processor_of_assembled_parts_has_no_statistics(assembled, tokenizer):
+    folder, reference = tokenizer
+    write_processor(build_processor(assembled, folder), assembled)
+    processor = StereoProcessor.from_pretrained(assembled)
+    pair = [Image.open(ROOT / "docs" / "images" / f"{side}.png") for side in ("left", "right")]
+    batch = processor(images=pair, text="green apple", objective="box")  # needs none
+    prompt = reference.encode(TEXTS[2])
+    assert batch["input_ids"][0].tolist() == [1, *[VOCABULARY + 1] * 256, *prompt]
+    with pytest.raises(ValueError, match="this processor has no statistics: pass norm_stats"):
+        processor(images=pair, text=INSTRUCTION, state=STATE, embodiment="arm")
+    with pytest.raises(ValueError, match="this processor has no statistics"):
+        processor.decode_actions(torch.zeros(1, 5, 7), embodiment="arm")
+    limits = {"q01": [-1.0] * 7, "q99": [1.0] * 7}
+    statistics = {"arm": dict.fromkeys(("state", "action", "keyframe_pose"), limits)}
+    processor = StereoProcessor.from_pretrained(assembled, norm_stats=statistics)
+    inputs = processor(images=pair, text=INSTRUCTION, state=STATE, embodiment="arm")
+    chunk = StereoVLAForActionPrediction.from_pretrained(assembled).eval().predict_action(**inputs, num_steps=2)
+    np.testing.assert_allclose(processor.decode_actions(chunk, embodiment="arm"), chunk.numpy(), atol=1e-6)
+
+
+# ---- files
+
+
+def test_files_appear_together_and_are_never_replaced(released, tokenizer, monkeypatch):
+    before = contents(released)
+    processor = build_processor(released, tokenizer[0])
+
+    def fail_at_last(path, target, rename=Path.rename):
+        if path.name == "processor_config.json":
+            assert [*path.parent.iterdir()] == [path], "without this file a folder has no processor: it must come last"
+            raise OSError("no space left")
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
+        patch.setattr(Path, "rename", fail_at_last)
+        write_processor(processor, released)
+    assert contents(released) == before
+
+    write_processor(processor, released)
+    after = contents(released)
+    assert {name: after[name] for name in before} == before
+    assert {"processor_config.json", "tokenizer.json", "tokenizer_config.json", "answers.py"} <= after.keys()
+    write_processor(processor, released)  # is there already
+    assert contents(released) == after
+
+    processor.norm_stats = None
+    with pytest.raises(
+        FileExistsError, match=r"different \['processor_config.json'\], missing \[\]; remove answers.py"
+    ):
+        write_processor(processor, released)
+    (released / "tokenizer.json").unlink()
+    with pytest.raises(FileExistsError, match=r"missing \['tokenizer.json'\]"):
+        write_processor(build_processor(released, tokenizer[0]), released)
+    del after["tokenizer.json"]
+    assert contents(released) == after
+
+
+def test_other_models_and_tokenizers_are_refused(assembled, tmp_path):
+    with pytest.raises(FileNotFoundError, match="config.json"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ValueError, match="holds a 'llama', not a 'stereovla'"):
+        read_config(tmp_path)
+    before = contents(assembled)
+    other = train()
+    del other.pieces[-1]
+    write_tokenizer(tmp_path / "other", other)
+    with pytest.raises(ValueError, match="ids {'<PAD>': 560, '<image>': 561}; the tokenizer of .* has 559 tokens"):
+        build_processor(assembled, tmp_path / "other")
+    assert contents(assembled) == before
+
+
+def test_every_option_is_explained(capsys):
+    with pytest.raises(SystemExit):
+        main(["convert", "processor", "--help"])
+    text = capsys.readouterr().out
+    assert "stereovla convert processor --model" in text
+    for option in fields(convert_processor.Options):
+        assert f"--{option.name}" in text and option.metadata["help"]

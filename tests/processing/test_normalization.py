@@ -1,0 +1,202 @@
+"""Normalisation against the recorded official numbers and as exact inverse pairs; rotations against elementary ones."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from stereovla.processing import normalization as nm
+
+GOLDENS = Path(__file__).parents[2] / ".." / "shared" / "goldens" / "stereovla_miniature"
+needs_goldens = pytest.mark.skipif(not GOLDENS.is_dir(), reason="recorded reference tensors are not here")
+MODES = sorted(nm.STATISTICS_OF_MODE)
+numbers = st.floats(-1e3, 1e3, allow_nan=False, width=64)
+
+
+def statistics(low, high, **more):
+    low, high = np.asarray(low, float), np.asarray(high, float)
+    names = {"min": low - 0.1, "max": high + 0.1, "q01": low, "q99": high, "mean": (low + high) / 2, "std": high - low}
+    return {name: np.broadcast_to(value, low.shape).tolist() for name, value in (names | more).items()}
+
+
+def normalizer(mode="quantiles", low=(-1.0, 0.0, 5.0), high=(1.0, 0.5, 9.0), **more):
+    return nm.Normalizer({"arm": {"state": statistics(low, high, **more)}}, mode)
+
+
+@needs_goldens
+def test_matches_the_released_normaliser():
+    case = json.loads((GOLDENS / "case.json").read_text())["normaliser"]
+    ours = {"proprio": "state", "action": "action", "goal": "keyframe_pose"}
+    stats = {ours[key]: {"q01": s["min"], "q99": s["max"]} for key, s in case["stats"].items()}
+    norm = nm.Normalizer({"arm": stats})
+    for key in ours:
+        got = norm.normalize(case[f"{key}_in"], "arm", ours[key])
+        np.testing.assert_allclose(got, case[f"{key}_normed"], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(norm.unnormalize(case["inverse_in"], "arm", "action"), case["inverse_out"], atol=1e-12)
+
+
+@settings(max_examples=60)
+@given(
+    mode=st.sampled_from(MODES),
+    low=numbers,
+    span=st.floats(1e-3, 1e3),
+    values=st.lists(numbers, min_size=1, max_size=5),
+)
+def test_inverse_pairs(mode, low, span, values):
+    norm = normalizer(mode, [low], [low + span])
+    values = np.array(values)[:, None]
+    there = norm.normalize(values, "arm", "state")
+    back = norm.unnormalize(there, "arm", "state")
+    np.testing.assert_allclose(back, values, rtol=0, atol=1e-12 * (abs(low) + span + np.abs(values).max()))
+    again = norm.normalize(back, "arm", "state")
+    np.testing.assert_allclose(again, there, rtol=1e-9, atol=1e-9 * (1 + (abs(low) + 1e3) / span))
+
+
+@pytest.mark.parametrize("mode, ends", [("quantiles", ("q01", "q99")), ("min_max", ("min", "max"))])
+def test_range_maps_to_one(mode, ends):
+    norm = normalizer(mode)
+    stats = norm.norm_stats["arm"]["state"]
+    np.testing.assert_allclose(
+        norm.normalize([stats[e] for e in ends], "arm", "state"), [[-1] * 3, [1] * 3], atol=1e-12
+    )
+    # Nothing is clipped.
+    assert (norm.normalize(np.add(stats[ends[1]], 1.0), "arm", "state") > 1).all()
+
+
+def test_mean_std():
+    norm = normalizer("mean_std")
+    stats = norm.norm_stats["arm"]["state"]
+    assert norm.normalize(stats["mean"], "arm", "state").tolist() == [0, 0, 0]
+    one_above = np.add(stats["mean"], stats["std"])
+    np.testing.assert_allclose(norm.normalize(one_above, "arm", "state"), [1, 1, 1], atol=1e-12)
+
+
+@pytest.mark.parametrize("mode, fixed", [("quantiles", -1.0), ("min_max", -1.0), ("mean_std", 0.0)])
+def test_constant_dimensions_carry_nothing(mode, fixed):
+    flat = {"min": [0.3, 0.0], "max": [0.3, 1.0]}
+    norm = normalizer(mode, [0.3, 0.0], [0.3, 1.0], **flat)
+    assert norm.normalize([[0.3, 0.5], [0.31, 0.5]], "arm", "state")[:, 0].tolist() == [fixed, fixed]
+    assert norm.unnormalize([[fixed, 0.0], [0.7, 0.0]], "arm", "state")[:, 0].tolist() == [0.3, 0.3]
+
+
+def test_collapsed_quantiles_keep_rare_values():
+    """A gripper that closes in fewer than 1 % of the frames has both quantiles at 1."""
+    norm = nm.Normalizer({"arm": {"action": {"q01": [1.0], "q99": [1.0], "min": [-1.0], "max": [1.0]}}})
+    assert norm.normalize([[-1.0], [1.0]], "arm", "action").tolist() == [[-1.0], [1.0]]
+    assert norm.unnormalize([[-1.0], [1.0]], "arm", "action").tolist() == [[-1.0], [1.0]]
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda n: n.normalize([[0, 0, 0], [0, np.nan, 0]], "arm", "state"), r"state\[1, 1\] is nan"),
+        (lambda n: n.unnormalize([0, 0, np.inf], "arm", "state"), r"normalised state\[2\] is inf"),
+        (lambda n: n.normalize([0, 0], "arm", "state"), r"shape \(2,\); the last dimension must be 3"),
+        (lambda n: n.normalize([0, 0, 0], "leg", "state"), r"unknown embodiment 'leg'; valid embodiments: \['arm'\]"),
+        (lambda n: n.normalize([0, 0, 0], "arm", "action"), r"no 'action'; it has \['state'\]"),
+    ],
+)
+def test_bad_values(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(normalizer())
+
+
+def test_missing_statistics():
+    with pytest.raises(ValueError, match="no statistics: pass norm_stats"):
+        nm.Normalizer(None).normalize([0.0], "arm", "state")
+
+
+@pytest.mark.parametrize(
+    "stats, mode, message",
+    [
+        (
+            {"arm": {"state": {"q01": [0.0], "q99": [1.0]}}},
+            "quantile",
+            r"valid modes: \['mean_std', 'min_max', 'quantiles'\]",
+        ),
+        ({"arm": {"state": {"q01": [0.0]}}}, "quantiles", r"lacks \['q99'\].*it has \['q01'\]"),
+        ({"arm": {"state": {"q01": [0.0], "q99": [1.0, 2.0]}}}, "quantiles", r"\['q99'\] has shape \(2,\)"),
+        (
+            {"arm": {"state": {"q01": [0.0, 2.0], "q99": [1.0, 1.0]}}},
+            "quantiles",
+            r"\['q99'\]\[1\] = 1.0 is below q01\[1\] = 2.0",
+        ),
+        ({"arm": {"state": {"mean": [0.0], "std": [-1.0]}}}, "mean_std", r"\['std'\]\[0\] = -1.0 is below 0"),
+        ({"arm": {"state": {"q01": [0.0], "q99": [float("nan")]}}}, "quantiles", r"\['q99'\]\[0\] is nan"),
+        ({"arm": [1]}, "quantiles", r"norm_stats\['arm'\] must map"),
+    ],
+)
+def test_statistics_are_checked(stats, mode, message):
+    with pytest.raises(ValueError, match=message):
+        nm.Normalizer(stats, mode)
+
+
+def elementary(axis, angle):
+    c, s = np.cos(angle), np.sin(angle)
+    first, second = [(1, 2), (2, 0), (0, 1)][axis]
+    matrix = np.eye(3)
+    matrix[first, first] = matrix[second, second] = c
+    matrix[first, second], matrix[second, first] = -s, s
+    return matrix
+
+
+angles = st.floats(-3.1, 3.1, allow_nan=False)
+
+
+@settings(max_examples=80)
+@given(roll=angles, pitch=st.floats(-1.5, 1.5), yaw=angles, vector=st.tuples(*[st.floats(-2, 2)] * 3))
+def test_rotations_agree(roll, pitch, yaw, vector):
+    matrix = nm.rpy_to_matrix([roll, pitch, yaw])
+    np.testing.assert_allclose(matrix, elementary(2, yaw) @ elementary(1, pitch) @ elementary(0, roll), atol=1e-12)
+    np.testing.assert_allclose(nm.matrix_to_rpy(matrix), [roll, pitch, yaw], atol=1e-9)
+    quaternion = nm.matrix_to_quaternion(matrix)
+    # Half angles give the quaternion without going through the matrix.
+    half = [np.array([np.cos(a / 2), *np.sin(a / 2) * np.eye(3)[i]]) for i, a in ((2, yaw), (1, pitch), (0, roll))]
+    product = multiply(multiply(half[0], half[1]), half[2])
+    assert min(np.abs(product - quaternion).max(), np.abs(product + quaternion).max()) < 1e-9
+    assert quaternion[np.flatnonzero(np.abs(quaternion) > 1e-9)[0]] > 0
+    conjugate = quaternion * [1, -1, -1, -1]
+    rotated = multiply(multiply(quaternion, np.array([0, *vector])), conjugate)[1:]
+    np.testing.assert_allclose(matrix @ vector, rotated, atol=1e-9)
+    np.testing.assert_allclose(nm.quaternion_to_matrix(quaternion * 3), matrix, atol=1e-9)
+    np.testing.assert_allclose(nm.rpy_to_quaternion([roll, pitch, yaw]), quaternion, atol=1e-9)
+    assume(abs(abs(pitch) - np.pi / 2) > 1e-3)
+    np.testing.assert_allclose(nm.quaternion_to_rpy(quaternion), [roll, pitch, yaw], atol=1e-7)
+
+
+def multiply(a, b):
+    w, v = a[0] * b[0] - a[1:] @ b[1:], a[0] * b[1:] + b[0] * a[1:] + np.cross(a[1:], b[1:])
+    return np.array([w, *v])
+
+
+@pytest.mark.parametrize("pitch", [np.pi / 2, -np.pi / 2])
+def test_gimbal_lock_keeps_the_rotation(pitch):
+    matrix = nm.rpy_to_matrix([0.4, pitch, -0.9])
+    rpy = nm.matrix_to_rpy(matrix)
+    assert rpy[0] == 0
+    np.testing.assert_allclose(nm.rpy_to_matrix(rpy), matrix, atol=1e-7)
+
+
+def test_rotations_are_batched():
+    rpy = np.random.default_rng(0).uniform(-1, 1, (2, 5, 3))
+    quaternions = nm.rpy_to_quaternion(rpy)
+    assert quaternions.shape == (2, 5, 4)
+    np.testing.assert_allclose(quaternions[1, 3], nm.rpy_to_quaternion(rpy[1, 3]))
+    np.testing.assert_allclose(nm.quaternion_to_rpy(quaternions), rpy, atol=1e-9)
+
+
+def test_half_turns_have_one_quaternion():
+    for axis in range(3):
+        np.testing.assert_allclose(nm.matrix_to_quaternion(elementary(axis, np.pi)), [0, *np.eye(3)[axis]], atol=1e-9)
+    with pytest.raises(ValueError, match="length 0"):
+        nm.quaternion_to_matrix([0, 0, 0, 0])
+
+
+@given(angle=st.floats(-20, 20), turns=st.integers(-3, 3))
+def test_wrap_angle(angle, turns):
+    wrapped = nm.wrap_angle(angle + 2 * np.pi * turns)
+    assert -np.pi <= wrapped < np.pi
+    np.testing.assert_allclose([np.cos(wrapped), np.sin(wrapped)], [np.cos(angle), np.sin(angle)], atol=1e-9)

@@ -1,0 +1,425 @@
+"""StereoProcessor: every objective and its inverse, batches, errors, saving, remote loading."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stereovla.processing import StereoImageProcessorPil, StereoProcessor, build_tokenizer
+from stereovla.processing.answers import CameraParameters, action_prompt
+from stereovla.processing.camera_geometry import Calibration, StereoPairError, project_points
+
+RNG = np.random.default_rng(0)
+LOW, HIGH = np.array([0.2, -0.4, 0.0, -0.5, -0.5, -1.0, 0.0]), np.array([0.8, 0.4, 0.5, 0.5, 0.5, 1.0, 1.0])
+POSE = np.array([0.5, 0.1, 0.2, 0.0, 0.1, -0.3, 1.0])
+CALIBRATION = {
+    "focal_length_px": [60.0, 60.0],
+    "principal_point_px": [32.0, 32.0],
+    "baseline_m": 0.063,
+    "transform_camera_to_base": [[0, -0.6, 0.8, -0.1], [-1, 0, 0, 0.1], [0, -0.8, -0.6, 0.7], [0, 0, 0, 1.0]],
+}
+BOXES = [[10, 12, 30, 40], [4, 12, 24, 40]]
+
+
+def statistics(low, high):
+    return {"q01": list(low), "q99": list(high)}
+
+
+STATS = {
+    "arm": {
+        "state": statistics(LOW, HIGH),
+        "action": statistics([-0.05] * 6 + [-1], [0.05] * 6 + [1]),
+        "keyframe_pose": statistics(LOW, HIGH),
+    },
+    "other": {"state": statistics(LOW - 1, HIGH + 1), "action": statistics([-0.1] * 7, [0.1] * 7)},
+}
+
+
+def make_processor(**options):
+    tokenizer = build_tokenizer(["pick up the red cube", "red cube", "blue ball"], num_bins=64)
+    options = {"num_visual_tokens": 16, "num_bins": 64, "norm_stats": STATS, "check_stereo": False} | options
+    return StereoProcessor(StereoImageProcessorPil(size={"height": 64, "width": 64}), tokenizer, **options)
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return make_processor()
+
+
+def pair(seed=0, size=64):
+    views = np.random.default_rng(seed).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
+    return [Image.fromarray(view) for view in views]
+
+
+def robot(**more):
+    return {"text": "pick up the red cube", "state": POSE, "embodiment": "arm"} | more
+
+
+# ------------------------------------------------------------------------------------------------ objectives, inverses
+
+
+def answer_ids(batch, row=0):
+    labels = batch["labels"][row]
+    return labels[labels != -100].tolist()
+
+
+def test_action(processor):
+    actions = RNG.uniform(-0.05, 0.05, (5, 7))
+    mask = [True, True, True, False, False]
+    batch = processor(pair(), **robot(actions=actions, action_mask=mask, keyframe_pose=POSE, return_labels=True))
+    assert batch["actions"].shape == (1, 8, 7) and batch["state"].shape == (1, 4, 7)
+    assert batch["action_mask"].tolist() == [mask + [False] * 3] and batch["is_action"].tolist() == [True]
+    np.testing.assert_allclose(processor.decode_actions(batch["actions"], "arm")[0, :5], actions, atol=1e-6)
+    assert (batch["actions"][0, 5:] == 0).all()
+    ids = answer_ids(batch)  # current state, pose, EOS
+    assert len(ids) == 15 and ids[-1] == processor.tokenizer.eos_token_id and ids[:7] == ids[7:14]
+    poses, valid = processor.decode_poses([ids[7:]], "arm")
+    np.testing.assert_allclose(poses[0], POSE, atol=((HIGH - LOW) / 126).max() + 1e-6)
+    assert valid.tolist() == [True] and poses.dtype == np.float32
+    row = batch["input_ids"][0].tolist()
+    text = processor.tokenizer(action_prompt("pick up the red cube"), add_special_tokens=False)["input_ids"]
+    assert row[: 17 + len(text)] == [1] + [processor.image_token_id] * 16 + text
+    assert processor.bins.is_bin(row[17 + len(text) : -1]).all() and len(row) == 17 + len(text) + 28 + 7 + 1
+
+
+def test_pose_has_no_action_loss(processor):
+    action = processor(pair(), **robot(actions=np.zeros((8, 7)), keyframe_pose=POSE, return_labels=True))
+    pose = processor(pair(), **robot(objective="pose", keyframe_pose=POSE, return_labels=True))
+    assert torch.equal(action["input_ids"], pose["input_ids"]) and torch.equal(action["labels"], pose["labels"])
+    assert torch.equal(action["state"], pose["state"])
+    assert action["is_action"].all() and not pose["is_action"].any() and not pose["actions"].any()
+
+
+def test_box(processor):
+    batch = processor(pair(), "red cube", objective="box", boxes=BOXES, return_labels=True)
+    ids = answer_ids(batch)
+    assert len(ids) == 8 and batch["input_ids"][0, -1] == ids[-1]  # no EOS
+    boxes, valid = processor.decode_boxes([ids])
+    np.testing.assert_allclose(boxes[0], BOXES, atol=64 / 126 + 1e-3)
+    assert valid.tolist() == [True]
+    assert not batch["state"].any()
+    bad = [ids[:7] + [5], ids[2:4] + ids[:2] + ids[4:]]  # no bin; corners in the wrong order
+    assert processor.decode_boxes(bad)[1].tolist() == [False, False]
+
+
+def test_boxes_come_back_in_source_pixels(processor):
+    boxes = np.array([[100, 20, 180, 90], [80, 20, 160, 90]])
+    wide = [view.resize((240, 120)) for view in pair()]
+    batch = processor(wide, "red cube", objective="box", boxes=boxes, return_labels=True)
+    decoded, _ = processor.decode_boxes([answer_ids(batch)], source_size=(120, 240))
+    np.testing.assert_allclose(decoded[0], boxes, atol=240 / 126 + 0.1)
+
+
+def test_depth(processor):
+    points, depths = [[16.2, 21.7], [3, 5]], [0.532, 1.205]
+    batch = processor(pair(), objective="depth", points_px=points, depths_m=depths, return_labels=True)
+    text = processor.tokenizer.decode(batch["input_ids"][0][17:])
+    assert text == "In: What is the depth at (16, 21), (3, 5) in the image?\nOut: [0.53,1.21]</s>"
+    ids = answer_ids(batch)
+    assert processor.decode_depths([ids + [7, 8], ids[:3] + [0] * 3, []]) == [[0.53, 1.21], None, None]
+
+
+def test_camera(processor):
+    batch = processor(pair(), objective="camera", calibration=CALIBRATION, return_labels=True)
+    camera, garbage = processor.decode_cameras([answer_ids(batch), [5, 6, 7]])
+    assert garbage is None
+    assert camera.focal_length == (0.938, 0.938) and camera.principal_point == (0.5, 0.5) and camera.baseline_m == 0.063
+    np.testing.assert_allclose(camera.position_m, [-0.1, 0.1, 0.7])
+    assert isinstance(camera, CameraParameters)
+    # A camera of twice the size with twice the focal length is the same camera.
+    double = {k: np.multiply(v, 2) if k.endswith("_px") else v for k, v in CALIBRATION.items()}
+    large = processor(pair(size=128), objective="camera", calibration=double, return_labels=True)
+    assert answer_ids(large) == answer_ids(batch)
+
+
+def test_inference_prompts_stop_where_the_answer_begins(processor):
+    for objective, answer in (
+        ("action", robot(actions=np.zeros((8, 7)), keyframe_pose=POSE)),
+        ("pose", robot(keyframe_pose=POSE)),
+        ("box", {"text": "red cube", "boxes": BOXES}),
+        ("depth", {"points_px": [5, 5], "depths_m": 0.5}),
+        ("camera", {"calibration": CALIBRATION}),
+    ):
+        trained = processor(pair(), objective=objective, **answer, return_labels=True)
+        asked = {k: v for k, v in answer.items() if k not in ("actions", "keyframe_pose", "boxes", "depths_m")}
+        prompt = processor(pair(), objective=objective, **asked)
+        assert set(prompt) == {"pixel_values", "input_ids", "attention_mask", "state"}
+        length = prompt["input_ids"].shape[1]
+        assert torch.equal(prompt["input_ids"], trained["input_ids"][:, :length])
+        supervised = (trained["labels"][0] != -100).nonzero()[0, 0]
+        assert length == supervised + (7 if objective in ("action", "pose") else 0)  # the current state is given
+
+
+def test_disparity_and_points(processor):
+    depth = RNG.uniform(0.4, 1.0, (64, 64)).astype(np.float32)
+    depth[:3] = 0
+    depth[3, 3] = np.nan
+    batch = processor(
+        pair(), **robot(calibration=CALIBRATION, depth_map=depth, target_px=[10.5, 20], gripper_px=[70, 3])
+    )
+    expected = np.where(depth > 0, 60 * 0.063 / np.where(depth > 0, depth, 1), 0)
+    np.testing.assert_allclose(batch["disparity"][0].numpy(), expected, rtol=1e-5)
+    assert batch["points"][0, 0].tolist() == [10.5, 20] and batch["points"][0, 1].isnan().all()
+    packed = processor(
+        pair(), **robot(calibration=CALIBRATION, depth_map=np.nan_to_num(depth * 1e4).round().astype(np.uint16))
+    )
+    np.testing.assert_allclose(packed["disparity"], batch["disparity"], atol=2e-3)
+
+
+def test_displacement_from_state_to_keyframe(processor):
+    """With the state's statistics on both sides, adding it to the normalised state gives the keyframe back."""
+    keyframe = POSE + 0.03
+    pose = robot(objective="pose", keyframe_pose=keyframe, target_px=[3.0, 4.0])
+    batch = processor(pair(), **pose, return_labels=True)
+    reached = batch["state"][0, -1] + batch["displacement"][0]
+    embodiment = pose["embodiment"]
+    np.testing.assert_allclose(processor.normalizer.unnormalize(reached, embodiment, "state"), keyframe, atol=1e-5)
+    box = processor(pair(), objective="box", text="blue ball", boxes=BOXES, target_px=[3.0, 4.0], return_labels=True)
+    assert box["displacement"].isnan().all()
+    assert "displacement" not in processor(pair(), **robot(target_px=[3.0, 4.0]))
+
+
+def test_disparity_of_a_letterboxed_view(processor):
+    """A point at known depth: its disparity in processed px is the distance of its two processed projections."""
+    wide = [view.resize((160, 120)) for view in pair()]
+    camera = Calibration.from_mapping(CALIBRATION | {"focal_length_px": [150, 150], "principal_point_px": [80, 60]})
+    point = camera.transform_camera_to_base @ [0.02, -0.03, 0.6, 1]
+    right_pose = camera.transform_camera_to_base.copy()
+    right_pose[:3, 3] += right_pose[:3, 0] * 0.063
+    right = Calibration(camera.focal_length_px, camera.principal_point_px, 0.063, right_pose)
+    geometry = processor.image_processor.geometry((120, 160))
+    left_u, right_u = (geometry.points(project_points(point[:3], c))[0] for c in (camera, right))
+    calibration = {name: getattr(camera, name) for name in camera.__dataclass_fields__}
+    batch = processor(wide, **robot(calibration=calibration, depth_map=np.full((120, 160), 0.6)))
+    np.testing.assert_allclose(batch["disparity"][0, 32, 32], left_u - right_u, rtol=1e-5)
+    assert not batch["disparity"][0, :8].any() and not batch["disparity"][0, 56:].any()
+
+
+def test_batch_equals_samples(processor):
+    samples = [
+        robot(objective="action", actions=np.zeros((8, 7)), keyframe_pose=POSE, target_px=[3.0, 4.0]),
+        {"objective": "box", "text": "blue ball", "boxes": BOXES},
+        {"objective": "depth", "points_px": [5, 5], "depths_m": 0.5, "depth_map": np.full((64, 64), 0.5, np.float32)},
+        {"objective": "camera", "gripper_px": [5.0, 6.0]},
+        robot(objective="pose", state=np.stack([POSE, POSE + 0.01]), keyframe_pose=POSE),
+    ]
+    for sample in samples:
+        sample["calibration"] = CALIBRATION
+    pairs = [pair(i) for i in range(5)]
+    names = sorted(set().union(*samples) - {"embodiment"})
+    columns = {name: [sample.get(name) for sample in samples] for name in names}
+    batch = processor(pairs, embodiment="arm", return_labels=True, **columns)
+    assert batch["is_action"].tolist() == [True] + [False] * 4
+    for row, sample in enumerate(samples):
+        single = processor(pairs[row], return_labels=True, **sample)
+        length = single["input_ids"].shape[1]
+        for name in ("input_ids", "labels", "attention_mask"):
+            assert torch.equal(batch[name][row, :length], single[name][0]), (row, name)
+        assert not batch["attention_mask"][row, length:].any() and (batch["labels"][row, length:] == -100).all()
+        for name in set(single) - {"input_ids", "labels", "attention_mask"}:
+            torch.testing.assert_close(batch[name][row], single[name][0], equal_nan=True)
+    left = processor(pairs, embodiment="arm", return_labels=True, padding_side="left", **columns)
+    for row in range(5):
+        on_the_left, on_the_right = left["attention_mask"][row] == 1, batch["attention_mask"][row] == 1
+        assert torch.equal(left["input_ids"][row][on_the_left], batch["input_ids"][row][on_the_right])
+        assert torch.equal(left["labels"][row][on_the_left], batch["labels"][row][on_the_right])
+    assert left["attention_mask"][:, -1].all()
+
+
+def test_inference_batches_are_padded_on_the_left(processor):
+    batch = processor([pair(0), pair(1)], ["pick up the red cube", "pick up"], [POSE, POSE], "arm", return_tensors="np")
+    assert batch["attention_mask"][:, -1].all() and batch["attention_mask"][1, 0] == 0
+    assert all(isinstance(value, np.ndarray) for value in batch.values())
+
+
+def test_embodiments_have_their_own_statistics(processor):
+    batch = processor([pair(0), pair(1)], ["pick up"] * 2, [POSE, POSE], ["arm", "other"])
+    single = processor(pair(0), "pick up", POSE, "other")
+    assert torch.equal(batch["state"][1], single["state"][0]) and not torch.equal(batch["state"][0], batch["state"][1])
+    chunk = torch.ones(2, 8, 7, dtype=torch.bfloat16)
+    decoded = processor.decode_actions(chunk, ["arm", "other"])
+    np.testing.assert_allclose(decoded[:, 0, 0], [0.05, 0.1], rtol=1e-6)
+    assert decoded.dtype == np.float32 and decoded.shape == (2, 8, 7)
+
+
+# -------------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (robot(text=""), "text is ''; objective 'action' needs an instruction"),
+        (robot(text=" \n"), "text is ' .*n'"),
+        (robot(text="pick up <image>"), "contains the reserved token '<image>'"),
+        (robot(state=None), "objective 'action' needs state"),
+        (robot(state=POSE[:6]), r"state has shape \(6,\); expected \(7,\)"),
+        (robot(state=POSE * np.nan), r"state\[0\] is nan"),
+        (robot(embodiment="leg"), r"unknown embodiment 'leg'; valid embodiments: \['arm', 'other'\]"),
+        (robot(embodiment=None), "unknown embodiment None"),
+        (robot(objective="act"), "unknown objective 'act'"),
+        (robot(return_labels=True), "needs keyframe_pose"),
+        (robot(return_labels=True, keyframe_pose=POSE), "needs actions"),
+        (robot(embodiment="other", keyframe_pose=POSE, objective="pose", return_labels=True), "has no 'keyframe_pose'"),
+        (robot(padding_side="middle"), "padding_side='middle'"),
+        ({"objective": "depth"}, "needs points_px"),
+        ({"objective": "depth", "points_px": [64, 3]}, r"points_px \[\[64.0, 3.0\]\] are not in the processed part"),
+        ({"objective": "depth", "points_px": [6, 3], "return_labels": True}, "needs depths_m"),
+        ({"objective": "camera", "return_labels": True}, "needs calibration"),
+        ({"objective": "box", "text": "red cube", "return_labels": True}, "needs boxes"),
+    ],
+)
+def test_bad_samples(processor, call, message):
+    with pytest.raises(ValueError, match=message) as single:
+        processor(pair(), **call)
+    assert not str(single.value).startswith("sample 0")
+    shared = ("return_labels", "padding_side")
+    # What is checked for the whole batch at once does not name the sample; an objective names it in its own way.
+    if not any(part in message for part in ("padding_side", "reserved", "no 'keyframe", "objective 'act'")):
+        good = {"objective": "camera", "calibration": CALIBRATION}
+        columns = {k: [good.get(k), call.get(k)] for k in {*good, *call} - {*shared, "objective"}}
+        objectives = ["camera", call.get("objective", "action")]
+        with pytest.raises(ValueError, match=f"sample 1: .*{message}"):
+            processor([pair(), pair()], objective=objectives, return_labels=call.get("return_labels", False), **columns)
+
+
+def test_bad_views(processor):
+    left, right = pair()
+    with pytest.raises(ValueError, match="has 1 of 2 views"):
+        processor([left, None], **robot())
+    with pytest.raises(ValueError, match=r"left view is \(64, 64\).*right view \(32, 64\)"):
+        processor([left, right.resize((64, 32))], **robot())
+
+
+def test_decoding_errors(processor):
+    with pytest.raises(ValueError, match=r"normalised action\[0, 1, 2\] is nan"):
+        chunk = np.zeros((1, 8, 7))
+        chunk[0, 1, 2] = np.nan
+        processor.decode_actions(chunk, "arm")
+    with pytest.raises(ValueError, match=r"shape \(8, 7\); expected 3 dimensions"):
+        processor.decode_actions(np.zeros((8, 7)), "arm")
+    with pytest.raises(ValueError, match="1 embodiments for a batch of 2"):
+        processor.decode_actions(np.zeros((2, 8, 7)), ["arm"])
+    with pytest.raises(ValueError, match="unknown embodiment"):
+        processor.decode_actions(np.zeros((2, 8, 7)), ["arm", "leg"])
+
+
+def test_missing_statistics():
+    bare = make_processor(norm_stats=None)
+    with pytest.raises(ValueError, match="no statistics: pass norm_stats"):
+        bare(pair(), **robot())
+    with pytest.raises(ValueError, match="no statistics"):
+        bare.decode_actions(np.zeros((1, 8, 7)), "arm")
+    assert bare(pair(), "red cube", objective="box")["input_ids"].shape[0] == 1
+
+
+def test_too_long_is_an_error():
+    text = "pick up the red cube " * 10
+    length = make_processor(max_length=300)(pair(), **robot(text=text))["input_ids"].shape[1]
+    assert make_processor(max_length=length + 8)(pair(), **robot(text=text))["input_ids"].shape[1] == length
+    message = rf"has {length + 8} tokens .16 of them visual, 8 for the answer., the limit is {length + 7}"
+    with pytest.raises(ValueError, match=message):
+        make_processor(max_length=length + 7)(pair(), **robot(text=text))
+
+
+def test_pair_check():
+    """On by default outside training, off in training, and either way at the caller's word."""
+    processor = make_processor(check_stereo=True)
+    left, _ = pair()
+    with pytest.raises(StereoPairError, match=r"images: the left and the right view are the same"):
+        processor([left, left], **robot())
+    with pytest.raises(StereoPairError, match=r"images\[1\]: the left and the right view are the same"):
+        processor([pair(), [left, left]], ["pick up"] * 2, [POSE] * 2, "arm")
+    processor([left, left], **robot(check_stereo=False))
+    train = robot(objective="pose", keyframe_pose=POSE, return_labels=True)
+    processor([left, left], **train)
+    with pytest.raises(StereoPairError):
+        processor([left, left], **train, check_stereo=True)
+
+
+# ---------------------------------------------------------------------------------------------------------- save, load
+
+
+def test_save_and_load(tmp_path):
+    options = {"chunk_size": 5, "control_rates_hz": {"arm": 10.0}, "depth_decimals": 3, "check_stereo": True}
+    ours = make_processor(**options)
+    ours.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "processor_config.json").read_text())
+    assert saved["norm_stats"] == STATS and saved["num_visual_tokens"] == 16 and saved["chunk_size"] == 5
+    again = StereoProcessor.from_pretrained(tmp_path)
+    assert again.to_dict() | {"auto_map": ours.auto_map} == ours.to_dict()
+    assert torch.equal(again(pair(), **robot())["input_ids"], ours(pair(), **robot())["input_ids"])
+    files = {path.name for path in tmp_path.iterdir()}
+    code = {"processing_stereovla", "image_processing_stereovla", "camera_geometry", "normalization", "answers"}
+    assert {f"{name}.py" for name in (*code, "prompt_tokens", "sample_values")} <= files
+    assert "text_tokenizer.py" not in files and "__init__.py" not in files
+
+
+def test_remote_code_in_a_fresh_process(tmp_path):
+    """Loads through the Auto classes in another folder, in an interpreter that cannot import our packages."""
+    folder = tmp_path / "checkpoint"
+    ours = make_processor(check_stereo=True)
+    ours.save_pretrained(folder)
+    views = [np.asarray(view) for view in pair()]
+    np.savez(tmp_path / "views.npz", left=views[0], right=views[1])
+    script = """
+import json, sys
+import numpy as np
+from transformers import AutoImageProcessor, AutoProcessor
+folder = sys.argv[1]
+views = np.load("views.npz")
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+assert AutoImageProcessor.from_pretrained(folder, trust_remote_code=True).target_size == (64, 64)
+processor.save_pretrained("again")
+processor = AutoProcessor.from_pretrained("again", trust_remote_code=True)
+assert type(processor).__module__.startswith("transformers_modules."), type(processor)
+assert type(processor.image_processor).__module__.startswith("transformers_modules.")
+assert "processing" not in sys.modules and "torchvision" not in sys.modules
+batch = processor([views["left"], views["right"]], "pick up the red cube", json.loads(sys.argv[2]), "arm")
+actions = processor.decode_actions(np.full((1, 8, 7), 0.5), "arm")
+np.savez("out.npz", actions=actions, **{name: value.numpy() for name, value in batch.items()})
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", script, str(folder), json.dumps(POSE.tolist())]
+    subprocess.run(command, check=True, cwd=tmp_path, env=environment)
+    out = np.load(tmp_path / "out.npz")
+    expected = ours(pair(), **robot())
+    for name in ("pixel_values", "input_ids", "attention_mask", "state"):
+        np.testing.assert_array_equal(out[name], expected[name].numpy())
+    np.testing.assert_array_equal(out["actions"], ours.decode_actions(np.full((1, 8, 7), 0.5), "arm"))
+
+
+def test_training_batches_are_fast():
+    """A batch of 48 at 128 px: about 30 ms on an idle core; the limit leaves room for a busy machine."""
+    processor = make_processor(num_visual_tokens=64)
+    processor = StereoProcessor(
+        StereoImageProcessorPil(size={"height": 128, "width": 128}), processor.tokenizer, STATS, num_bins=64
+    )
+    size, objectives = 48, ["action", "action", "box", "depth"] * 12
+    arguments = {
+        "images": [pair(i, 128) for i in range(size)],
+        "text": ["pick up the red cube"] * size,
+        "state": [np.stack([POSE] * 4)] * size,
+        "embodiment": "arm",
+        "objective": objectives,
+        "actions": [np.zeros((8, 7))] * size,
+        "keyframe_pose": [POSE] * size,
+        "boxes": [BOXES] * size,
+        "points_px": [[5, 5]] * size,
+        "depths_m": [0.5] * size,
+        "calibration": [CALIBRATION] * size,
+        "depth_map": [np.full((128, 128), 5000, np.uint16)] * size,
+        "target_px": [[5, 5]] * size,
+        "return_labels": True,
+    }
+    processor(**arguments)
+    start = time.process_time()
+    for _ in range(5):
+        processor(**arguments)
+    assert (time.process_time() - start) / 5 < 0.25

@@ -1,0 +1,87 @@
+"""Batches of ids: padding, labels, limits, and the ids that no text may contain."""
+
+import numpy as np
+import pytest
+
+from stereovla.processing import build_tokenizer
+from stereovla.processing.prompt_tokens import IGNORE_INDEX, PromptTokens
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer(["red cube", "pick up the red cube"], num_bins=16)
+
+
+def prompt_tokens(tokenizer, **options):
+    defaults = {"image_token": "<image>", "num_visual_tokens": 4, "num_bins": 16, "action_vocab_size": None}
+    return PromptTokens(tokenizer, **(defaults | {"max_length": None} | options))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_and_labels(tokenizer, side):
+    sequences = [([1, 3, 9, 8, 7], 3, 0), ([1, 3], 2, 0), ([1, 3, 5], 0, 0)]
+    out = prompt_tokens(tokenizer).pad(sequences, side)
+    for row, (ids, first, _) in enumerate(sequences):
+        padding = [0] * (5 - len(ids))
+        ignored = [IGNORE_INDEX] * len(padding)
+        answer = [IGNORE_INDEX] * first + ids[first:]
+        left = side == "left"
+        assert out["input_ids"][row].tolist() == (padding + ids if left else ids + padding)
+        mask = [1] * len(ids)
+        assert out["attention_mask"][row].tolist() == (padding + mask if left else mask + padding)
+        assert out["labels"][row].tolist() == (ignored + answer if left else answer + ignored)
+    assert all(value.dtype == np.int64 for value in out.values())
+
+
+def test_start(tokenizer):
+    assert prompt_tokens(tokenizer).start == [1, 3, 3, 3, 3]
+
+
+def test_nothing_is_cut(tokenizer):
+    tokens = prompt_tokens(tokenizer, max_length=5)
+    assert tokens.pad([([1] * 5, 5, 0)], "left")["input_ids"].shape == (1, 5)
+    with pytest.raises(
+        ValueError, match=r"sample 1 has 6 tokens \(4 of them visual, 2 for the answer\), the limit is 5"
+    ):
+        tokens.pad([([1], 1, 0), ([1] * 4, 4, 2)], "left")
+    with pytest.raises(ValueError, match=r"padding_side='top' is unknown; valid sides: \['left', 'right'\]"):
+        tokens.pad([([1], 1, 0)], "top")
+
+
+@pytest.mark.parametrize("text", ["the <image> cube", "cube</s>", "<s>", "a <bin_3>", "<pad>"])
+def test_reserved_tokens_in_texts(tokenizer, text):
+    with pytest.raises(ValueError, match="contains the reserved token '<"):
+        prompt_tokens(tokenizer).encode(["red cube", text])
+
+
+def test_special_tokens_are_checked(tokenizer):
+    with pytest.raises(ValueError, match="no token '<picture>'; add it with"):
+        prompt_tokens(tokenizer, image_token="<picture>")
+    with pytest.raises(ValueError, match=r"the image token has id 3, which is also a bin: .* the bins are 1 \.\.\. 16"):
+        prompt_tokens(tokenizer, action_vocab_size=17, num_bins=16)
+
+
+def test_appended_pad_token(tokenizer):
+    """The released layout: the pad token stands after the bins and is not counted."""
+    import copy
+
+    appended = copy.deepcopy(tokenizer)
+    size = len(appended)
+    appended.add_special_tokens({"pad_token": "<late_pad>"})
+    with pytest.raises(ValueError, match="the pad token has id .* set action_vocab_size to the size without"):
+        prompt_tokens(appended)
+    tokens = prompt_tokens(appended, action_vocab_size=size)
+    assert tokens.bins.encode([-1.0]).tolist() == [size - 1]
+    assert tokens.pad([([1], 1, 0), ([1, 1], 2, 0)], "right")["input_ids"][0].tolist() == [1, size]
+
+
+def test_remembered_texts(tokenizer, monkeypatch):
+    """Repeated texts are tokenized once; the memory is bounded and never changes an answer."""
+    monkeypatch.setattr("processing.prompt_tokens._REMEMBERED_TEXTS", 3)
+    tokens = prompt_tokens(tokenizer)
+    texts = [f"cube {i % 7}" for i in range(40)]
+    expected = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    assert tokens.encode(texts) == expected
+    for text, ids in zip(texts, expected, strict=True):
+        assert tokens.encode([text, text]) == [ids, ids]
+        assert len(tokens._seen) <= 7 + 1

@@ -1,0 +1,107 @@
+"""sharing.leaks and sharing.folders: no secret and no path of this machine gets into what is sent."""
+
+import json
+import random
+import string
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from stereovla.sharing.folders import check_folder, public_datasets, published_files, replacements, staged
+from stereovla.sharing.leaks import find_leaks
+
+
+def letters(count: int, alphabet: str = string.ascii_letters + string.digits) -> str:
+    """Made up here, so that this file holds nothing that looks like a secret."""
+    return "".join(random.Random(0).choices(alphabet, k=count))
+
+
+SECRETS = {
+    "a Hugging Face token": "hf" + "_" + letters(34),
+    "an AWS access key": "AK" + "IA" + letters(16, string.ascii_uppercase + string.digits),
+    "an AWS secret key": "aws_secret" + "_access_key = " + letters(40),
+    "a private key": "-----BEGIN " + "RSA PRIVATE KEY-----",
+    "a GitHub token": "gh" + "p_" + letters(36),
+    "an API key": "sk" + "-" + letters(40),
+    "a home folder": "/home" + "/someone/data",
+}
+HARMLESS = """
+hf_hub_download("hf_internal/model"), task-specific-masks-of-objects-and-robots-in-scenes, https://host/home/page,
+AKIA, tests/home/x, ghp_short, "/", '/no/such/folder/of/this/machine', -----BEGIN CERTIFICATE-----, sk-learn
+"""
+
+
+@pytest.mark.parametrize("what", SECRETS)
+def test_secrets_are_found_in_every_file_and_not_repeated(what, tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/notes.md").write_text(f"first\nsecond {SECRETS[what]}\n")
+    save_file({"a": torch.zeros(9)}, tmp_path / "model.safetensors", metadata={"origin": SECRETS[what]})
+    leaks = find_leaks(tmp_path)
+    assert leaks == [f"model.safetensors, line 1: {what}", f"sub/notes.md, line 2: {what}"]
+    assert SECRETS[what] not in "".join(leaks)
+
+
+def test_what_only_looks_like_a_secret_passes(tmp_path):
+    (tmp_path / "code.py").write_text(HARMLESS)
+    (tmp_path / "empty").touch()
+    (tmp_path / "weights.safetensors").write_bytes(random.Random(0).randbytes(2_000_000))
+    assert find_leaks(tmp_path) == []
+
+
+def test_paths_of_this_machine_are_found(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"a": 1, "from": str(tmp_path)}, indent=1))
+    assert find_leaks(tmp_path) == [f"config.json, line 3: a path of this machine, {tmp_path}"]
+
+
+def trained(folder: Path, dataset: list[str], model: str | None = None) -> Path:
+    options = {"dataset": dataset, "model": model, "output_dir": str(folder), "steps": 3}
+    folder.mkdir(exist_ok=True)
+    (folder / "training.json").write_text(json.dumps({"options": options}))
+    return folder
+
+
+def test_training_names_no_folders(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    folder = trained(tmp_path / "m", [f"{data}=0.3", "someone/else@v1"], str(tmp_path))
+    sent = json.loads(replacements(folder, "model", None, [])["training.json"])["options"]
+    assert sent == {"dataset": ["data", "someone/else@v1"], "model": tmp_path.name, "steps": 3}
+    assert public_datasets(sent | {"dataset": [str(data)]}, ["me/data"]) == ["me/data"]
+    with pytest.raises(ValueError, match="--dataset_ids has 1 ids; the model was trained on 2 folders"):
+        public_datasets({"dataset": [f"{data}=1", f"{tmp_path}=2"]}, ["me/data"])
+
+
+def test_an_adapters_base_must_be_on_the_hub(tmp_path):
+    folder = trained(tmp_path / "a", ["me/data"], str(tmp_path))
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path), "r": 2}))
+    with pytest.raises(ValueError, match="a folder that only this machine has; publish it and give its id"):
+        replacements(folder, "adapter", None, [])
+    with staged(folder, replacements(folder, "adapter", "me/policy", [])) as staging:
+        sent = json.loads((staging / "adapter_config.json").read_text())
+        assert sent == {"base_model_name_or_path": "me/policy", "r": 2} and find_leaks(staging) == []
+    assert str(tmp_path) in (folder / "adapter_config.json").read_text()  # here the base stays where it is
+
+
+def test_pickles_are_refused_and_hidden_files_stay(tmp_path):
+    for name in (".git/config", ".eval_results/a.yaml", "__pycache__/a.pyc", "a.json", ".a.tmp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert published_files(tmp_path) == (
+        [".eval_results/a.yaml", "a.json"],
+        [".a.tmp", ".git/config", "__pycache__/a.pyc"],
+    )
+    (tmp_path / "optimizer.pt").touch()
+    with pytest.raises(ValueError, match="optimizer.pt: loading these may run code"):
+        published_files(tmp_path)
+
+
+def test_folders_that_are_not_whole_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is no folder"):
+        check_folder(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match=r"lacks config.json \(a model\)"):
+        check_folder(tmp_path)
+    (tmp_path / "adapter_config.json").touch()
+    with pytest.raises(FileNotFoundError, match="no complete adapter: it lacks adapter_model.safetensors, processor"):
+        check_folder(tmp_path)
