@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stereo_scene import poses
 
-from stereovla.dataset_builder.formats.robot_mapping import map_motion, next_keyframes
 from stereovla.dataset_builder.formats.rig import make_rig, read_rig
+from stereovla.dataset_builder.formats.robot_mapping import map_motion, next_keyframes
 from stereovla.processing.normalization import matrix_to_rpy
 
 TRANSFORM = [[0, 0, 1, -0.8], [-1, 0, 0, 0], [0, -1, 0, 0.1], [0, 0, 0, 1]]
