@@ -12,7 +12,7 @@ from stereovla.evaluation.options import (
     ReportOptions,
     RolloutOptions,
 )
-from stereovla.evaluation.policies import policy_identity
+from stereovla.evaluation.policy_specs import policy_identity
 
 
 def rollout(options: RolloutOptions) -> None:

@@ -24,7 +24,9 @@ class RolloutOptions:
 
     out: str = option("", "Folder of the results; finished episodes in it are kept, the same command does the rest.")
     model: str = option("", "Checkpoint, folder or Hub id: rolls out expert, this model, and the same model untrained.")
-    policies: list[str] = option([], "Policies instead: expert, still, untrained:PATH, or PATH of a checkpoint.")
+    policies: list[str] = option(
+        [], "Policies instead: expert, still, untrained:PATH, PATH of a checkpoint, or ws://HOST:PORT."
+    )
     preset: str = option("demo", "Values of the options below.", choices=list(ROLLOUT_PRESETS))
     seeds: int = option(100, "Episodes of a trained model (preset).")
     baseline_seeds: int = option(40, "Episodes of every other policy, on the first of the same seeds (preset).")

@@ -17,7 +17,7 @@ with extra("report"):
     from matplotlib.ticker import LogLocator
 
 INK, GREY, ACCENT = "#22303c", "#9aa5ae", "#d1495b"
-POLICY_COLOURS = {"expert": "#3d6b8e", "trained": ACCENT, "untrained": GREY}
+POLICY_COLOURS = {"expert": "#3d6b8e", "trained": ACCENT, "served": "#8e5a3d", "untrained": GREY}
 STYLE = {
     "font.size": 10,
     "axes.edgecolor": GREY,

@@ -1,8 +1,4 @@
-"""Policies behind one interface: the scripted expert, an arm that stands still, and models (`model_policy`).
-
-A spec names a policy on the command line: `expert`, `still`, `untrained:PATH`, or PATH, the folder or Hub id of a
-checkpoint.
-"""
+"""The interface of all policies, and two that need no model: the scripted expert and an arm that stands still."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -10,10 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
-from stereovla.evaluation.checkpoints import check_checkpoint, fingerprint
-
-UNTRAINED = "untrained:"
 
 
 @dataclass(frozen=True)
@@ -82,31 +74,3 @@ class ExpertPolicy(Policy):
 
     def act(self, observations: Sequence[Observation]) -> list[np.ndarray]:
         return [np.asarray(self._experts[o.slot].plan(self.chunk_size)[0], np.float32) for o in observations]
-
-
-def policy_identity(spec: str) -> dict[str, str]:
-    """What must be equal for two runs of a spec to be runs of one policy; InputError for a spec that names none."""
-    if spec in ("expert", "still"):
-        return {"kind": spec}
-    if spec.startswith(UNTRAINED):
-        check_checkpoint(spec.removeprefix(UNTRAINED), weights=False)
-        return {"kind": "untrained"}
-    check_checkpoint(spec)
-    return {"kind": "trained", "weights": fingerprint(spec)}
-
-
-def make_policy(spec: str, chunk_size: int = 8, num_steps: int | None = None, device: str = "cpu") -> Policy:
-    """The policy that `spec` names; `chunk_size` is for those that have none of their own."""
-    if spec == "expert":
-        return ExpertPolicy(chunk_size)
-    if spec == "still":
-        return StillPolicy(chunk_size)
-    from stereovla.evaluation.model_policy import (  # torch takes seconds to import
-        ModelPolicy,
-        load_checkpoint,
-        load_untrained,
-    )
-
-    if spec.startswith(UNTRAINED):
-        return ModelPolicy(*load_untrained(spec.removeprefix(UNTRAINED), device=device), "untrained", num_steps)
-    return ModelPolicy(*load_checkpoint(spec, device), "trained", num_steps)

@@ -17,7 +17,7 @@ with extra("report"):
     from jinja2 import Environment
 
 FILM_TRIES = 3
-POLICIES = ("expert", "trained", "untrained", "still")  # the order of the report
+POLICIES = ("expert", "trained", "served", "untrained", "still")  # the order of the report
 METHOD = (
     "Rollouts run closed-loop in the simulator on seeds that no recorded episode uses; an episode succeeds when both "
     "fingers hold the named object at least 5 cm above where it rested. Intervals are Wilson's, 95 %. Errors are means "
@@ -114,7 +114,7 @@ def film_episode(out: Path, results: dict[str, Any], seed: int) -> dict[str, Any
             alone, not in the batch of the rollouts; where the rounding costs the success, the next one is filmed.
     """
     from stereovla.evaluation.film import write_gif
-    from stereovla.evaluation.policies import make_policy
+    from stereovla.evaluation.policy_specs import make_policy
 
     records = results["episodes"].get("trained")
     if not records:

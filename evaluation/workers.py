@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from stereovla.evaluation.episode_log import EpisodeLog
-from stereovla.evaluation.policies import make_policy
+from stereovla.evaluation.policy_specs import make_policy
 from stereovla.evaluation.rollouts import RolloutConfig, run_episodes
 
 # One thread per process: rollouts scale over processes. Read when numpy, torch and Mesa load, so set before the start.
@@ -76,7 +76,7 @@ def roll_out(
     """Runs the seeds that `log` lacks and returns the records of all of `seeds`, in their order.
 
     Args:
-        spec: see `policies`; every process makes its own policy of it, with `policy_options`.
+        spec: see `policy_specs`; every process makes its own policy of it, with `policy_options`.
         processes: 1 rolls out in this process, with as many threads as torch likes; more use one thread each.
         environments: worlds in lockstep per process.
     """

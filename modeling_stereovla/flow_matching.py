@@ -6,6 +6,8 @@ x_t = t * noise + (1 - t) * data, and the velocity that the network learns is dx
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -26,6 +28,34 @@ def sample_time(
     gamma_a = torch._standard_gamma(torch.full(shape, alpha, device=device), generator=generator)
     gamma_b = torch._standard_gamma(torch.full(shape, beta, device=device), generator=generator)
     return time_min + (time_max - time_min) * gamma_a / (gamma_a + gamma_b)
+
+
+@dataclass
+class Draws:
+    """What is random in a training step of flow matching, one row for each sample; None = to be drawn.
+
+    Args:
+        noise: (B, K, chunk_size, action_dim), standard normal. time: (B, K).
+        hide_pose: (B,) bool, the samples whose action expert does not see the keyframe pose; it stays None where
+            `config.direct_probability` is 0.
+    """
+
+    noise: torch.Tensor | None
+    time: torch.Tensor | None
+    hide_pose: torch.Tensor | None
+
+    def completed(self, config: Any, actions: torch.Tensor, generator: torch.Generator | None) -> "Draws":
+        """With what is missing drawn for `actions` (B, chunk_size, action_dim)."""
+        noise, time, hide_pose = self.noise, self.time, self.hide_pose
+        draws, device = (len(actions), config.flow_draws), actions.device
+        if hide_pose is None and config.direct_probability:
+            hide_pose = torch.rand(len(actions), generator=generator, device=device) < config.direct_probability
+        if noise is None:
+            noise = torch.randn(*draws, *actions.shape[1:], generator=generator, device=device, dtype=actions.dtype)
+        if time is None:
+            interval = (config.time_alpha, config.time_beta, config.time_min, config.time_max)
+            time = sample_time(draws, *interval, device, generator)
+        return Draws(noise, time, hide_pose)
 
 
 def interpolate(noise: torch.Tensor, actions: torch.Tensor, time: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from safetensors import safe_open
 from torch import nn
-from torch.nn import functional as F
 from transformers import GenerationMixin, LlamaModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
@@ -14,14 +13,23 @@ from transformers.utils import ModelOutput, cached_file
 
 from .action_expert import ActionExpert
 from .configuration_stereovla import StereoVLAConfig
-from .cost_volume import disparity_loss, known_disparity
-from .flow_matching import euler_integrate, euler_times, interpolate, sample_time
+from .flow_matching import Draws, euler_integrate, euler_times, interpolate
 from .layer_caches import RecordingCache
-from .pointing import Pointers, in_picture
+from .objectives import (
+    ActionObjective,
+    DisparityObjective,
+    KeyframeObjective,
+    LanguageObjective,
+    PointingObjective,
+    Predictions,
+    Targets,
+    count_targets,
+    sum_losses,
+)
+from .pointing import Pointers
 from .robot_heads import resize_heads, sizes_in_tensors, sizes_of_robot
 from .visual_tokens import StereoVisualTokens
 
-IGNORED = -100  # label of a token without a loss, as in transformers
 # what `freeze` can hold fixed, and where it is
 PARTS = {
     "semantic": "model.visual_tokens.semantic",
@@ -202,6 +210,10 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.action_expert = ActionExpert(config)
         self.pointers = Pointers(config) if config.use_pointers else None
+        kinds = [ActionObjective, LanguageObjective]
+        kinds += [DisparityObjective] if config.stereo_config is not None else []
+        kinds += [PointingObjective, KeyframeObjective] if config.use_pointers else []
+        self.objectives = [kind(config) for kind in kinds]
         self.frozen: tuple[str, ...] = ()
         self._held: list[nn.Parameter] = []
         self.post_init()
@@ -326,177 +338,91 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
                 over processes or accumulation steps, the counts of the whole batch make the losses, and their
                 gradients, add up to the whole batch's.
         """
-        training_actions = actions is not None
-        learns_disparity = self.config.stereo_learns_from == "disparity"
-        if training_actions and disparity is None and (learns_disparity or self.config.disparity_loss_weight):
-            # nothing known: processes that share weights must all have gradients for them, be they 0
-            disparity = pixel_values.new_zeros(len(pixel_values), *pixel_values.shape[-2:])
-        disparity_rows = None
-        if training_actions and learns_disparity:
-            disparity_rows = disparity.flatten(1).any(-1)
-            disparity_rows[0] |= ~disparity_rows.any()
-            disparity = disparity[disparity_rows]
-        if training_actions and attention_mask is None:
+        targets = Targets(labels, language_weights, actions, is_action, disparity, points, displacement)
+        acts = actions is not None
+        disparity_rows = self._choose_disparity(targets, pixel_values) if acts else None
+        if acts and attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        if counts is None:
-            counts = self.loss_counts(labels, actions, is_action, disparity, points, displacement)
-            counts = {name: count.clamp(min=1) for name, count in counts.items()}
-        recorder = RecordingCache() if training_actions else None
+        recorder = RecordingCache() if acts else None
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=recorder if training_actions else past_key_values,
+            past_key_values=recorder if acts else past_key_values,
             inputs_embeds=inputs_embeds,
-            use_cache=False if training_actions or labels is not None else use_cache,
-            output_disparity=output_disparity or disparity is not None,
+            use_cache=False if acts or labels is not None else use_cache,
+            output_disparity=output_disparity or targets.disparity is not None,
             disparity_rows=disparity_rows,
             **kwargs,
         )
-        result = StereoVLAOutput(disparity=outputs.disparity)
+        predictions = Predictions(disparity=outputs.disparity)
+        hidden = outputs.last_hidden_state
         if labels is None:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            result.past_key_values = None if training_actions else outputs.past_key_values
-            result.logits = self.lm_head(outputs.last_hidden_state[:, keep])
+            logits = self.lm_head(hidden[:, keep])
         else:
-            self._language_loss(result, outputs.last_hidden_state, labels, language_weights, counts)
-        if training_actions:
-            self._action_loss(
-                result,
-                outputs,
-                recorder,
-                input_ids,
-                attention_mask,
-                state,
-                actions,
-                is_action,
-                points,
-                displacement,
-                noise,
-                time,
-                hide_pose,
-                generator,
-                counts,
+            # computed for the labelled tokens alone
+            logits = predictions.logits = self.lm_head(hidden[:, :-1][targets.labelled])
+        if acts:
+            state_tokens, predictions.pointing, predictions.displacement = self._state_tokens(
+                state, input_ids, attention_mask, outputs.visual_tokens
             )
-        if disparity is not None and outputs.disparity is not None:
-            losses = disparity_loss(outputs.disparity, disparity, self.config.stereo_config.max_disparity)
-            result.disparity_loss = losses / counts["disparity"]
-        weighted = [
-            getattr(self.config, f"{name}_weight") * value
-            for name in ("action_loss", "language_loss", "disparity_loss", "pointing_loss", "keyframe_loss")
-            if (value := getattr(result, name)) is not None
-        ]
-        result.loss = sum(weighted) if weighted else None
-        return result
+            prefix = [recorder.states[i] for i in sorted(recorder.states)]
+            draws = Draws(noise, time, hide_pose).completed(self.config, actions, generator)
+            predictions.velocity, predictions.flow = self._denoise(prefix, attention_mask, state_tokens, targets, draws)
+        return StereoVLAOutput(
+            logits=logits,
+            velocity=predictions.velocity[: len(targets.acting)] if acts else None,
+            disparity=outputs.disparity,
+            past_key_values=None if acts or labels is not None else outputs.past_key_values,
+            **sum_losses(self.objectives, predictions, targets, counts),
+        )
 
-    def loss_counts(
-        self,
-        labels: torch.Tensor | None = None,
-        actions: torch.Tensor | None = None,
-        is_action: torch.Tensor | None = None,
-        disparity: torch.Tensor | None = None,
-        points: torch.Tensor | None = None,
-        displacement: torch.Tensor | None = None,
-        **_unused,
-    ) -> dict[str, torch.Tensor]:
+    def loss_counts(self, **inputs) -> dict[str, torch.Tensor]:
         """How many samples, tokens, points and pixels of a batch (inputs of `forward`) have each loss."""
-        found = {}
-        if labels is not None:
-            found["language"] = (labels[:, 1:] != IGNORED).sum()
-        if actions is not None:
-            found["action"] = torch.tensor(len(actions)) if is_action is None else is_action.sum()
-        if disparity is not None and self.config.stereo_config is not None:
-            found["disparity"] = known_disparity(disparity, self.config.stereo_config.max_disparity)[1].sum()
-        if self.pointers is not None and points is not None:
-            found["pointing"] = in_picture(points, self.config.image_size).sum()
-        if self.pointers is not None and displacement is not None:
-            found["keyframe"] = displacement.isfinite().all(-1).sum()
-        return {name: count.to(self.device) for name, count in found.items()}
+        counts = count_targets(self.objectives, Targets.of(inputs))
+        return {name: count.to(self.device) for name, count in counts.items()}
 
-    def _language_loss(
-        self,
-        result: StereoVLAOutput,
-        hidden: torch.Tensor,
-        labels: torch.Tensor,
-        language_weights: torch.Tensor | None,
-        counts: dict,
-    ) -> None:
-        """Next-token loss, one mean over all labelled tokens; logits are computed for these alone."""
-        targets = labels[:, 1:]
-        labelled = targets != IGNORED
-        result.logits = self.lm_head(hidden[:, :-1][labelled])  # (T, vocabulary)
-        losses = F.cross_entropy(result.logits.float(), targets[labelled], reduction="none")
-        rows = labelled.nonzero()[:, 0]
-        weighted = losses if language_weights is None else losses * language_weights[rows]
-        # 0 * sum keeps every rank's graph alike where a batch has no labelled token
-        result.language_loss = weighted.sum() / counts["language"] + 0.0 * result.logits.sum()
-        with torch.no_grad():
-            count = labelled.sum(-1).float()
-            zeros = torch.zeros_like(count)
-            right = (result.logits.argmax(-1) == targets[labelled]).float()
-            # 0 / 0 = NaN marks samples without labels
-            result.sample_language_loss = zeros.index_add(0, rows, losses.detach().float()) / count
-            result.sample_token_accuracy = zeros.index_add(0, rows, right) / count
+    def _choose_disparity(self, targets: Targets, pixel_values: torch.Tensor) -> torch.Tensor | None:
+        """The samples (B,) bool that the stereo encoder learns from, to which the target is cut; None = all."""
+        learns = self.config.stereo_learns_from == "disparity"
+        if targets.disparity is None and (learns or self.config.disparity_loss_weight):
+            # nothing known: processes that share weights must all have gradients for them, be they 0
+            targets.disparity = pixel_values.new_zeros(len(pixel_values), *pixel_values.shape[-2:])
+        if not learns:
+            return None
+        rows = targets.disparity.flatten(1).any(-1)
+        rows[0] |= ~rows.any()
+        targets.disparity = targets.disparity[rows]
+        return rows
 
-    def _action_loss(
+    def _denoise(
         self,
-        result,
-        outputs,
-        recorder,
-        input_ids,
-        attention_mask,
-        state,
-        actions,
-        is_action,
-        points,
-        displacement,
-        noise,
-        time,
-        hide_pose,
-        generator,
-        counts,
-    ) -> None:
-        config = self.config
-        state_tokens, pointing, predicted = self._state_tokens(state, input_ids, attention_mask, outputs.visual_tokens)
-        if pointing is not None and points is not None:
-            result.pointing_loss = self.pointers.losses(pointing, points).sum() / counts["pointing"]
-            result.pointing_accuracy = self.pointers.hits(pointing, points).sum() / counts["pointing"]
-        if predicted is not None and displacement is not None:
-            losses = self.pointers.displacement_losses(predicted, displacement)
-            result.keyframe_loss = losses.sum() / counts["keyframe"]
-        if hide_pose is None and config.direct_probability:
-            draw = torch.rand(state.shape[0], generator=generator, device=state.device)
-            hide_pose = draw < config.direct_probability
-        batch, device = state.shape[0], state.device
-        rows = torch.arange(batch, device=device) if is_action is None else is_action.nonzero()[:, 0]
-        counted = len(rows)
-        if counted == 0:
+        prefix: list[tuple[torch.Tensor, torch.Tensor]],
+        attention_mask: torch.Tensor,
+        state_tokens: torch.Tensor,
+        targets: Targets,
+        draws: Draws,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Velocities (R, K, chunk, action_dim) of the samples that act, predicted and true.
+
+        Args:
+            prefix: keys and values of each layer of the language model, for all samples.
+        """
+        rows = targets.acting
+        if len(rows) == 0:
             # the expert runs all the same, on one sample without a loss: of processes that share its weights, each
             # waits for the others there
             rows = rows.new_zeros(1)
-        draws = (batch, config.flow_draws)
-        if noise is None:
-            noise = torch.randn(*draws, *actions.shape[1:], generator=generator, device=device, dtype=actions.dtype)
-        if time is None:
-            beta = (config.time_alpha, config.time_beta, config.time_min, config.time_max)
-            time = sample_time(draws, *beta, device, generator)
-        noise, time = noise[rows], time[rows]
-        actions = actions[rows][:, None].expand_as(noise)
-        noisy, target = interpolate(noise, actions, time)
-        result.velocity = self.action_expert(
-            [(keys[rows], values[rows]) for keys, values in (recorder.states[i] for i in sorted(recorder.states))],
-            attention_mask[rows] if hide_pose is None else self._without_pose(attention_mask[rows], hide_pose[rows]),
-            state_tokens[rows],
-            noisy.to(state_tokens.dtype),
-            time,
-        )
-        losses = (result.velocity.float() - target.float()).square().mean((1, 2, 3))[:counted]
-        result.velocity = result.velocity[:counted]
-        result.action_loss = losses.sum() / counts["action"]
-        result.sample_action_loss = torch.full((batch,), float("nan"), device=device).index_put(
-            (rows[:counted],), losses.detach()
-        )
+        noise, time = draws.noise[rows], draws.time[rows]
+        noisy, flow = interpolate(noise, targets.actions[rows][:, None].expand_as(noise), time)
+        mask = attention_mask[rows]
+        if draws.hide_pose is not None:
+            mask = self._without_pose(mask, draws.hide_pose[rows])
+        states = [(keys[rows], values[rows]) for keys, values in prefix]
+        velocity = self.action_expert(states, mask, state_tokens[rows], noisy.to(state_tokens.dtype), time)
+        return velocity, flow
 
     def _without_pose(self, attention_mask: torch.Tensor, hide_pose: torch.Tensor) -> torch.Tensor:
         """The prefix (B, L) that the expert sees: without the keyframe pose and its EOS where `hide_pose` (B,)."""

@@ -9,7 +9,6 @@ is still 6 mm off when the keyframe is within 3 cm (the action itself is 5 mm); 
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 # the last centimetres before a keyframe are the ones that matter: a few hundredths of the range
 DISPLACEMENT_GAIN = 4.0
@@ -100,20 +99,3 @@ class Pointers(nn.Module):
         """
         displacement = self.displacement(torch.cat([read_out.flatten(1), state_token], dim=-1))
         return displacement, self.displacement_token(DISPLACEMENT_GAIN * displacement)[:, None]
-
-    def losses(self, logits: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-        """Cross-entropies (B, 2) of `logits` (B, 2, N) with the tokens at `points` (B, 2, 2) px, 0 where unknown."""
-        targets, _ = soft_token_targets(points.to(logits.dtype), self.grid, self.patch_size)
-        return -(targets * logits.log_softmax(-1)).sum(-1)
-
-    @torch.no_grad()
-    def hits(self, logits: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-        """Where the token with the largest of `logits` (B, 2, N) holds the point, (B, 2) bool; False where unknown."""
-        targets, known = soft_token_targets(points.to(logits.dtype), self.grid, self.patch_size)
-        return (logits.argmax(-1) == targets.argmax(-1)) & known
-
-    def displacement_losses(self, predicted: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
-        """Smooth L1 (B,) of (B, pose_dim) against the truth, 0 for the samples with NaN."""
-        known = displacement.isfinite().all(-1)
-        truth = torch.where(known[:, None], displacement.float(), 0.0)
-        return F.smooth_l1_loss(predicted.float(), truth, reduction="none", beta=0.1).mean(-1) * known

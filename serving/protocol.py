@@ -1,6 +1,7 @@
 """What server and client say to each other: msgpack maps, arrays as (dtype, shape, bytes). Nothing in it can run code.
 
-The server greets with {"type": "hello", protocol, model, embodiments, chunk_size, max_message_bytes}. Then, in order:
+The server greets with {"type": "hello", protocol, model, embodiments, chunk_size, state_history,
+max_message_bytes}. Then, in order:
 
 - request {"type": "predict", left, right, instruction, state, embodiment, seed (optional)}: left, right uint8
   (H, W, 3); state (7,) or (k, 7), oldest first, robot units; the same seed gives the same noise.

@@ -74,6 +74,7 @@ class PolicyServer:
             "model": self.name,
             "embodiments": list(self.processor.norm_stats or {}),
             "chunk_size": self.model.config.chunk_size,
+            "state_history": self.model.config.state_history,
             "max_message_bytes": self.limit,
         }
 

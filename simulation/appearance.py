@@ -1,12 +1,10 @@
 """How a scene looks, drawn at random: textures of table and floor, walls, light."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from stereovla.simulation.config import WorldConfig
+from stereovla.simulation.config import WorldConfig
 
 TEXTURE_PX = 128
 
@@ -43,7 +41,7 @@ def smooth_noise(cells: tuple[int, int], rng: np.random.Generator) -> np.ndarray
     return values
 
 
-def draw_texture(config: "WorldConfig", rng: np.random.Generator) -> np.ndarray:
+def draw_texture(config: WorldConfig, rng: np.random.Generator) -> np.ndarray:
     """Random muted surface, uint8 (128, 128, 3): cloth, wood, stone or tiles. Low saturation keeps it apart from the
     objects' colours.
     """
@@ -68,7 +66,7 @@ def draw_texture(config: "WorldConfig", rng: np.random.Generator) -> np.ndarray:
     return np.clip(255.0 * palette, 0, 255).astype(np.uint8)[shade]
 
 
-def draw_appearance(config: "WorldConfig", rng: np.random.Generator) -> Appearance:
+def draw_appearance(config: WorldConfig, rng: np.random.Generator) -> Appearance:
     """Random look of a scene. Ambient + headlight + light stay <= 1, above which pale tables saturate."""
     tilt, azimuth = rng.uniform(*config.light_tilt_rad), rng.uniform(-np.pi, np.pi)
     ambient, headlight = rng.uniform(*config.ambient_light), rng.uniform(*config.headlight)

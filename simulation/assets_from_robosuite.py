@@ -1,7 +1,7 @@
 """Make the low-polygon meshes of the Panda and of four groceries in `simulation/assets/` from robosuite on PyPI.
 
     pip install trimesh fast-simplification scipy pillow
-    python -m stereovla.simulation.assets_from_robosuite [--wheel robosuite-1.5.2-py3-none-any.whl] [--output simulation/assets]
+    python -m stereovla.simulation.assets_from_robosuite [--wheel robosuite-1.5.2-py3-none-any.whl] [--output ASSETS]
 
 The wheel (MIT) is downloaded when not given. Its meshes derive from Franka Emika's `franka_description` 0.7.0
 (Apache-2.0, as the wheel's own `bullet_data/panda_description/package.xml` says). Visual meshes are merged per link

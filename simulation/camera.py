@@ -1,15 +1,11 @@
-"""Where the stereo rig stands and what its cameras are: three ranges of poses, lenses, and calibration."""
+"""Where a stereo rig can stand and what its cameras are: three ranges of poses, lenses, and calibration."""
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stereovla.simulation.geometry import camera_rotation, project, rpy_to_matrix
-
-if TYPE_CHECKING:
-    from stereovla.simulation.config import WorldConfig
+from stereovla.simulation.geometry import camera_rotation, project
 
 LOOK_AT_HEIGHT_M = 0.08  # above the table: leaves room in the picture for the gripper
 NOMINAL = {"azimuth_deg": 0.0, "elevation_deg": 45.0, "distance_m": 0.56}
@@ -43,28 +39,6 @@ class Mount:
         )
 
 
-@dataclass(frozen=True)
-class Rig:
-    """A stereo rig: `pose` (4, 4) of its centre, OpenCV axes, in the base frame; lengths in m."""
-
-    pose: np.ndarray
-    fovy_deg: float
-    baseline_m: float
-    right_pitch_rad: float  # of the right camera, upwards: its picture lies lower than a rectified one
-
-    def calibration(self, image_size: tuple[int, int]) -> dict[str, np.ndarray]:
-        """Nominal calibration, see `calibration`: it knows nothing of `right_pitch_rad`."""
-        return calibration(self.pose, self.fovy_deg, self.baseline_m, image_size)
-
-
-def draw_rig(config: "WorldConfig", mount: Mount, center: np.ndarray, rng: np.random.Generator) -> Rig:
-    """Random rig within the config's ranges, looking at `center` (3,)."""
-    pose = draw_rig_pose(config.camera_range, mount, center, rng)
-    fovy, baseline = rng.uniform(*config.fovy_deg), rng.uniform(*config.baseline_m)
-    lower = rng.uniform(*config.vertical_misalignment_px)
-    return Rig(pose, fovy, baseline, math.atan(lower / focal_length(fovy, config.height)))
-
-
 def focal_length(fovy_deg: float, height: int) -> float:
     """In px."""
     return 0.5 * height / math.tan(math.radians(fovy_deg) / 2)
@@ -81,20 +55,6 @@ def orbit_pose(center: np.ndarray, azimuth_deg: float, elevation_deg: float, dis
     pose = np.eye(4)
     pose[:3, :3] = camera_rotation(-direction)
     pose[:3, 3] = center + distance_m * direction
-    return pose
-
-
-def draw_rig_pose(camera_range: str, mount: Mount, center: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Random (4, 4) pose of the rig's centre within "small", "medium" or "large" around `center` (3,), the point
-    looked at, on a robot's mount.
-    """
-    limits = RANGES[camera_range]
-    if camera_range == "small":
-        pose = mount.pose(center, **NOMINAL)
-        pose[:3, 3] += rng.uniform(-1, 1, 3) * limits["shift_m"]
-    else:
-        pose = mount.pose(center, **{key: rng.uniform(*limits[key]) for key in NOMINAL})
-    pose[:3, :3] = pose[:3, :3] @ rpy_to_matrix(np.radians(rng.uniform(-1, 1, 3) * limits["turn_deg"]))
     return pose
 
 

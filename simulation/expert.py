@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,9 +11,7 @@ from stereovla.simulation.grasps import Grasp, choose_grasp, half_height
 from stereovla.simulation.layout import FINGER_REACH_M, block_half
 from stereovla.simulation.robot import TIPS_M
 from stereovla.simulation.tasks import rest_height
-
-if TYPE_CHECKING:
-    from stereovla.simulation.world import World
+from stereovla.simulation.world import World
 
 SPEED_M = 0.025  # per step of 0.1 s
 TURN_RAD = 0.25
@@ -79,7 +76,7 @@ class Expert:
     so any perturbation is answered by the right phase.
     """
 
-    def __init__(self, world: "World"):
+    def __init__(self, world: World):
         self.world = world
 
     def situation(self) -> Situation:

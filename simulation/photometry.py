@@ -1,12 +1,10 @@
 """What two real cameras do differently with the same light: gain, offset, colour, noise."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from stereovla.simulation.config import WorldConfig
+from stereovla.simulation.config import WorldConfig
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Photometry:
         return np.clip(np.rint(view + noise), 0, 255).astype(np.uint8)
 
 
-def draw_photometry(config: "WorldConfig", rng: np.random.Generator) -> Photometry:
+def draw_photometry(config: WorldConfig, rng: np.random.Generator) -> Photometry:
     """Random differences between the views, within the config's ranges."""
     gain = rng.uniform(*config.right_gain) * rng.uniform(*config.right_color, 3)
     return Photometry(gain, rng.uniform(*config.right_offset), rng.uniform(*config.noise_std), int(rng.integers(2**32)))

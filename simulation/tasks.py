@@ -2,15 +2,12 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stereovla.simulation.config import WorldConfig
 from stereovla.simulation.objects import CONTAINERS, KINDS, STACKABLES, TableObject, palette
 from stereovla.simulation.shapes import BAND_SHARE, BOWL_FOOT_SHARE, FLOOR_M, bowl_wall
-
-if TYPE_CHECKING:
-    from stereovla.simulation.config import WorldConfig
 
 LEAST_BASE_M, LEAST_BASE_SHARE = 0.012, 0.7  # half width of what something is stacked onto; share of its foot
 ROOM_M = 0.008  # between an object and the walls of its container, which are 5 mm of it
@@ -41,7 +38,7 @@ def draw_wording(wording: str, rng: np.random.Generator) -> Wording:
     return Wording() if wording == "full" else Wording(the, color)
 
 
-def draw_pairs(task: str, config: "WorldConfig", rng: np.random.Generator) -> list[Pair]:
+def draw_pairs(task: str, config: WorldConfig, rng: np.random.Generator) -> list[Pair]:
     """Kinds and colours of a scene for `task`, all different: the target, for "stack" what it goes onto, distractors,
     and for "move" the containers, the destination first among them.
     """
@@ -57,7 +54,7 @@ def _draw_pair(kinds: tuple[str, ...], colors: tuple[str, ...], rng: np.random.G
     return kind, choices[rng.integers(len(choices))]
 
 
-def _draw_objects(config: "WorldConfig", rng: np.random.Generator, distinct_kinds: bool) -> list[Pair]:
+def _draw_objects(config: WorldConfig, rng: np.random.Generator, distinct_kinds: bool) -> list[Pair]:
     """Each distractor shares its kind, its colour or neither with the target, one chance in three each."""
     pairs = [_draw_pair(config.objects, config.colors, rng)]
     while len(pairs) < config.num_objects:
@@ -84,7 +81,7 @@ def fits(pair: Pair, pairs: list[Pair], distinct_colors: bool, distinct_kinds: b
     )
 
 
-def _possible(config: "WorldConfig", pairs: list[Pair], distinct_kinds: bool) -> bool:
+def _possible(config: WorldConfig, pairs: list[Pair], distinct_kinds: bool) -> bool:
     return any(
         fits((kind, color), pairs, config.distinct_colors, distinct_kinds)
         for kind in config.objects
@@ -92,7 +89,7 @@ def _possible(config: "WorldConfig", pairs: list[Pair], distinct_kinds: bool) ->
     )
 
 
-def _draw_stack(config: "WorldConfig", rng: np.random.Generator) -> list[Pair]:
+def _draw_stack(config: WorldConfig, rng: np.random.Generator) -> list[Pair]:
     """The first distractor shares the kind of the target or of what it goes onto in another colour, or has the colour
     of one of them.
     """
@@ -112,7 +109,7 @@ def _draw_stack(config: "WorldConfig", rng: np.random.Generator) -> list[Pair]:
             return pairs
 
 
-def _draw_containers(config: "WorldConfig", rng: np.random.Generator) -> list[Pair]:
+def _draw_containers(config: WorldConfig, rng: np.random.Generator) -> list[Pair]:
     """A second container shares the kind or the colour of the destination, where it can."""
     pairs = [_draw_pair(config.containers, config.colors, rng)]
     while len(pairs) < config.num_containers:
@@ -188,7 +185,7 @@ def rest_height(item: TableObject, base: TableObject) -> float:
     return float((lower - upper).max())
 
 
-def draw_objects(task: str, config: "WorldConfig", rng: np.random.Generator) -> list[TableObject]:
+def draw_objects(task: str, config: WorldConfig, rng: np.random.Generator) -> list[TableObject]:
     """The things of a scene for `task`, with sizes and supports, not yet laid out."""
     items = []
     for kind, color in draw_pairs(task, config, rng):

@@ -4,13 +4,14 @@ import mujoco
 import numpy as np
 
 from stereovla.simulation.appearance import draw_appearance
-from stereovla.simulation.camera import LOOK_AT_HEIGHT_M, draw_rig, in_view
+from stereovla.simulation.camera import LOOK_AT_HEIGHT_M, in_view
 from stereovla.simulation.config import WorldConfig, check_choice
 from stereovla.simulation.geometry import matrix_to_quaternion, rpy_to_matrix
 from stereovla.simulation.layout import FINGER_REACH_M, HAND_REACH_M, draw_layout
 from stereovla.simulation.objects import TableObject
 from stereovla.simulation.photometry import draw_photometry
 from stereovla.simulation.rendering import StereoRenderer
+from stereovla.simulation.rig import draw_rig
 from stereovla.simulation.robot import Robot
 from stereovla.simulation.robots import ROBOTS
 from stereovla.simulation.scene import ARM, BACKGROUND, FIRST_OTHER, GRIPPER, TARGET, build_model, load_robot

@@ -1,84 +1,89 @@
-"""The import rules of the house, read from the syntax tree: which room may import which."""
+"""The import rules of the house, read from the syntax tree: which room may import which, and that no circle exists."""
 
 import ast
 import re
-from pathlib import Path
+import sys
 
 import pytest
+from house import BASE, OUTSIDE, ROOT, RULES, WINGS, circle, file_graph, imported_names, room_of, sources
 
-ROOT = Path(__file__).parent.parent
-ROOMS = {path.parent.name for path in ROOT.glob("*/__init__.py")}
-SCRIPTS = ("train", "push_to_hub")
-ALLOWED = {
-    "modeling_stereovla": set(),
-    "processing": set(),
-    "simulation": set(),
-    "dataset_builder": {"simulation", "processing"},
-    "evaluation": {"simulation"},
-    "serving": set(),
-    "training": {"modeling_stereovla", "processing", "dataset_builder"},
-    "train": {"modeling_stereovla", "processing", "dataset_builder", "training"},
-    "sharing": {"dataset_builder"},
-    "push_to_hub": {"dataset_builder", "sharing"},
-}
 REMOTE_CODE = ("modeling_stereovla", "processing")
 # what a stranger's machine has when it loads a model from the Hub
 REMOTE_PACKAGES = {"torch", "transformers", "numpy", "PIL", "huggingface_hub", "safetensors"}
 
 
-def sources(room: str) -> list[Path]:
-    return [ROOT / f"{room}.py"] if room in SCRIPTS else sorted((ROOT / room).glob("**/*.py"))
+def files_of(room: str) -> list:
+    return [path for path in sources() if room_of(path) == room]
 
 
-def absolute_imports(path: Path) -> set[str]:
-    """Top-level names of the packages that `path` imports anywhere, function bodies included."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names.add(node.module.split(".")[0])
-    return names
+def packages(path) -> set[str]:
+    """Top-level names of the packages that a file imports."""
+    return {name.partition(".")[0] for name in imported_names(path)}
 
 
-def test_every_room_has_its_rule():
-    assert {*ROOMS, *SCRIPTS} - {*ALLOWED} == {"benchmarks"}  # which may import all of them
+def test_every_folder_has_its_rule():
+    folders = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {*OUTSIDE}
+    assert folders == {room.partition(".")[0] for room in RULES if (ROOT / room.partition(".")[0]).is_dir()}
+    scripts = {path.stem for path in ROOT.glob("*.py")} - {"setup"}
+    assert scripts == {room for room in RULES if (ROOT / f"{room}.py").is_file()}
 
 
-@pytest.mark.parametrize("room", ALLOWED)
+@pytest.mark.parametrize("room", RULES)
 def test_rooms_import_only_what_they_may(room):
-    paths = sources(room)
-    assert paths, f"there is no {room}"
-    for path in paths:
-        ours = absolute_imports(path) & {*ROOMS, *SCRIPTS} - {room}
-        assert ours <= ALLOWED[room], f"{path.name} imports {sorted(ours - ALLOWED[room])}"
+    assert files_of(room), f"there is no {room}"
+    for path in files_of(room):
+        others = {room_of(file) for file in file_graph()[path]} - {room}
+        assert others <= RULES[room], f"{path.name} imports {sorted(others - RULES[room])}"
+
+
+def test_the_rules_have_a_lowest_room_and_no_circle():
+    assert circle(RULES) is None
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]  # the search finds one where there is one
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    found = circle(file_graph())
+    assert found is None, " -> ".join(str(path.relative_to(ROOT)) for path in found)
+
+
+def test_no_room_stands_apart():
+    tied = {room for path, files in file_graph().items() for other in files for room in (room_of(path), room_of(other))}
+    assert {*RULES} - {"__init__", "dataset_builder"} <= {*tied}  # their files are named by the table of commands
+    used = {room_of(file) for files in file_graph().values() for file in files}
+    ends = {"train", "push_to_hub", "__main__", "__init__", "dataset_builder", "evaluation", "dataset_builder.formats"}
+    assert {*RULES} - used <= ends, f"nobody uses {sorted({*RULES} - used - ends)}"
+
+
+def test_the_data_room_is_its_wings_and_its_commands():
+    loose = [path.name for path in sorted((ROOT / "dataset_builder").glob("*.py"))]
+    assert loose == ["__init__.py", "commands.py"]
+    assert WINGS == {f"dataset_builder.{path.parent.name}" for path in (ROOT / "dataset_builder").glob("*/__init__.py")}
 
 
 def test_remote_code_needs_only_what_loading_from_the_hub_may_need():
-    import sys
-
     for room in REMOTE_CODE:
-        for path in sources(room):
+        assert not RULES[room], "what ships to the Hub imports nothing of ours"
+        for path in files_of(room):
             # conversion and tokenizer training run on the maker's machine and do not ship
             if path.name == "__init__.py" or path.name.startswith("convert_") or path.name == "text_tokenizer.py":
                 continue
-            foreign = absolute_imports(path) - REMOTE_PACKAGES - set(sys.stdlib_module_names)
+            foreign = packages(path) - REMOTE_PACKAGES - set(sys.stdlib_module_names) - {"stereovla"}
             assert not foreign, f"{path.name} needs {sorted(foreign)}"
 
 
 def test_remote_code_is_flat_and_its_file_names_are_unique():
-    names = [path.name for room in REMOTE_CODE for path in sources(room) if path.name != "__init__.py"]
+    names = [path.name for room in REMOTE_CODE for path in files_of(room) if path.name != "__init__.py"]
     assert len(names) == len(set(names))
     for room in REMOTE_CODE:
-        assert all(path.parent == ROOT / room for path in sources(room))
+        assert all(path.parent == ROOT / room for path in files_of(room))
 
 
 def test_remote_code_imports_its_files_in_the_form_that_transformers_finds():
     """transformers ships the files that it finds in this form, line by line, with a regular expression."""
     form = re.compile(r"^\s*from \.(\w+) import [\w, ]+$")
     for room in REMOTE_CODE:
-        modules = {path.stem for path in sources(room)}
-        for path in sources(room):
+        modules = {path.stem for path in files_of(room)}
+        for path in files_of(room):
             if path.name == "__init__.py":
                 continue
             for number, line in enumerate(path.read_text().splitlines(), 1):
@@ -89,33 +94,45 @@ def test_remote_code_imports_its_files_in_the_form_that_transformers_finds():
 
 def test_shipped_files_never_import_converters():
     for room in REMOTE_CODE:
-        for path in sources(room):
+        for path in files_of(room):
             if not path.name.startswith("convert_"):
                 assert "from .convert_" not in path.read_text(), path.name
 
 
 def test_files_that_read_data_never_import_mujoco():
-    makers = {"build.py", "recording.py", "pipeline.py"}
-    for path in sources("dataset_builder"):
-        if path.name not in makers:
-            text = path.read_text()
-            assert not absolute_imports(path) & {"mujoco", "simulation"}, path.name
-            assert path.name == "__main__.py" or not re.search(r"dataset_builder(\.| import )(build|recording)", text)
+    makers = {"build.py", "recorder.py", "pipeline.py"}
+    for room in ("dataset_builder", *WINGS):
+        for path in files_of(room):
+            if path.name not in makers:
+                assert "mujoco" not in packages(path), path.name
+                reached = {room_of(file) for file in reach(path)} if path.name != "commands.py" else set()
+                assert "simulation" not in reached, f"{path.name} reaches the simulator"
+
+
+def reach(path) -> set:
+    """Files that are imported with `path`, and with these."""
+    found, todo = set(), [path]
+    while todo:
+        for file in file_graph()[todo.pop()] - found:
+            found.add(file)
+            todo.append(file)
+    return found
+
+
+def test_only_extras_and_command_line_are_below_the_rooms():
+    assert all(not file_graph()[ROOT / f"{name}.py"] for name in BASE)
 
 
 def test_no_forbidden_packages():
-    for room in ALLOWED:
-        for path in sources(room):
-            forbidden = {"torchvision", "timm", "pickle", "dill"}
-            if path.name == "convert_preprocessor.py":
-                # the release's statistics are a pickle; this file derives a reader that looks up next to nothing
-                used = {
-                    node.attr
-                    for node in ast.walk(ast.parse(path.read_text()))
-                    if isinstance(node, ast.Attribute)
-                    and isinstance(node.value, ast.Name)
-                    and node.value.id == "pickle"
-                }
-                assert used == {"Unpickler"}
-                forbidden -= {"pickle"}
-            assert not absolute_imports(path) & forbidden, path
+    for path in sources():
+        forbidden = {"torchvision", "timm", "pickle", "dill"}
+        if path.name == "convert_preprocessor.py":
+            # the release's statistics are a pickle; this file derives a reader that looks up next to nothing
+            used = {
+                node.attr
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "pickle"
+            }
+            assert used == {"Unpickler"}
+            forbidden -= {"pickle"}
+        assert not packages(path) & forbidden, path

@@ -7,10 +7,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from stereovla.modeling_stereovla.modeling_stereovla import IGNORED
+from stereovla.modeling_stereovla.objectives import IGNORED, OBJECTIVES
 from stereovla.training.feed import Batches
 
-LOSSES = ("action", "language", "disparity", "pointing", "keyframe")
+LOSSES = tuple(objective.name for objective in OBJECTIVES)
 ANSWERS = ("depth", "box", "pose", "camera")  # what language losses are about
 
 
@@ -66,12 +66,16 @@ class LossMeans:
         """The parts of one step, and the losses that it has on any process. Nothing is read from the device here."""
         zero = outputs[0].loss.new_zeros(())
         step = {"loss/total": sum(output.loss.detach() for output in outputs)}
-        for name in names - {"language"}:  # told by objective, below
-            values = [output.get(f"{name}_loss") for output in outputs]
-            step[f"loss/{name}"] = sum((value.detach() for value in values if value is not None), start=zero)
-        if "pointing" in names:
-            values = [output.pointing_accuracy for output in outputs]
-            step["accuracy/pointing"] = sum((value for value in values if value is not None), start=zero)
+        for objective in OBJECTIVES:
+            name = objective.name
+            if name not in names or name == "language":  # which is told by answer, below
+                continue
+            told = {f"loss/{name}": f"{name}_loss"}
+            if objective.accuracy is not None:
+                told[f"accuracy/{name}"] = objective.accuracy
+            for key, output_name in told.items():
+                values = [output.get(output_name) for output in outputs]
+                step[key] = sum((value.detach() for value in values if value is not None), start=zero)
         self.steps.append(step)
         for output, of_samples in zip(outputs, objectives, strict=True):
             self.samples.append((of_samples, output.sample_language_loss, output.sample_token_accuracy))

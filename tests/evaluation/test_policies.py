@@ -6,11 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from serving_thread import serve_in_thread
 from tiny_checkpoint import EMBODIMENT, LOW, save_tiny_checkpoint, stereo_pair
 
 from stereovla.evaluation.checkpoints import InputError, check_checkpoint, fingerprint
 from stereovla.evaluation.model_policy import ModelPolicy, load_checkpoint, load_untrained
-from stereovla.evaluation.policies import Observation, StillPolicy, make_policy, policy_identity
+from stereovla.evaluation.policies import Observation, StillPolicy
+from stereovla.evaluation.policy_specs import make_policy, policy_identity
+from stereovla.serving.serve import load
+from stereovla.serving.server import PolicyServer
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +129,18 @@ def test_the_fingerprint_follows_the_weights(checkpoint, tmp_path):
 def test_still_stays_still():
     (chunk,) = StillPolicy(5).act([observation(0)])
     assert chunk.shape == (5, 7) and not chunk.any()
+
+
+def test_a_policy_behind_a_socket_is_the_same_policy(policy, checkpoint):
+    """The same chunks as in this process: states, noise and decoding take the way over the wire."""
+    url, stop = serve_in_thread(PolicyServer(*load(str(checkpoint), "cpu"), "someone/policy"))
+    try:
+        assert policy_identity(url) == {"kind": "served", "model": "someone/policy"}
+        seen = [observation(0), observation(1, seed=2**32 - 1, step=3, states=9), observation(2, seed=7, step=60)]
+        with make_policy(url) as served:
+            for chunk, expected in zip(served.act(seen), policy.act(seen), strict=True):
+                np.testing.assert_allclose(chunk, expected, atol=1e-5)
+    finally:
+        stop()
+    with pytest.raises(InputError, match=r"no policy server answers at .*`stereovla serve`"):
+        policy_identity(url)

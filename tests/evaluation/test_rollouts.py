@@ -18,7 +18,8 @@ from stereovla.command_line import parse
 from stereovla.evaluation.checkpoints import InputError
 from stereovla.evaluation.episode_log import EpisodeLog
 from stereovla.evaluation.options import RolloutOptions
-from stereovla.evaluation.policies import ExpertPolicy, Policy, StillPolicy, make_policy
+from stereovla.evaluation.policies import ExpertPolicy, Policy, StillPolicy
+from stereovla.evaluation.policy_specs import make_policy
 from stereovla.evaluation.rollouts import RolloutConfig, film, run_episodes, summarise
 from stereovla.evaluation.workers import roll_out
 from stereovla.simulation import Expert, WorldConfig

@@ -1,8 +1,10 @@
 """The pointing targets against a brute-force bilinear reference, and that pointing can be learned and reads out."""
 
 import torch
+from torch.nn import functional as F
 
 from stereovla.modeling_stereovla import StereoVLAConfig
+from stereovla.modeling_stereovla.objectives import KeyframeObjective, PointingObjective, Predictions, Targets
 from stereovla.modeling_stereovla.pointing import Pointers, soft_token_targets
 
 
@@ -28,7 +30,7 @@ def test_unknown_points_have_no_weight():
 def test_a_pointer_learns_to_find_the_token_that_differs():
     config = StereoVLAConfig.from_preset("tiny", use_pointers=True)
     torch.manual_seed(0)
-    pointers = Pointers(config)
+    pointers, objective = Pointers(config), PointingObjective(config)
     grid, hidden = 4, config.text_config.hidden_size
     signature = torch.randn(2, hidden)
     optimizer = torch.optim.Adam(pointers.parameters(), lr=3e-3)
@@ -40,7 +42,7 @@ def test_a_pointer_learns_to_find_the_token_that_differs():
         points = torch.stack([where % grid, where // grid], -1) * 16.0 + 8.0
         text, mask = torch.randn(32, 5, hidden), torch.ones(32, 5, dtype=torch.bool)
         logits, read_out = pointers(tokens, text, mask)
-        loss = pointers.losses(logits, points).mean()
+        loss = objective.outputs(Predictions(pointing=logits), Targets(points=points), 64)["pointing_loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -49,20 +51,25 @@ def test_a_pointer_learns_to_find_the_token_that_differs():
 
 
 def test_loss_ignores_unknown_points():
-    config = StereoVLAConfig.from_preset("tiny", use_pointers=True)
-    pointers = Pointers(config)
+    objective = PointingObjective(StereoVLAConfig.from_preset("tiny", use_pointers=True))
     logits = torch.randn(2, 2, 16)
     points = torch.tensor([[[8.0, 8.0], [24.0, 8.0]], [[float("nan")] * 2, [float("nan")] * 2]])
-    losses = pointers.losses(logits, points)
-    torch.testing.assert_close(losses[:1], pointers.losses(logits[:1], points[:1]))
-    assert (losses[0] > 0).all() and (losses[1] == 0).all()
+    targets = Targets(points=points)
+    assert objective.count(targets) == 2
+    found = objective.outputs(Predictions(pointing=logits), targets, 2)
+    # both points are the centres of tokens: 0 and 1
+    expected = F.cross_entropy(logits[0], torch.tensor([0, 1]))
+    torch.testing.assert_close(found["pointing_loss"], expected)
+    hits = (logits[0].argmax(-1) == torch.tensor([0, 1])).float().mean()
+    torch.testing.assert_close(found["pointing_accuracy"], hits)
 
 
 def test_displacement_loss_ignores_samples_without_a_keyframe():
-    pointers = Pointers(StereoVLAConfig.from_preset("tiny", use_pointers=True))
+    objective = KeyframeObjective(StereoVLAConfig.from_preset("tiny", use_pointers=True))
     predicted, truth = torch.randn(3, 7), torch.randn(3, 7)
     truth[1] = float("nan")
-    expected = torch.nn.functional.smooth_l1_loss(predicted[[0, 2]], truth[[0, 2]], beta=0.1)
-    losses = pointers.displacement_losses(predicted, truth)
-    torch.testing.assert_close(losses.sum() / 2, expected)
-    assert losses[1] == 0
+    targets = Targets(displacement=truth)
+    assert objective.count(targets) == 2
+    found = objective.outputs(Predictions(displacement=predicted), targets, 2)
+    expected = F.smooth_l1_loss(predicted[[0, 2]], truth[[0, 2]], beta=0.1)
+    torch.testing.assert_close(found["keyframe_loss"], expected)

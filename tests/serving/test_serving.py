@@ -1,6 +1,5 @@
 """The policy server over real sockets: answers, errors that leave it alive, batches, limits."""
 
-import asyncio
 import os
 import re
 import socket
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from serving_thread import serve_in_thread
 from tiny_checkpoint import EMBODIMENT, save_tiny_checkpoint, stereo_pair
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
@@ -38,32 +38,6 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def parts(checkpoint):
     return load(str(checkpoint), "cpu")
-
-
-def serve_in_thread(server: PolicyServer):
-    """(url, stop function) of a server that runs in a thread of its own."""
-    started, stopped = threading.Event(), None
-    address = []
-
-    async def run():
-        nonlocal stopped
-        stopped = asyncio.Event()
-        listening = await server.start(port=0)
-        address.append(listening.sockets[0].getsockname())
-        started.set()
-        await stopped.wait()
-        await server.stop(listening)
-
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_until_complete, args=(run(),), daemon=True)
-    thread.start()
-    assert started.wait(10)
-
-    def stop():
-        loop.call_soon_threadsafe(stopped.set)
-        thread.join(10)
-
-    return f"ws://{address[0][0]}:{address[0][1]}", stop
 
 
 @pytest.fixture(scope="module")

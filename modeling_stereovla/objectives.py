@@ -1,0 +1,248 @@
+"""What a policy learns from, each objective once: its weight, what it counts, and its loss from outputs and targets."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+from torch.nn import functional as F
+
+from .cost_volume import disparity_loss, known_disparity
+from .pointing import in_picture, soft_token_targets
+
+IGNORED = -100  # label of a token without a loss, as in transformers
+
+
+@dataclass
+class Targets:
+    """What the outputs of a batch are compared with; None = this batch has none of it.
+
+    Args:
+        labels: (B, L) int64, `IGNORED` = no loss; compared with the logits of the tokens before them.
+        language_weights: (B,), factors on the language losses of the samples; None = 1.
+        actions: (B, chunk_size, action_dim), normalised. is_action: (B,) bool, the samples with an action loss; None =
+            all.
+        disparity: (B', H, W) px of the left view, 0 = unknown, of the samples that disparity is predicted for.
+        points: (B, 2, 2) px, target and gripper in the left view, NaN = unknown.
+        displacement: (B, pose_dim), keyframe minus present state, both normalised as states, NaN = unknown.
+    """
+
+    labels: torch.Tensor | None = None
+    language_weights: torch.Tensor | None = None
+    actions: torch.Tensor | None = None
+    is_action: torch.Tensor | None = None
+    disparity: torch.Tensor | None = None
+    points: torch.Tensor | None = None
+    displacement: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Any]) -> "Targets":
+        """Those among the inputs of a model's `forward`."""
+        return cls(**{item.name: inputs.get(item.name) for item in fields(cls)})
+
+    @property
+    def labelled(self) -> torch.Tensor:
+        """(B, L - 1) bool: the positions whose next token has a label."""
+        return self.labels[:, 1:] != IGNORED
+
+    @property
+    def acting(self) -> torch.Tensor:
+        """int64 (R,): the samples with an action loss."""
+        batch = torch.arange(len(self.actions), device=self.actions.device)
+        return batch if self.is_action is None else self.is_action.nonzero()[:, 0]
+
+
+@dataclass
+class Predictions:
+    """What the losses of a batch are computed from; None = not computed.
+
+    Args:
+        logits: (T, vocabulary), before the labelled tokens, in the order of `Targets.labelled`.
+        velocity: (R', K, chunk, action_dim), of the samples `Targets.acting`, or of any one sample where there are
+            none. flow: the same shape, the velocity that is to be learned.
+        disparity: (B', 1, H/4, W/4), quarter-resolution px.
+        pointing: (B, 2, N), attention logits of target and gripper over the visual tokens.
+        displacement: (B, pose_dim), as in `Targets`.
+    """
+
+    logits: torch.Tensor | None = None
+    velocity: torch.Tensor | None = None
+    flow: torch.Tensor | None = None
+    disparity: torch.Tensor | None = None
+    pointing: torch.Tensor | None = None
+    displacement: torch.Tensor | None = None
+
+
+class Objective(ABC):
+    """One loss. `name` is also that of its weight in the config, `{name}_loss_weight`, of its value among a model's
+    outputs, `{name}_loss`, and of its line in the log.
+
+    Args:
+        config: of the model.
+
+    Attributes:
+        accuracy: name of the output that the log shows as its accuracy, if there is one.
+    """
+
+    name: ClassVar[str]
+    accuracy: ClassVar[str | None] = None
+
+    def __init__(self, config: Any):
+        self.config = config
+
+    @property
+    def weight(self) -> float:
+        return getattr(self.config, f"{self.name}_loss_weight")
+
+    @abstractmethod
+    def count(self, targets: Targets) -> torch.Tensor | None:
+        """How many samples, tokens, points or pixels have this loss, () int64; None where the batch has no such
+        targets.
+        """
+
+    @abstractmethod
+    def outputs(self, predictions: Predictions, targets: Targets, count: torch.Tensor | float) -> dict | None:
+        """{"{name}_loss": the sum of the losses over `count`, and what is told beside it}; None where predictions or
+        targets are missing.
+        """
+
+
+class ActionObjective(Objective):
+    """Flow matching: the squared error of the velocity, a mean over the samples that act."""
+
+    name = "action"
+
+    def count(self, targets):
+        if targets.actions is None:
+            return None
+        return torch.tensor(len(targets.actions)) if targets.is_action is None else targets.is_action.sum()
+
+    def outputs(self, predictions, targets, count):
+        """Also sample_action_loss (B,), NaN for samples that do not act, without gradient."""
+        if predictions.velocity is None:
+            return None
+        rows = targets.acting
+        losses = (predictions.velocity.float() - predictions.flow.float()).square().mean((1, 2, 3))[: len(rows)]
+        samples = torch.full((len(targets.actions),), float("nan"), device=losses.device)
+        return {
+            "action_loss": losses.sum() / count,
+            "sample_action_loss": samples.index_put((rows,), losses.detach()),
+        }
+
+
+class LanguageObjective(Objective):
+    """Cross-entropy of the next token, one mean over all labelled tokens."""
+
+    name = "language"
+
+    def count(self, targets):
+        return None if targets.labels is None else targets.labelled.sum()
+
+    def outputs(self, predictions, targets, count):
+        """Also sample_language_loss, sample_token_accuracy (B,), NaN for samples without labels, without gradient."""
+        if predictions.logits is None or targets.labels is None:
+            return None
+        labelled, logits = targets.labelled, predictions.logits
+        labels, rows = targets.labels[:, 1:][labelled], labelled.nonzero()[:, 0]
+        losses = F.cross_entropy(logits.float(), labels, reduction="none")
+        weighted = losses if targets.language_weights is None else losses * targets.language_weights[rows]
+        with torch.no_grad():
+            tokens = labelled.sum(-1).float()
+            zeros = torch.zeros_like(tokens)
+            right = (logits.argmax(-1) == labels).float()
+            # 0 / 0 = NaN marks samples without labels
+            sample_losses = zeros.index_add(0, rows, losses.detach().float()) / tokens
+            sample_accuracy = zeros.index_add(0, rows, right) / tokens
+        return {
+            # 0 * sum keeps every rank's graph alike where a batch has no labelled token
+            "language_loss": weighted.sum() / count + 0.0 * logits.sum(),
+            "sample_language_loss": sample_losses,
+            "sample_token_accuracy": sample_accuracy,
+        }
+
+
+class DisparityObjective(Objective):
+    """Smooth L1 of the initial disparity, a mean over the pixels whose true one is known and within the volume."""
+
+    name = "disparity"
+
+    def count(self, targets):
+        if targets.disparity is None:
+            return None
+        return known_disparity(targets.disparity, self.config.stereo_config.max_disparity)[1].sum()
+
+    def outputs(self, predictions, targets, count):
+        if predictions.disparity is None or targets.disparity is None:
+            return None
+        losses = disparity_loss(predictions.disparity, targets.disparity, self.config.stereo_config.max_disparity)
+        return {"disparity_loss": losses / count}
+
+
+class PointingObjective(Objective):
+    """Cross-entropy of two attention maps with the visual tokens that hold target and gripper, over the points that are
+    in the picture.
+    """
+
+    name = "pointing"
+    accuracy = "pointing_accuracy"
+
+    def count(self, targets):
+        return None if targets.points is None else in_picture(targets.points, self.config.image_size).sum()
+
+    def outputs(self, predictions, targets, count):
+        """Also pointing_accuracy: the share of the points that lie in the token with the largest logit."""
+        if predictions.pointing is None or targets.points is None:
+            return None
+        logits, patch = predictions.pointing, self.config.patch_size
+        wanted, known = soft_token_targets(targets.points.to(logits.dtype), self.config.image_size // patch, patch)
+        losses = -(wanted * logits.log_softmax(-1)).sum(-1)
+        with torch.no_grad():
+            hits = (logits.argmax(-1) == wanted.argmax(-1)) & known
+        return {"pointing_loss": losses.sum() / count, "pointing_accuracy": hits.sum() / count}
+
+
+class KeyframeObjective(Objective):
+    """Smooth L1 of the way to the keyframe, a mean over the samples whose keyframe is known."""
+
+    name = "keyframe"
+
+    def count(self, targets):
+        return None if targets.displacement is None else targets.displacement.isfinite().all(-1).sum()
+
+    def outputs(self, predictions, targets, count):
+        if predictions.displacement is None or targets.displacement is None:
+            return None
+        known = targets.displacement.isfinite().all(-1)
+        truth = torch.where(known[:, None], targets.displacement.float(), 0.0)
+        losses = F.smooth_l1_loss(predictions.displacement.float(), truth, reduction="none", beta=0.1).mean(-1) * known
+        return {"keyframe_loss": losses.sum() / count}
+
+
+# in the order in which they are added up, logged and validated
+OBJECTIVES = (ActionObjective, LanguageObjective, DisparityObjective, PointingObjective, KeyframeObjective)
+
+
+def count_targets(objectives: Sequence[Objective], targets: Targets) -> dict[str, torch.Tensor]:
+    """{name: count} of the objectives that a batch has targets for."""
+    counts = {objective.name: objective.count(targets) for objective in objectives}
+    return {name: count for name, count in counts.items() if count is not None}
+
+
+def sum_losses(
+    objectives: Sequence[Objective], predictions: Predictions, targets: Targets, counts: Mapping[str, Any] | None
+) -> dict[str, torch.Tensor]:
+    """Outputs of all objectives that apply, and their weighted sum as "loss" where any does.
+
+    Args:
+        counts: what each sum of losses is divided by; None = those of `count_targets`, or 1.
+    """
+    if counts is None:
+        counts = {name: count.clamp(min=1) for name, count in count_targets(objectives, targets).items()}
+    found, weighted = {}, []
+    for objective in objectives:
+        outputs = objective.outputs(predictions, targets, counts.get(objective.name))
+        if outputs is not None:
+            found |= outputs
+            weighted.append(objective.weight * outputs[f"{objective.name}_loss"])
+    return found | ({"loss": sum(weighted)} if weighted else {})
