@@ -20,28 +20,32 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: requirements.lock
+$(VENV)/.installed: requirements.lock setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "Python 3.11 or newer is needed, this is $$($(PYTHON) --version); choose another: make PYTHON=python3.11"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { \
 		echo "The venv module is missing; on Debian and Ubuntu: sudo apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: install
-	$(BIN)/python -m dataset_builder build --preset demo --out $(OUT)/dataset $(WORLD)
+	$(BIN)/stereovla data build --preset demo --out $(OUT)/dataset $(WORLD)
 	ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc_per_node 2 \
 		train.py --preset demo --dataset $(OUT)/dataset --output_dir $(OUT)/training
-	$(BIN)/python -m evaluation rollout --preset demo --model $(OUT)/training/model --out $(REPORT) $(WORLD)
-	$(BIN)/python -m evaluation offline --model $(OUT)/training/model --dataset $(OUT)/dataset --out $(REPORT)
-	$(BIN)/python -m evaluation report --training $(OUT)/training --out $(REPORT)
-	$(BIN)/python push_to_hub.py --folder $(OUT)/training/model --report $(REPORT) --license apache-2.0 --dry_run
+	$(BIN)/stereovla evaluate rollout --preset demo --model $(OUT)/training/model --out $(REPORT) $(WORLD)
+	$(BIN)/stereovla evaluate offline --model $(OUT)/training/model --dataset $(OUT)/dataset --out $(REPORT)
+	$(BIN)/stereovla evaluate report --training $(OUT)/training --out $(REPORT)
+	$(BIN)/stereovla push --folder $(OUT)/training/model --report $(REPORT) --license apache-2.0 --dry_run
+
+# one process for each core, one thread each
+test test-slow: export OMP_NUM_THREADS = 1
 
 test: install
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto
 
 test-slow: install
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -n auto -m slow
 
 lint: install
 	$(BIN)/ruff check .

@@ -9,7 +9,6 @@ import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 INTERRUPTED = 130  # exit statuses, as shells have them
@@ -193,8 +192,3 @@ def help_of(commands: Mapping[str, Any], about: str, prog: str) -> str:
             f"{prog} COMMAND --help explains each.",
         ]
     )
-
-
-def folder_of_package() -> Path:
-    """Where the package's own files are, such as configs/."""
-    return Path(__file__).parent

@@ -44,7 +44,11 @@ setup(
     python_requires=">=3.11",
     package_dir={"stereovla": "."},
     packages=["stereovla", *(f"stereovla.{name}" for name in find_packages(include=[f"{room}*" for room in ROOMS]))],
-    package_data={"stereovla": ["configs/*.yaml"], "stereovla.simulation": ["assets/**/*"]},
+    package_data={
+        "stereovla": ["configs/*.yaml"],
+        "stereovla.simulation": ["assets/**/*"],
+        "stereovla.evaluation": ["box_iou/*.py"],  # a module of `evaluate`, loaded by its path
+    },
     entry_points={"console_scripts": ["stereovla = stereovla.__main__:main"]},
     install_requires=[
         "torch>=2.6",

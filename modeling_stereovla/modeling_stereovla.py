@@ -15,17 +15,7 @@ from .action_expert import ActionExpert
 from .configuration_stereovla import StereoVLAConfig
 from .flow_matching import Draws, euler_integrate, euler_times, interpolate
 from .layer_caches import RecordingCache
-from .objectives import (
-    ActionObjective,
-    DisparityObjective,
-    KeyframeObjective,
-    LanguageObjective,
-    PointingObjective,
-    Predictions,
-    Targets,
-    count_targets,
-    sum_losses,
-)
+from .objectives import Predictions, Targets, count_targets, objectives_of, sum_losses
 from .pointing import Pointers
 from .robot_heads import resize_heads, sizes_in_tensors, sizes_of_robot
 from .visual_tokens import StereoVisualTokens
@@ -210,10 +200,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.action_expert = ActionExpert(config)
         self.pointers = Pointers(config) if config.use_pointers else None
-        kinds = [ActionObjective, LanguageObjective]
-        kinds += [DisparityObjective] if config.stereo_config is not None else []
-        kinds += [PointingObjective, KeyframeObjective] if config.use_pointers else []
-        self.objectives = [kind(config) for kind in kinds]
+        self.objectives = objectives_of(config)
         self.frozen: tuple[str, ...] = ()
         self._held: list[nn.Parameter] = []
         self.post_init()

@@ -223,6 +223,16 @@ class KeyframeObjective(Objective):
 OBJECTIVES = (ActionObjective, LanguageObjective, DisparityObjective, PointingObjective, KeyframeObjective)
 
 
+def objectives_of(config: Any) -> list[Objective]:
+    """Those of `OBJECTIVES` that a model of this `StereoVLAConfig` has outputs for."""
+    absent: set[type[Objective]] = set()
+    if config.stereo_config is None:
+        absent.add(DisparityObjective)
+    if not config.use_pointers:
+        absent |= {PointingObjective, KeyframeObjective}
+    return [kind(config) for kind in OBJECTIVES if kind not in absent]
+
+
 def count_targets(objectives: Sequence[Objective], targets: Targets) -> dict[str, torch.Tensor]:
     """{name: count} of the objectives that a batch has targets for."""
     counts = {objective.name: objective.count(targets) for objective in objectives}

@@ -155,7 +155,7 @@ def test_a_killed_process_goes_on(imported, tmp_path):
     process.wait()
     for findings in (tmp_path / "out/.partial").glob("findings-*"):
         findings.write_bytes(findings.read_bytes() + b'{"episode": "episo')  # as a kill may leave it
-    assert main(command[3:]) == 0
+    assert main(command[4:]) == 0
     assert contents(tmp_path / "out") == contents(imported)
 
 

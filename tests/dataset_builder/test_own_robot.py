@@ -25,10 +25,10 @@ def test_the_recipe_runs(tmp_path, monkeypatch, capsys):
     names = []
     for command in commands:
         words = shlex.split(command)
-        assert words[:3] == ["python", "-m", "dataset_builder"]
-        assert main(words[3:]) == 0, capsys.readouterr()
-        names.append(words[3])
-    assert names == ["import", "lerobot", "check", "export", "lerobot"]
+        assert words[:2] == ["stereovla", "data"]
+        assert main(words[2:]) == 0, capsys.readouterr()
+        names.append(words[2])
+    assert names == ["import", "check", "export"]
     capsys.readouterr()
     runpy.run_path("example.py")
     assert capsys.readouterr().out == "(64, 64, 3) (4, 7) (4, 7) pick up the cup\n"

@@ -223,7 +223,7 @@ def test_presets_give_defaults_that_options_replace():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["rollin"], "unknown command 'rollin'; there are rollout, offline, report"),
+        (["rollin"], "unknown command stereovla evaluate rollin; did you mean rollout?"),
         (["rollout", "--model", "x"], "--out is missing"),
         (["rollout", "--out", "OUT"], "give --model CHECKPOINT, or --policies"),
         (["rollout", "--out", "OUT", "--model", "x", "--policies", "still"], "and not both"),

@@ -5,8 +5,9 @@ import json
 import pytest
 from recorded_losses.make import CASES, FILE, compute
 
-# the last step of a loss is float32 (2**-24 of it is 6e-8); two orders of summation differ by a few of these
-ROUNDING = 1e-6
+# the time embedding and the last step of a loss are float32: AVX-512 on one thread and plain code on two differ by 9e-7
+# of a number
+ROUNDING = 1e-5
 
 
 @pytest.mark.parametrize("case", CASES)

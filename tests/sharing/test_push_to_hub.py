@@ -293,7 +293,9 @@ PROBLEMS = [
 
 @pytest.mark.parametrize(("status", "where", "advised"), PROBLEMS)
 def test_failures_say_what_to_do(status, where, advised, hub, ours, folders):
-    from_main = SEND.replace("import sys\n", "import sys, traceback\nfrom sharing.repository import advice\n", 1)
+    from_main = SEND.replace(
+        "import sys\n", "import sys, traceback\nfrom stereovla.sharing.repository import advice\n", 1
+    )
     lines = from_main.splitlines()
     program = "\n".join(
         [

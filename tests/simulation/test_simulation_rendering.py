@@ -240,7 +240,7 @@ def test_a_forgotten_world_does_not_spoil_the_next_ones_pictures():
 
 
 def test_missing_egl_names_the_packages():
-    code = "from simulation import World; w = World(); w.reset(0); w.observe()"
+    code = "from stereovla.simulation import World; w = World(); w.reset(0); w.observe()"
     environment = {**os.environ, "MUJOCO_GL": "egl", "MUJOCO_EGL_DEVICE_ID": "99"}
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode != 0
