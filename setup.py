@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 ROOMS = (
@@ -34,7 +35,16 @@ EXTRAS = {
     "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.8"],
 }
 
+
+class BuildRooms(build_py):
+    """Leaves this file out, which lies in the folder of the package."""
+
+    def find_package_modules(self, package, package_dir):
+        return [found for found in super().find_package_modules(package, package_dir) if found[1] != "setup"]
+
+
 setup(
+    cmdclass={"build_py": BuildRooms},
     name="stereovla",
     version=re.search(r'^__version__ = "(.+)"$', (ROOT / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)[1],
     description="A robot policy that sees with two eyes, for the Hugging Face Hub",
