@@ -35,7 +35,7 @@ def installed(wheel) -> Path:
 def run(installed: Path, tmp_path: Path, *command: str) -> subprocess.CompletedProcess:
     """In another folder, with the installed package before the one of this repository."""
     environment = os.environ | {"PYTHONPATH": str(installed)}
-    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
 
 
 def test_one_name_is_installed(installed):

@@ -61,7 +61,7 @@ def run_here(arguments: list[str]) -> None:
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:
     """Until a running process has written `path`."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not path.exists():
         assert process.poll() is None and time.monotonic() < deadline, f"{path.name} was not written"
         time.sleep(0.01)

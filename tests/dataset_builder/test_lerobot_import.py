@@ -146,7 +146,7 @@ def test_a_killed_process_goes_on(imported, tmp_path):
     command += ["--source", options.source, "--config", options.config, "--out", options.out]
     command += ["--episodes-per-shard", "1", "--validation-episodes", "1"]
     process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline and process.poll() is None:
         if any((tmp_path / "out/data").glob("*.parquet")) or any((tmp_path / "out/.partial").glob("findings-*")):
             break
@@ -169,7 +169,7 @@ def test_a_dataset_on_the_hub_is_imported(imported, tmp_path):
         server.add("dataset", "someone/demonstrations", WRITTEN)
         hub = {"HF_ENDPOINT": server.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
         environment = os.environ | hub | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "out") == contents(imported)
 

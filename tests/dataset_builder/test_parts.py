@@ -44,7 +44,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def killed_when(arguments: list[str], condition) -> None:
     """Run a command until `condition` holds, then kill -9 it."""
     process = subprocess.Popen(arguments, env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not condition() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

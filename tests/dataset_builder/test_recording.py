@@ -269,7 +269,7 @@ def test_episodes_do_not_depend_on_shards_or_processes(dataset, recorder):
 
 
 def _kill_when(process: subprocess.Popen, condition) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not condition() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)

@@ -20,8 +20,10 @@ from stereovla.modeling_stereovla.flow_matching import interpolate, time_embeddi
 pytestmark = pytest.mark.skipif(not GOLDENS.is_dir(), reason=f"no recorded tensors at {GOLDENS}")
 RECORDED = recorded_tensors() if GOLDENS.is_dir() else {}
 SPOTS = [0, 1, 15, 16, 100, 128, 239, 255]  # visual tokens whose fused features are recorded
-# The recording's tolerances, in units of a tensor's standard deviation: what depends on the time embedding is looser.
-CLOSE, LOOSE = 1e-4, 5e-4
+# In units of a tensor's standard deviation. The recording and we are float32: processors' orders of summation differ by
+# some 1e-6 here. Not so what depends on the time embedding, whose angles reach 1570 rad: a unit in the last place of a
+# period (powers differ between mathematical libraries by one or two) moves an angle by 1.9e-4 rad.
+CLOSE, LOOSE = 1e-4, 1e-3
 TIMED = (
     "train_v_t train_flow_loss_rows train_flow_loss train_loss suffix_embeds_first expert_last_hidden_first "
     "euler_velocities euler_states action_chunk velocity_v time_embedding"

@@ -123,6 +123,17 @@ def deviations(found: dict[str, torch.Tensor], recording) -> dict[str, float]:
     return result
 
 
+# The recordings are float32: how far each may lie from the network in float64, in units of its standard deviation. In
+# float64 all of ours are the same on every processor and were measured to lie below 7e-5, but for those behind attention
+# over the heads, which is ill-conditioned at single locations (dt_out at row 3, column 5): 4.8e-4 there, and below 1.8e-4
+# in what follows from it.
+ROUNDING = {
+    "any": 1e-4,
+    "disparity": {},
+    "heads": {"dt_out": 6e-4, "vcp": 2.5e-4, "logits": 2.5e-4, "init_disp": 2.5e-4, "lookup": 2.5e-4},
+}
+
+
 @needs_goldens
 @pytest.mark.parametrize("layout", ["disparity", "heads"])
 def test_every_recorded_tensor_of_the_published_network(published, layout):
@@ -131,15 +142,16 @@ def test_every_recorded_tensor_of_the_published_network(published, layout):
     model.load_state_dict({k: v for key, value in published.items() for k, v in convert_key(key, value).items()})
     with safe_open(GOLDENS / f"foundationstereo_s_64x128_{layout}.safetensors", "pt") as recording:
         pair = torch.stack([recording.get_tensor("left"), recording.get_tensor("right")], dim=1) / 255
-        found = deviations(intermediate_tensors(model, pair), recording)
+        single = intermediate_tensors(model, pair)
+        double = intermediate_tensors(model.double(), pair.double())
+        found = deviations(double, recording)
         assert len(found) == 21
-        above = {name: value for name, value in found.items() if value > 1e-4}
-        if above:
-            # Attention over the heads is ill-conditioned at single locations (dt_out at row 3, column 5): there the
-            # recording itself is 5e-4 away from the network in float64. Nothing can be closer to both, so what exceeds
-            # 1e-4 must at least be closer to the recording than the float64 network is.
-            exact = deviations(intermediate_tensors(model.double(), pair), recording)
-            assert layout == "heads" and all(value < min(exact[name], 5e-4) for name, value in above.items()), above
+        above = {name: value for name, value in found.items() if value > ROUNDING[layout].get(name, ROUNDING["any"])}
+        assert not above, above
+        # our own float32 is one more order of summation; a processor's may be a few times as far as the recording's
+        for name, limit in found.items():
+            spread = double[name].std().item()
+            assert (single[name] - double[name]).abs().max().item() <= 10 * max(limit, 1e-5) * spread, name
 
 
 @needs_goldens

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from stereovla.modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
-from stereovla.modeling_stereovla.pointing import Pointers
+from stereovla.modeling_stereovla.objectives import PointingObjective, Predictions, Targets
 from stereovla.training.losses import ANSWERS, answer, answer_counts, answer_weights
 
 NAMES = ["box", "action", "depth", "box", "pose", "camera", "depth", "action"]
@@ -45,17 +45,19 @@ def test_weighted_language_loss_is_the_weighted_sum_of_the_means_of_each_answer(
 def test_pointing_hits_are_the_tokens_that_hold_the_points():
     """Against integer division of the pixel."""
     config = StereoVLAConfig.from_preset("tiny", use_pointers=True)
-    pointers, rng = Pointers(config), np.random.default_rng(0)
+    objective, rng = PointingObjective(config), np.random.default_rng(0)
     grid = config.image_size // config.patch_size
     points = rng.uniform(0, config.image_size, (50, 2, 2)).astype(np.float32)
     points[3, 1] = np.nan
     cells = rng.integers(grid * grid, size=(50, 2))
     cells[::2] = (points[::2] // config.patch_size @ np.array([1, grid])).astype(int).clip(0)
     logits = torch.nn.functional.one_hot(torch.from_numpy(cells), grid * grid).float()
-    found = pointers.hits(logits, torch.from_numpy(points)).numpy()
+    hits = 0
     for sample in range(50):
         for point in range(2):
             u, v = points[sample, point]
             at = -1 if np.isnan(u) else int(v // config.patch_size) * grid + int(u // config.patch_size)
-            assert found[sample, point] == (cells[sample, point] == at)
-    assert 40 < found.sum() < 70
+            hits += cells[sample, point] == at
+    targets = Targets(points=torch.from_numpy(points))
+    assert objective.count(targets) == 99 and 40 < hits < 70
+    assert objective.outputs(Predictions(pointing=logits), targets, 99)["pointing_accuracy"] == hits / torch.tensor(99)

@@ -68,7 +68,7 @@ def test_told_to_end_it_saves_and_goes_on_in_the_same_bits(dataset, tmp_path):
     )
     wait_for(tmp_path / "told" / "losses.jsonl", process)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert process.wait(timeout=600) == 128 + signal.SIGTERM
     (saved,) = (tmp_path / "told").glob("checkpoint-*")
     assert int(saved.name[-7:]) < 8
     run_here(told)
