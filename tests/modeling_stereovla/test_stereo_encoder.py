@@ -124,9 +124,9 @@ def deviations(found: dict[str, torch.Tensor], recording) -> dict[str, float]:
 
 
 # The recordings are float32: how far each may lie from the network in float64, in units of its standard deviation. In
-# float64 all of ours are the same on every processor and were measured to lie below 7e-5, but for those behind attention
-# over the heads, which is ill-conditioned at single locations (dt_out at row 3, column 5): 4.8e-4 there, and below 1.8e-4
-# in what follows from it.
+# float64 all of ours are the same on every processor and were measured to lie below 7e-5, but for those behind
+# attention over the heads, which is ill-conditioned at single locations (dt_out at row 3, column 5): 4.8e-4 there, and
+# below 1.8e-4 in what follows from it.
 ROUNDING = {
     "any": 1e-4,
     "disparity": {},
