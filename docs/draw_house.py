@@ -1,15 +1,20 @@
-"""Draws docs/images/house.svg, the rooms and what they import, from the code itself: `python docs/draw_house.py`.
+"""Draws docs/images/house.svg, the rooms and what they import, from the code itself, and writes the table of rules into
+docs/house.md: `python docs/draw_house.py`.
 
 Where boxes stand is decided here. Which arrows there are is read from the code: an import between two boxes that have
 no place for its arrow in `ARROWS` is an error, and so is an arrow for which there is no import any more.
 """
 
+import importlib
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "docs" / "images" / "house.svg"
+PAGE = ROOT / "docs" / "house.md"
+MARKS = ("<!-- written by docs/draw_house.py -->\n", "<!-- to here -->\n")
 # one box for what belongs together; the command names what it runs, and every room may use the two files of the base
 SHARES_BOX = {"train": "training", "push_to_hub": "sharing"}
 NOT_DRAWN = {"__main__", "__init__", "command_line", "extras"}
@@ -63,18 +68,48 @@ ARROWS = {
     ("evaluation", "simulation"): 12.65,
     ("evaluation", "serving"): 14.85,
 }
-OPTIONAL = {("dataset_builder.streaming", "processing"), ("evaluation", "serving")}
+OPTIONAL = {("dataset_builder.streaming", "processing")}
+
+
+def plan() -> ModuleType:
+    """tests/house.py: the rules, and the imports of the code."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    try:
+        return importlib.import_module("house")
+    finally:
+        sys.path.pop(0)
+
+
+def rules_table() -> str:
+    """The rules as a table of Markdown."""
+    house = plan()
+    lines = ["| room | may import |", "|---|---|"]
+    for room, allowed in house.RULES.items():
+        if room in NOT_DRAWN:
+            continue
+        wings = house.WINGS <= allowed and not room.startswith("dataset_builder")
+        names = sorted(allowed - house.BASE - (house.WINGS if wings else set())) + ["dataset_builder"] * wings
+        lines.append(f"| `{room}` | {', '.join(f'`{name}`' for name in sorted(names)) or 'nothing'} |")
+    shipped = " and ".join(
+        f"`{room}`" for room, allowed in house.RULES.items() if not allowed and room not in NOT_DRAWN
+    )
+    base = " and ".join(f"`{name}.py`" for name in sorted(house.BASE))
+    return "\n".join([*lines, "", f"All but {shipped} may also import {base}.", ""])
+
+
+def with_rules(page: str) -> str:
+    """The page with the present table between the marks."""
+    (before, _, rest), end = page.partition(MARKS[0]), MARKS[1]
+    return before + MARKS[0] + "\n" + rules_table() + "\n" + end + rest.partition(end)[2]
 
 
 def imports() -> set[tuple[str, str]]:
     """(from, to) for every two boxes of which one imports the other."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    from house import file_graph, room_of
-
+    house = plan()
     found = set()
-    for path, targets in file_graph().items():
+    for path, targets in house.file_graph().items():
         for target in targets:
-            source, end = room_of(path), room_of(target)
+            source, end = house.room_of(path), house.room_of(target)
             if {source, end} & NOT_DRAWN or source == "dataset_builder":  # the latter: its commands, of all its wings
                 continue
             source, end = SHARES_BOX.get(source, source), SHARES_BOX.get(end, end)
@@ -143,4 +178,8 @@ def draw(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    draw(Path(sys.argv[1]) if len(sys.argv) > 1 else PICTURE)
+    if len(sys.argv) > 1:
+        draw(Path(sys.argv[1]))  # somewhere else, such as a PNG to look at
+    else:
+        draw(PICTURE)
+        PAGE.write_text(with_rules(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
