@@ -1,5 +1,6 @@
 # make demo    world -> data -> training -> evaluation -> a folder that the Hub accepts, all in demo/
 # make test    the tests; make test-slow: those that take minutes; make lint: the style
+# make docs    the documentation as a site in site/; warnings are errors
 # Everything is installed into .venv. Interrupt at any point: the same command goes on from there.
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ export PYTHONWARNINGS ?= ignore
 export TRANSFORMERS_VERBOSITY ?= error
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-slow lint install clean
+.PHONY: demo test test-slow lint docs install clean
 
 install: $(VENV)/.installed
 
@@ -50,6 +51,13 @@ test-slow: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+$(VENV)/.docs: $(VENV)/.installed docs/requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.lock -c requirements.lock
+	@touch $@
 
 clean:
 	rm -rf $(OUT)

@@ -20,9 +20,9 @@ class PushOptions:
     """Publishes a trained model, an adapter or a dataset on the Hub, with its card, and loads it back before it says
     done.
 
-        python push_to_hub.py --folder OUTPUT/model --repo_id NAME/MODEL --license apache-2.0 --report REPORT --tag v1
-        python push_to_hub.py --folder ADAPTER --repo_id NAME/ADAPTER --license mit --base_model NAME/MODEL
-        python push_to_hub.py --folder DATASET --repo_id NAME/DATASET --license cc-by-4.0 --dry_run
+        stereovla push --folder OUTPUT/model --repo_id NAME/MODEL --license apache-2.0 --report REPORT --tag v1
+        stereovla push --folder ADAPTER --repo_id NAME/ADAPTER --license mit --base_model NAME/MODEL
+        stereovla push --folder DATASET --repo_id NAME/DATASET --license cc-by-4.0 --dry_run
 
     One commit, all of it or nothing; stopped at any moment, the same command goes on. Nothing is sent that holds a
     secret or a path of this machine, or that does not load in a fresh process to the outputs of the trained model.

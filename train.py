@@ -76,9 +76,9 @@ LORA_HEADS = (
 class TrainingOptions:
     """Trains a policy on streamed datasets, or an adapter for another robot.
 
-        python train.py --preset demo --dataset DATASET --output_dir OUTPUT
+        stereovla train --preset demo --dataset DATASET --output_dir OUTPUT
         accelerate launch train.py --preset full --model StereoVLA --dataset DATASET --output_dir OUTPUT
-        python train.py --preset demo --model MODEL --lora_rank 8 --dataset OTHER_ROBOT --output_dir OUTPUT
+        stereovla train --preset demo --model MODEL --lora_rank 8 --dataset OTHER_ROBOT --output_dir OUTPUT
 
     DATASET is a folder or a dataset id on the Hub. The same command goes on from the last checkpoint in OUTPUT, with as
     many processes as before or with others. The result is OUTPUT/model, a folder that loads by

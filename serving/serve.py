@@ -34,7 +34,8 @@ class ServingOptions:
 def load(source: str, device: str) -> tuple[AutoModel, AutoProcessor]:
     """Model and processor; FileNotFoundError names what a folder lacks."""
     folder = Path(source)
-    missing = [name for name in NEEDED if not (folder / name).is_file()]
+    needed = ("adapter_config.json", *NEEDED[1:]) if (folder / "adapter_config.json").is_file() else NEEDED
+    missing = [name for name in needed if not (folder / name).is_file()]
     if folder.is_dir() and missing:
         raise FileNotFoundError(f"{source!r} is no checkpoint: it lacks {', '.join(missing)}")
     model = AutoModel.from_pretrained(source, trust_remote_code=True).to(device)

@@ -65,7 +65,7 @@ class ImportConfig:
     """What the import commands can be told."""
 
     source: str = option("", "What to import: a folder, or where the format allows it the id of a dataset on the Hub.")
-    config: str = option("", "YAML file about the robot and its cameras; dataset_builder/rig.py says what is in it.")
+    config: str = option("", "YAML file about the robot and its cameras; see dataset_builder/formats/rig.py.")
     out: str = option("", "Folder of the dataset; one with an unfinished import of the same source is gone on with.")
     episodes_per_shard: int = option(16, "Episodes per parquet file: what an interruption can cost.")
     validation_episodes: int = option(0, "The last so many episodes of the split train become the split validation.")
