@@ -275,7 +275,7 @@ def test_parts_of_a_step_train_as_the_whole(frozen, tmp_path):
 @pytest.mark.parametrize("config", ["ddp", "fsdp2"])
 def test_two_processes_train_as_one(frozen, tmp_path, config):
     own, output = frozen
-    printed = run_two(config, [*own, "--output_dir", str(tmp_path / "run")], "training", "stereo")
+    printed = run_two(config, [*own, "--output_dir", str(tmp_path / "run")], "stereovla", "pretrain", "stereo")
     if config == "ddp":
         assert held_share(printed, "MULTI_CPU") == 1
     else:
