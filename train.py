@@ -26,10 +26,18 @@ from stereovla.processing import StereoProcessor
 from stereovla.training.checkpoints import WHOLE, Average, checkpoints, load_checkpoint, save_bad_batch, save_checkpoint
 from stereovla.training.feed import Batches, Feed
 from stereovla.training.losses import LossMeans, agree, answer_counts, answer_weights, to_device, validate
-from stereovla.training.models import blocks, give_stereo_encoder, trained, untrained
+from stereovla.training.models import (
+    blocks,
+    give_stereo_encoder,
+    is_adapter,
+    towers_of,
+    trained,
+    trained_adapter,
+    untrained,
+)
 from stereovla.training.options import OBJECTIVES, augmentation, dataset_mixture, mixture_weights
 from stereovla.training.processes import join, prepare
-from stereovla.training.result import complete
+from stereovla.training.result import complete, predict_one
 from stereovla.training.running import (
     append_line,
     at_least_one,
@@ -164,17 +172,25 @@ class TrainingOptions:
 def build(options: TrainingOptions, meta: dict) -> tuple[StereoVLAForActionPrediction | PeftModel, StereoProcessor]:
     """The model as it is trained, with frozen parts and adapters, and its processor."""
     torch.manual_seed(options.seed)
-    model, processor = untrained(options.preset, meta) if options.model is None else trained(options.model, meta)
+    going_on = bool(options.lora_rank) and is_adapter(options.model)
+    if going_on:
+        whole, processor = trained_adapter(options.model, meta, options.lora_rank)
+        model = whole.get_base_model()
+    else:
+        model, processor = untrained(options.preset, meta) if options.model is None else trained(options.model, meta)
     if options.stereo_encoder is not None:
         give_stereo_encoder(model, options.stereo_encoder)
-    model.freeze(*filter(None, options.freeze.split(",")))
+    parts = [*filter(None, options.freeze.split(","))]
+    model.freeze(*(towers_of(model) if options.lora_rank and not parts else parts))
     if options.gradient_checkpointing:
-        model.activation_checkpointing_enable()
+        model.gradient_checkpointing_enable()  # which older versions of transformers know too
     if options.compile:
         for block in blocks(model):
             block.compile()
+    if going_on:
+        return whole, processor
     if options.lora_rank:
-        model = get_peft_model(model, adapters(model, options.lora_rank))
+        return get_peft_model(model, adapters(model, options.lora_rank)), processor
     return model, processor
 
 
@@ -210,9 +226,11 @@ def save_result(
     partial = folder.with_suffix(".partial")
     with average.in_place():
         state = get_model_state_dict(model, options=WHOLE)
+        unwrapped = accelerator.unwrap_model(model)
+        prediction = predict_one(unwrapped, processor, window)  # by all processes, each of which may hold a part
         if accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
-            accelerator.unwrap_model(model).save_pretrained(partial, state_dict=state)
+            unwrapped.save_pretrained(partial, state_dict=state)
     if accelerator.is_main_process:
         frames = meta["splits"]["train"]["frames"]
         summary = {
@@ -221,7 +239,8 @@ def save_result(
             "mixture": f"{options.mixture} ({' : '.join(OBJECTIVES[: options.mixture.count(':') + 1])})",
             "options": asdict(options),
         }
-        complete(partial, folder, processor, window, summary, options.model if options.lora_rank else None)
+        base = unwrapped.peft_config["default"].base_model_name_or_path if options.lora_rank else None
+        complete(partial, folder, processor, prediction, summary, base)
 
 
 def train(options: TrainingOptions) -> Path:

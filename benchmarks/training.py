@@ -69,7 +69,7 @@ def build_ways(options: TrainingBenchmarkOptions, meta: dict) -> tuple[dict[str,
             for block in blocks(model):
                 block.compile()
         if name.endswith("checkpointed"):
-            model.activation_checkpointing_enable()
+            model.gradient_checkpointing_enable()
         ways[name] = Way(model, lambda inputs, model=model: [model(**inputs).loss])
     config = model.config
     theirs = build_pi0(config, options)

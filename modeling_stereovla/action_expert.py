@@ -9,6 +9,7 @@ state tokens see the valid prefix and each other, action tokens see everything b
 from dataclasses import dataclass
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import LlamaConfig, LlamaModel
 
@@ -51,6 +52,14 @@ def expert_mask(prefix_mask: torch.Tensor, num_state: int, chunk: int, num_chunk
     return torch.cat([prefix, own[None, None].expand(batch, 1, -1, -1)], dim=-1)
 
 
+@strict
+class ExpertConfig(LlamaConfig):
+    """A Llama whose width need not be a multiple of its heads: it has the language model's heads and head size."""
+
+    def validate_architecture(self):
+        """Part of `@strict`-powered validation."""
+
+
 class ActionExpert(nn.Module):
     """Velocity of a noisy action chunk, given the state history and the prefix's keys and values.
 
@@ -60,7 +69,7 @@ class ActionExpert(nn.Module):
     def __init__(self, config):
         super().__init__()
         text = config.text_config
-        expert_config = LlamaConfig(
+        expert_config = ExpertConfig(
             **{
                 **text.to_dict(),
                 "hidden_size": config.expert_hidden_size,

@@ -1,10 +1,14 @@
 """Configuration of the stereo encoder: sizes of the feature network, the cost volume and its filter."""
 
 import difflib
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 FEATURE_CHOICES = ("correlation", "cost_volume", "filtered_cost_volume", "lookup")
 ATTENTION_LAYOUTS = ("disparity", "heads")
@@ -31,7 +35,18 @@ TRANSFORMERS_KEYS = {
     "per_layer_config",
     "torch_dtype",
     "transformers_version",
+    "use_cache",  # Trainer's
 }
+
+
+def known_keys(kind: type[PreTrainedConfig], values: dict[str, Any]) -> dict[str, Any]:
+    """What a saved config says, without the keys that `kind` does not know, such as a newer transformers may write; a
+    warning names these.
+    """
+    valid = {name for name in kind.__dataclass_fields__ if not name.startswith("_")} | TRANSFORMERS_KEYS
+    if unknown := sorted(values.keys() - valid):
+        logger.warning(f"{kind.__name__}: unknown keys of the saved config are left out: {', '.join(unknown)}")
+    return {name: value for name, value in values.items() if name in valid}
 
 
 def refuse_unknown_keys(config: PreTrainedConfig, keywords: dict) -> None:
@@ -141,6 +156,11 @@ class StereoEncoderConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         refuse_unknown_keys(self, kwargs)
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "StereoEncoderConfig":
+        """As in transformers; keys that are not known are left out with a warning."""
+        return super().from_dict(known_keys(cls, config_dict), **kwargs)
 
     @classmethod
     def foundationstereo(cls, release: str, **overrides) -> "StereoEncoderConfig":

@@ -1,10 +1,12 @@
 """Configuration of StereoVLA and its named sizes."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .configuration_stereo_encoder import StereoEncoderConfig, refuse_unknown_keys
+from .configuration_stereo_encoder import StereoEncoderConfig, known_keys, refuse_unknown_keys
 
 
 @strict
@@ -62,7 +64,7 @@ class StereoVLAConfig(PreTrainedConfig):
 
     model_type = "stereovla"
     sub_configs_defaults = {
-        "text_config": LlamaConfig,
+        "text_config": SubConfigSpec(config_class=LlamaConfig),
         "semantic_config": SubConfigSpec(config_class=AutoConfig, model_type="siglip_vision_model", optional=True),
         "spatial_config": SubConfigSpec(config_class=AutoConfig, model_type="dinov2_with_registers", optional=True),
         "stereo_config": SubConfigSpec(config_class=StereoEncoderConfig, optional=True),
@@ -122,6 +124,23 @@ class StereoVLAConfig(PreTrainedConfig):
         if preset not in PRESETS:
             raise ValueError(f"unknown preset {preset!r}; the presets are {', '.join(PRESETS)}")
         return cls(**with_overrides(PRESETS[preset](), overrides))
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "StereoVLAConfig":
+        """As in transformers; keys that are not known are left out with a warning."""
+        values = known_keys(cls, config_dict)
+        if isinstance(values.get("stereo_config"), dict):
+            values["stereo_config"] = known_keys(StereoEncoderConfig, values["stereo_config"])
+        return super().from_dict(values, **kwargs)
+
+    @property
+    def tie_word_embeddings(self) -> bool:
+        """Whether the output layer is the embedding; `text_config` says so, transformers asks here."""
+        return self.text_config.tie_word_embeddings
+
+    @tie_word_embeddings.setter
+    def tie_word_embeddings(self, value: bool) -> None:
+        self.text_config.tie_word_embeddings = value
 
     @property
     def num_visual_tokens(self) -> int:

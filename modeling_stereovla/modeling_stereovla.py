@@ -1,6 +1,10 @@
 """StereoVLA (arXiv 2512.21970): a vision-language-action model that sees with two eyes."""
 
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from safetensors import safe_open
@@ -9,7 +13,7 @@ from transformers import GenerationMixin, LlamaModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.utils import ModelOutput, cached_file
+from transformers.utils import ModelOutput, TransformersKwargs, cached_file
 
 from .action_expert import ActionExpert
 from .configuration_stereovla import StereoVLAConfig
@@ -18,6 +22,7 @@ from .layer_caches import RecordingCache
 from .objectives import Predictions, Targets, count_targets, objectives_of, sum_losses
 from .pointing import Pointers
 from .robot_heads import resize_heads, sizes_in_tensors, sizes_of_robot
+from .running_statistics import hold_running_statistics
 from .visual_tokens import StereoVisualTokens
 
 # what `freeze` can hold fixed, and where it is
@@ -73,6 +78,21 @@ class StereoVLAOutput(ModelOutput):
     velocity: torch.Tensor | None = None
     disparity: torch.Tensor | None = None
     past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+# what transformers' attention and Trainer may pass through a model, beside its own inputs
+PASSED_ON = frozenset(TransformersKwargs.__annotations__) | {"cache_position"}
+
+
+def refuse_unknown_inputs(keywords: dict, own: Iterable[str]) -> None:
+    """TypeError for an input that is neither the model's nor one of transformers' own, naming the nearest one."""
+    own = [name for name in own if name not in ("self", "kwargs")]
+    for name in keywords.keys() - PASSED_ON:
+        near = difflib.get_close_matches(name, own, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(own)}"
+        raise TypeError(f"forward has no input {name!r}; {hint}")
 
 
 def valid_positions(attention_mask: torch.Tensor) -> torch.Tensor:
@@ -94,6 +114,25 @@ class StereoVLAPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+
+    # the loss is a mean already: Trainer divides it by the accumulation steps only where it is told so
+    accepts_loss_kwargs = False
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable | None = None, **kw
+    ):
+        """As in transformers; ValueError for reentrant checkpoints, which lose the gradients of keys and values that
+        the action expert reads.
+        """
+        if enable:
+            chosen = getattr(gradient_checkpointing_func, "keywords", {})
+            if chosen.get("use_reentrant"):
+                raise ValueError(
+                    "use_reentrant=True gives wrong gradients here, as the action expert reads keys and values from "
+                    "inside the checkpointed layers; use gradient_checkpointing_kwargs={'use_reentrant': False}"
+                )
+            options["gradient_checkpointing_func"] = partial(gradient_checkpointing_func, use_reentrant=False)
+        super()._set_gradient_checkpointing(enable, **options)
 
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
@@ -120,9 +159,23 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
     def set_input_embeddings(self, value):
         self.language_model.embed_tokens = value
 
-    def embed(self, input_ids: torch.Tensor, visual_tokens: torch.Tensor | None) -> torch.Tensor:
-        """Token embeddings (B, L, hidden) in which the visual tokens take the places of the image token id."""
-        embeds = self.get_input_embeddings()(input_ids)
+    def embed(
+        self, input_ids: torch.Tensor | None, visual_tokens: torch.Tensor | None, embeds: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Token embeddings (B, L, hidden), those of `input_ids` unless given as `embeds`, in which the visual tokens
+        take the places of the image token id.
+        """
+        if input_ids is None and (embeds is None or visual_tokens is not None):
+            raise ValueError(
+                "input_ids is missing"
+                + (
+                    "; with pixel_values it says where the visual tokens go, also beside inputs_embeds"
+                    if embeds is not None
+                    else ""
+                )
+            )
+        if embeds is None:
+            embeds = self.get_input_embeddings()(input_ids)
         if visual_tokens is None:
             return embeds
         is_image = input_ids == self.config.image_token_id
@@ -159,6 +212,8 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
                 where `config.stereo_learns_from` is "disparity"; None = all.
         """
         tokens = predicted_disparity = None
+        if self.training:
+            hold_running_statistics(self.visual_tokens)
         if pixel_values is not None:
             size = self.config.image_size
             if pixel_values.ndim != 5 or tuple(pixel_values.shape[1:]) != (2, 3, size, size):
@@ -169,8 +224,7 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
             tokens, predicted_disparity = self.visual_tokens(
                 pixel_values.to(self.dtype), output_disparity, disparity_rows
             )
-        if inputs_embeds is None:
-            inputs_embeds = self.embed(input_ids, tokens)
+        inputs_embeds = self.embed(input_ids, tokens, inputs_embeds)
         if position_ids is None and attention_mask is not None:
             position_ids = valid_positions(attention_mask)[:, -inputs_embeds.shape[1] :]
         outputs = self.language_model(
@@ -184,6 +238,8 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
         return StereoVLAModelOutput(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
             visual_tokens=tokens,
             disparity=predicted_disparity,
         )
@@ -285,6 +341,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
         state: torch.Tensor | None = None,
         actions: torch.Tensor | None = None,
         is_action: torch.Tensor | None = None,
+        action_mask: torch.Tensor | None = None,
         disparity: torch.Tensor | None = None,
         points: torch.Tensor | None = None,
         displacement: torch.Tensor | None = None,
@@ -300,8 +357,9 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         output_disparity: bool = False,
+        return_dict: bool | None = None,
         **kwargs,
-    ) -> StereoVLAOutput:
+    ) -> StereoVLAOutput | tuple:
         """Losses of a mixed batch; without labels and actions, the language logits.
 
         Args:
@@ -312,6 +370,8 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
             state: (B, state_history, state_dim), normalised.
             actions: (B, chunk_size, action_dim), normalised; is_action: (B,) bool, the samples with an action loss
                 (default: all).
+            action_mask: (B, chunk_size) bool, the steps with an action loss (default: all), as the processor returns
+                it: what it filled a short chunk up with teaches nothing.
             disparity: (B, H, W), true disparity of the left view in px, 0 = unknown.
             points: (B, 2, 2), pixels of target and gripper in the left view, NaN = unknown.
             displacement: (B, pose_dim), keyframe minus present state, both normalised as states, NaN = unknown.
@@ -325,7 +385,8 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
                 over processes or accumulation steps, the counts of the whole batch make the losses, and their
                 gradients, add up to the whole batch's.
         """
-        targets = Targets(labels, language_weights, actions, is_action, disparity, points, displacement)
+        refuse_unknown_inputs(kwargs, inspect.signature(StereoVLAForActionPrediction.forward).parameters)
+        targets = Targets(labels, language_weights, actions, is_action, action_mask, disparity, points, displacement)
         acts = actions is not None
         disparity_rows = self._choose_disparity(targets, pixel_values) if acts else None
         if acts and attention_mask is None:
@@ -358,13 +419,16 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
             prefix = [recorder.states[i] for i in sorted(recorder.states)]
             draws = Draws(noise, time, hide_pose).completed(self.config, actions, generator)
             predictions.velocity, predictions.flow = self._denoise(prefix, attention_mask, state_tokens, targets, draws)
-        return StereoVLAOutput(
+        output = StereoVLAOutput(
             logits=logits,
             velocity=predictions.velocity[: len(targets.acting)] if acts else None,
             disparity=outputs.disparity,
             past_key_values=None if acts or labels is not None else outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
             **sum_losses(self.objectives, predictions, targets, counts),
         )
+        return output if return_dict is not False else output.to_tuple()
 
     def loss_counts(self, **inputs) -> dict[str, torch.Tensor]:
         """How many samples, tokens, points and pixels of a batch (inputs of `forward`) have each loss."""

@@ -22,7 +22,7 @@ class Targets:
         labels: (B, L) int64, `IGNORED` = no loss; compared with the logits of the tokens before them.
         language_weights: (B,), factors on the language losses of the samples; None = 1.
         actions: (B, chunk_size, action_dim), normalised. is_action: (B,) bool, the samples with an action loss; None =
-            all.
+            all. action_mask: (B, chunk_size) bool, the steps with an action loss; None = all.
         disparity: (B', H, W) px of the left view, 0 = unknown, of the samples that disparity is predicted for.
         points: (B, 2, 2) px, target and gripper in the left view, NaN = unknown.
         displacement: (B, pose_dim), keyframe minus present state, both normalised as states, NaN = unknown.
@@ -32,6 +32,7 @@ class Targets:
     language_weights: torch.Tensor | None = None
     actions: torch.Tensor | None = None
     is_action: torch.Tensor | None = None
+    action_mask: torch.Tensor | None = None
     disparity: torch.Tensor | None = None
     points: torch.Tensor | None = None
     displacement: torch.Tensor | None = None
@@ -49,8 +50,22 @@ class Targets:
     @property
     def acting(self) -> torch.Tensor:
         """int64 (R,): the samples with an action loss."""
-        batch = torch.arange(len(self.actions), device=self.actions.device)
-        return batch if self.is_action is None else self.is_action.nonzero()[:, 0]
+        acts = self._acts
+        return torch.arange(len(self.actions), device=self.actions.device) if acts is None else acts.nonzero()[:, 0]
+
+    @property
+    def num_acting(self) -> torch.Tensor:
+        """() int64: how many samples have an action loss."""
+        acts = self._acts
+        return torch.tensor(len(self.actions)) if acts is None else acts.sum()
+
+    @property
+    def _acts(self) -> torch.Tensor | None:
+        """(B,) bool: the samples with an action loss, those without a valid step left out; None = all."""
+        if self.action_mask is None:
+            return self.is_action
+        steps = self.action_mask.any(-1)
+        return steps if self.is_action is None else steps & self.is_action
 
 
 @dataclass
@@ -109,21 +124,25 @@ class Objective(ABC):
 
 
 class ActionObjective(Objective):
-    """Flow matching: the squared error of the velocity, a mean over the samples that act."""
+    """Flow matching: the squared error of the velocity over the valid steps, a mean over the samples that act."""
 
     name = "action"
 
     def count(self, targets):
-        if targets.actions is None:
-            return None
-        return torch.tensor(len(targets.actions)) if targets.is_action is None else targets.is_action.sum()
+        return None if targets.actions is None else targets.num_acting
 
     def outputs(self, predictions, targets, count):
         """Also sample_action_loss (B,), NaN for samples that do not act, without gradient."""
         if predictions.velocity is None:
             return None
         rows = targets.acting
-        losses = (predictions.velocity.float() - predictions.flow.float()).square().mean((1, 2, 3))[: len(rows)]
+        errors = (predictions.velocity.float() - predictions.flow.float()).square()
+        if targets.action_mask is None:
+            losses = errors.mean((1, 2, 3))[: len(rows)]
+        else:
+            valid = targets.action_mask[rows].float()
+            steps = errors.mean((1, 3))[: len(rows)]  # (R, chunk)
+            losses = (steps * valid).sum(-1) / valid.sum(-1)
         samples = torch.full((len(targets.actions),), float("nan"), device=losses.device)
         return {
             "action_loss": losses.sum() / count,

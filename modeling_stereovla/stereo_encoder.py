@@ -19,6 +19,7 @@ from .cost_filtering import CostFilter, DisparityClassifier
 from .cost_volume import all_pairs_correlation, disparity_to_depth, lookup_features, matching_volume, regress_disparity
 from .edgenext import CrossCovarianceAttention, LayerScale, StereoFeatures
 from .monocular_prior import MonocularPrior
+from .running_statistics import hold_running_statistics
 
 
 @dataclass
@@ -163,6 +164,8 @@ class StereoEncoderModel(StereoEncoderPreTrainedModel):
                 and distance of the cameras; both together give the depth.
             output_disparity: False leaves out what only the disparity needs.
         """
+        if self.training:
+            hold_running_statistics(self)
         self.check_inputs(pixel_values)
         self.check_calibration(len(pixel_values), focal_length_px, baseline_m, output_disparity)
         chosen = self.config.features

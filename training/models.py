@@ -5,8 +5,10 @@ import math
 from typing import Any
 
 import torch
+from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from stereovla.modeling_stereovla import (
     StereoEncoderConfig,
@@ -18,6 +20,14 @@ from stereovla.modeling_stereovla.robot_heads import sizes_of_robot
 from stereovla.processing import StereoImageProcessorPil, StereoProcessor, build_tokenizer
 
 ADDED = ("architectures", "dtype", "transformers_version", "_name_or_path")  # to the configs within a config
+
+
+TOWERS = ("semantic", "spatial", "stereo")  # encoders that come trained, but for those of the small presets
+
+
+def towers_of(model: StereoVLAForActionPrediction) -> list[str]:
+    """Those of `TOWERS` that the model has, as `freeze` names them."""
+    return [name for name in TOWERS if getattr(model.model.visual_tokens, name) is not None]
 
 
 def untrained(preset: str, meta: dict) -> tuple[StereoVLAForActionPrediction, StereoProcessor]:
@@ -55,18 +65,55 @@ def trained(source: str, meta: dict) -> tuple[StereoVLAForActionPrediction, Ster
     """The model to start from and its processor, with the statistics of the dataset beside its own; without its own
     where the dataset's robot has other sizes, as the model's heads are then new.
     """
+    if is_adapter(source):
+        raise ValueError(
+            f"{source} is an adapter: `stereovla train --lora_rank` goes on with it; to train all weights, or in "
+            "another stage, merge it into its base first (PeftModel.merge_and_unload) and save the result"
+        )
     model = StereoVLAForActionPrediction.from_pretrained(source, dtype=torch.float32)
-    processor = StereoProcessor.from_pretrained(source)
     sizes = {name: meta[name] for name in ("state_dim", "action_dim")}
     same = all(getattr(model.config, name) == size for name, size in sizes.items())
-    stats, rates = (processor.norm_stats, processor.control_rates_hz) if same else ({}, {})
-    processor = StereoProcessor.from_pretrained(
+    processor = with_statistics(source, StereoProcessor.from_pretrained(source), meta, keep=same)
+    return model.resize_heads(**sizes), processor
+
+
+def trained_adapter(source: str, meta: dict, rank: int) -> tuple[PeftModel, StereoProcessor]:
+    """The adapter in a folder or on the Hub on its base, to be trained on, and its processor with the statistics of the
+    dataset beside its own; ValueError where its rank is another, or its robot has other sizes than the dataset's.
+    """
+    config = PeftConfig.from_pretrained(source)
+    if config.r != rank:
+        raise ValueError(
+            f"{source} is an adapter of rank {config.r}, and --lora_rank is {rank}; {config.r} goes on with it"
+        )
+    processor = StereoProcessor.from_pretrained(source)
+    for name in ("state_dim", "action_dim"):
+        if getattr(processor, name) != meta[name]:
+            raise ValueError(
+                f"the adapter {source} is for a robot with {name} {getattr(processor, name)}, the dataset's has "
+                f"{meta[name]}; begin a new adapter with --model {config.base_model_name_or_path}"
+            )
+    base = StereoVLAForActionPrediction.from_pretrained(config.base_model_name_or_path, dtype=torch.float32)
+    base.resize_heads(processor.state_dim, processor.action_dim)
+    model = PeftModel.from_pretrained(base, source, is_trainable=True)
+    return model, with_statistics(source, processor, meta)
+
+
+def is_adapter(source: str) -> bool:
+    """Whether a folder or Hub id is that of an adapter."""
+    return find_adapter_config_file(source) is not None
+
+
+def with_statistics(source: str, processor: StereoProcessor, meta: dict, keep: bool = True) -> StereoProcessor:
+    """The processor in `source` with the statistics of a dataset, beside its own if these are kept."""
+    stats, rates = (processor.norm_stats, processor.control_rates_hz) if keep else ({}, {})
+    return StereoProcessor.from_pretrained(
         source,
         norm_stats={**(stats or {}), **meta["stats"]},
         control_rates_hz={**(rates or {}), **{name: meta["fps"] for name in meta["stats"]}},
-        **sizes,
+        state_dim=meta["state_dim"],
+        action_dim=meta["action_dim"],
     )
-    return model.resize_heads(**sizes), processor
 
 
 def trained_stereo_encoder(source: str, **fields: Any) -> StereoEncoderModel:

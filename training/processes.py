@@ -4,7 +4,7 @@ import os
 
 from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import AutocastKwargs, DistributedType
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.fsdp import MixedPrecisionPolicy, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from stereovla.training.models import blocks
@@ -59,6 +59,8 @@ def prepare(accelerator: Accelerator, model, optimizer) -> tuple:
         accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(present)
         model.forward = accelerator.autocast()(model.forward)  # which Accelerate does in all other cases
     model, optimizer = accelerator.prepare(model, optimizer)
+    if hasattr(model, "predict_action"):
+        register_fsdp_forward_method(model, "predict_action")  # gathers split weights; nothing to do for whole ones
     weights = list(model.parameters())
     held = sum((weight.to_local() if isinstance(weight, DTensor) else weight).numel() for weight in weights)
     accelerator.print(

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,44 +13,78 @@ from stereovla.modeling_stereovla import StereoVLAForActionPrediction
 from stereovla.processing import StereoProcessor
 from stereovla.training.checkpoints import write_tensors
 
+# of normalised actions: the same weights on the same device, by other kernels or orders of summation; another model's
+# actions differ by 0.1 and more
+SAME_MODEL = 1e-3
 
-def complete(
-    partial: Path,
-    folder: Path,
-    processor: StereoProcessor,
-    window: dict[str, Any],
-    summary: dict[str, Any],
-    base: str | None = None,
-) -> None:
-    """Adds to `partial`, which holds saved weights, the processor, how they were trained and one prediction, and
-    renames it to `folder`.
 
-    Args:
-        window: what the prediction is made for, as in `schema.WINDOW`.
-        summary: written as training.json.
-        base: folder or Hub id of the model, where the weights are those of an adapter.
+@dataclass
+class Prediction:
+    """One action chunk and what it was predicted for.
+
+    window: as in `schema.WINDOW`. noise, normalised: (1, chunk_size, action_dim). actions: the same in robot units.
     """
-    processor.save_pretrained(partial)
-    # whoever loads the folder can compare: a load that succeeds is not yet a load of these weights
-    loaded = StereoVLAForActionPrediction.from_pretrained(partial if base is None else base)
-    if base is not None:
-        loaded.resize_heads(processor.state_dim, processor.action_dim)
-        loaded = PeftModel.from_pretrained(loaded, partial)
-    config = loaded.eval().config
+
+    window: dict[str, Any]
+    noise: torch.Tensor
+    normalised: torch.Tensor
+    actions: torch.Tensor
+
+
+def predict_one(
+    model: StereoVLAForActionPrediction | PeftModel, processor: StereoProcessor, window: dict
+) -> Prediction:
+    """What the model in memory predicts for a window, in evaluation mode, in which it stays. Where processes share its
+    weights, all of them must call this.
+    """
+    config, device = model.eval().config, next(model.parameters()).device
     inputs = processor(
         images=[window["left"], window["right"]],
         text=window["task"],
         state=window["state_history"],
         embodiment=window["embodiment"],
-    )
+    ).to(device)
     noise = torch.randn(1, config.chunk_size, config.action_dim, generator=torch.Generator().manual_seed(0))
-    actions = processor.decode_actions(loaded.predict_action(**inputs, noise=noise), embodiment=window["embodiment"])
+    normalised = model.predict_action(**inputs, noise=noise.to(device)).float().cpu()
+    actions = processor.decode_actions(normalised, embodiment=window["embodiment"])
+    return Prediction(window, noise, normalised, torch.from_numpy(actions))
+
+
+def complete(
+    partial: Path,
+    folder: Path,
+    processor: StereoProcessor,
+    prediction: Prediction,
+    summary: dict[str, Any],
+    base: str | None = None,
+) -> None:
+    """Adds to `partial`, which holds saved weights, the processor, how they were trained and a prediction, and renames
+    it to `folder`; RuntimeError if what was saved predicts something else.
+
+    Args:
+        prediction: of the trained model in memory, with which whoever loads the folder can compare.
+        summary: written as training.json.
+        base: folder or Hub id of the model, where the weights are those of an adapter.
+    """
+    processor.save_pretrained(partial)
+    loaded = StereoVLAForActionPrediction.from_pretrained(partial if base is None else base)
+    if base is not None:
+        loaded.resize_heads(processor.state_dim, processor.action_dim)
+        loaded = PeftModel.from_pretrained(loaded, partial)
+    window = prediction.window
+    again = predict_one(loaded, StereoProcessor.from_pretrained(partial), window).normalised
+    difference = float((again - prediction.normalised).abs().max())
+    if not difference <= SAME_MODEL:
+        raise RuntimeError(
+            f"{partial} was saved, but loaded again it predicts actions that differ by {difference:.2g} (normalised; "
+            f"at most {SAME_MODEL:g} is rounding) from those of the trained model; please report this"
+        )
     tensors = {
         "left": torch.from_numpy(window["left"]),
         "right": torch.from_numpy(window["right"]),
         "state": torch.from_numpy(window["state_history"]),
-        "noise": noise,
-        "actions": torch.from_numpy(actions),
+        "noise": prediction.noise,
+        "actions": prediction.actions,
     }
     prompt = {"instruction": window["task"], "embodiment": window["embodiment"]}
     write_tensors(partial / "reference_prediction.safetensors", tensors, {"prompt": json.dumps(prompt)})

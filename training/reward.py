@@ -14,6 +14,7 @@ from stereovla.dataset_builder.streaming.mixture import load_meta
 from stereovla.dataset_builder.streaming.questions import processor_arguments
 from stereovla.dataset_builder.streaming.window_stream import WindowStream
 from stereovla.processing import StereoProcessor
+from stereovla.training.models import towers_of
 from stereovla.training.options import dataset_mixture, mixture_weights
 from stereovla.training.rewards import box_reward, depth_reward
 from stereovla.training.running import at_least_one
@@ -32,7 +33,6 @@ from stereovla.training.stage import (
 OBJECTIVES = ("depth", "box")
 BOX_TOKENS = 8  # 4 for each view, and no end-of-sequence
 ANSWER_TOKENS = 16  # room for a depth such as "[0.53]" and its end, even where every character is a token
-TOWERS = ("semantic", "spatial", "stereo")
 PRESETS = {
     "tiny": {
         "steps": 20,
@@ -155,8 +155,7 @@ def train(options: RewardOptions) -> Path:
     meta = load_meta(datasets)
     model, processor = starting_model(options, checkpoint, meta)
     # in training mode their batch norms would answer differently when answers are drawn and when they are scored
-    present = [name for name in TOWERS if getattr(model.model.visual_tokens, name) is not None]
-    freeze_unused(model, present)
+    freeze_unused(model, towers_of(model))
     shared = {
         "mixture": mixture_weights(options.mixture, OBJECTIVES, 0),
         "depth_points": options.depth_points,

@@ -21,7 +21,7 @@ from stereovla.processing import StereoProcessor
 from stereovla.training.checkpoints import load_optimizer, optimizer_tensors, write_stream, write_tensors
 from stereovla.training.feed import Feed
 from stereovla.training.models import trained, untrained
-from stereovla.training.result import complete
+from stereovla.training.result import complete, predict_one
 from stereovla.training.running import append_line, at_least_one, forget_after, prepare_output, seed_step, told_to_end
 
 LOG = "losses.jsonl"
@@ -253,7 +253,6 @@ def finish(
     `training.result.complete`.
     """
     options = files.options
-    del trainer.model.config.use_cache  # which Trainer wrote into it, and our config refuses as an unknown key
     done = 0 if files.checkpoint is None else step_of(files.checkpoint)
     if done < options.steps:  # from the last checkpoint Trainer would take one step more
         with told_to_end() as files.told:
@@ -263,11 +262,12 @@ def finish(
         trainer.accelerator.print(f"told to end at step {done}: the same command goes on from it")
         raise SystemExit(128 + signal.SIGTERM)
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    prediction = predict_one(trainer.accelerator.unwrap_model(trainer.model_wrapped), processor, window)
     if trainer.accelerator.is_main_process:
         partial = options.result.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         trainer.accelerator.unwrap_model(trainer.model_wrapped).save_pretrained(partial, state_dict=state)
-        complete(partial, options.result, processor, window, summary | {"options": asdict(options)})
+        complete(partial, options.result, processor, prediction, summary | {"options": asdict(options)})
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.print(f"trained model: {options.result}")
     return options.result

@@ -66,6 +66,7 @@ from stereovla.training.stereo_pairs import Framing, PairBatches, collate
 # Options
 # ----------------------------------------------------------------------------------------------------------------------
 
+SAME_MODEL_PX = 1e-2  # disparities of the same weights, by other kernels or orders of summation
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"height": 64, "width": 64, "steps": 40, "batch_size": 8, "warmup_steps": 5, "checkpoint_every": 20},
     "demo": {"height": 96, "width": 96, "zoom": 1.3, "steps": 1000, "batch_size": 16, "warmup_steps": 100},
@@ -245,16 +246,23 @@ class HeldOut:
 def save_result(folder: Path, accelerator: Accelerator, model, options: StereoOptions, held_out: HeldOut) -> None:
     """Writes the folder of the result, with its errors and one prediction, all of it or nothing."""
     state = get_model_state_dict(model, options=WHOLE)
-    errors = held_out.score(accelerator.unwrap_model(model), picture=None)
+    unwrapped = accelerator.unwrap_model(model)
+    errors = held_out.score(unwrapped, picture=None)
+    # whoever loads the folder can compare: a load that succeeds is not yet a load of these weights
+    pair = held_out.pairs["pixel_values"][:1]
+    disparity = predict(unwrapped, pair, 1)
     if not accelerator.is_main_process:
         return
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    accelerator.unwrap_model(model).save_pretrained(partial, state_dict=state)
+    unwrapped.save_pretrained(partial, state_dict=state)
     StereoImageProcessorPil(size={"height": options.height, "width": options.width}).save_pretrained(partial)
-    # whoever loads the folder can compare: a load that succeeds is not yet a load of these weights
-    pair = held_out.pairs["pixel_values"][:1]
-    disparity = predict(StereoEncoderModel.from_pretrained(partial), pair, 1)
+    loaded = predict(StereoEncoderModel.from_pretrained(partial).to(unwrapped.device), pair, 1)
+    if not (difference := float((loaded - disparity).abs().max())) <= SAME_MODEL_PX:
+        raise RuntimeError(
+            f"{partial} was saved, but loaded again its disparities differ by {difference:.2g} px (at most "
+            f"{SAME_MODEL_PX:g} is rounding) from those of the trained model; please report this"
+        )
     write_tensors(partial / "reference_prediction.safetensors", {"pixel_values": pair, "disparity": disparity})
     summary = {
         "summary": f"{options.steps:,} steps of {options.batch_size} pairs of {options.height} x {options.width} px, "

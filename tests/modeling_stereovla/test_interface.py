@@ -84,7 +84,7 @@ def test_gradient_checkpointing_gives_the_same_loss_and_gradients():
         layer = model.action_expert.transformer.layers[0]
         layer.self_attn.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         if checkpointing:
-            model.activation_checkpointing_enable()
+            model.gradient_checkpointing_enable()
         inputs = make_training_inputs(model.config)
         output = model(**inputs, generator=torch.Generator().manual_seed(0))
         output.loss.backward()
