@@ -119,7 +119,7 @@ class StereoVLAPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
 
     def _set_gradient_checkpointing(
-        self, enable: bool = True, gradient_checkpointing_func: Callable | None = None, **kw
+        self, enable: bool = True, gradient_checkpointing_func: Callable | None = None, **options
     ):
         """As in transformers; ValueError for reentrant checkpoints, which lose the gradients of keys and values that
         the action expert reads.
@@ -166,14 +166,7 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
         take the places of the image token id.
         """
         if input_ids is None and (embeds is None or visual_tokens is not None):
-            raise ValueError(
-                "input_ids is missing"
-                + (
-                    "; with pixel_values it says where the visual tokens go, also beside inputs_embeds"
-                    if embeds is not None
-                    else ""
-                )
-            )
+            raise ValueError("input_ids is missing: beside inputs_embeds too it says where the visual tokens go")
         if embeds is None:
             embeds = self.get_input_embeddings()(input_ids)
         if visual_tokens is None:
