@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .saved_names import accept_saved_names
+
 
 class MonocularPrior(nn.Module):
     """Depth Anything's features before its depth head, without gradients.
@@ -27,7 +29,14 @@ class MonocularPrior(nn.Module):
         self.neck = DepthAnythingNeck(config)
         self.head = nn.Conv2d(config.fusion_hidden_size, config.fusion_hidden_size // 2, 3, padding=1)
         self.patch_size = config.patch_size
-        self.requires_grad_(False)
+        self.register_load_state_dict_pre_hook(accept_saved_names)
+        self.train()
+
+    def train(self, mode: bool = True):
+        """Nothing here ever trains. transformers gives a loaded model new parameters, which train until they are told
+        not to, and then calls this.
+        """
+        return super().train(False).requires_grad_(False)
 
     def position_embedding(self, rows: int, columns: int) -> torch.Tensor:
         """(1, 1 + rows * columns, C). DINOv2's original code scales by (n + 0.1) / N, which transformers' does not:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel
 
+from .saved_names import accept_saved_names
 from .stereo_encoder import StereoEncoderModel
 
 # mean and standard deviation of the pixels that encoders were trained with, RGB in [0, 1]; ImageNet's unless named here
@@ -60,11 +61,15 @@ class SemanticEncoder(nn.Module):
         self.tower = AutoModel.from_config(config)
         if config.model_type == "dinov2_with_registers":
             self.num_prefix_tokens = 1 + config.num_register_tokens
-            # of masked-image pre-training only; a parameter that never gets a gradient breaks distributed training
-            self.tower.embeddings.mask_token.requires_grad_(False)
+            # of masked-image pre-training only; a parameter that never gets a gradient breaks distributed training, and
+            # a frozen one thaws when the model is loaded
+            mask_token = self.tower.embeddings.mask_token.detach()
+            del self.tower.embeddings.mask_token
+            self.tower.embeddings.register_buffer("mask_token", mask_token)
         for norm in ("post_layernorm", "layernorm"):
             if hasattr(self.tower, norm):
                 setattr(self.tower, norm, nn.Identity())
+        self.register_load_state_dict_pre_hook(accept_saved_names)
         self.mean, self.std = PIXEL_STATISTICS.get(config.model_type, IMAGENET)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
