@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from .flow_matching import time_embedding
 from .layer_caches import ChunkCache, ReadOnlyCache
+from .quantization import input_dtype
 
 
 @dataclass
@@ -97,7 +98,7 @@ class ActionExpert(nn.Module):
 
     def embed_time(self, time: torch.Tensor) -> torch.Tensor:
         """Flow-matching times (...) -> (..., width), in the model's dtype."""
-        dtype = self.action_in_proj.weight.dtype
+        dtype = input_dtype(self.action_in_proj, self.transformer.dtype)
         embedded = time_embedding(
             time,
             self.transformer.config.hidden_size,

@@ -21,6 +21,7 @@ from .flow_matching import Draws, euler_integrate, euler_times, interpolate
 from .layer_caches import RecordingCache
 from .objectives import Predictions, Targets, count_targets, objectives_of, sum_losses
 from .pointing import Pointers
+from .quantization import WHOLE, input_dtype
 from .robot_heads import resize_heads, sizes_in_tensors, sizes_of_robot
 from .running_statistics import hold_running_statistics
 from .visual_tokens import StereoVisualTokens
@@ -245,6 +246,8 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: StereoVLAConfig):
         super().__init__(config)
+        if getattr(config, "quantization_config", None) is not None:
+            self._keep_in_fp32_modules = list(WHOLE)  # quantisers leave these whole, whatever the dtype
         self.model = StereoVLAModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.action_expert = ActionExpert(config)
@@ -311,7 +314,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
                 f"state has shape {None if state is None else tuple(state.shape)}; it must be (batch, "
                 f"{expected[0]}, {expected[1]})"
             )
-        tokens = self.action_expert.state_proj(state.to(self.action_expert.state_proj.weight.dtype))
+        tokens = self.action_expert.state_proj(state.to(input_dtype(self.action_expert.state_proj, self.dtype)))
         if self.pointers is None:
             return tokens, None, None
         # poses and states are written with the last `num_bins` ids: the pointers must not read the answer from them

@@ -55,9 +55,11 @@ class SemanticEncoder(nn.Module):
         self.grid = grid
         self.is_transformer = hasattr(config, "num_attention_heads")
         self.num_prefix_tokens = 0
+        config = copy.deepcopy(config)
         if self.is_transformer:
-            config = copy.deepcopy(config)
             config.num_hidden_layers -= 1
+        else:
+            config._attn_implementation = "eager"  # whatever the others' is: a network without attention refuses any
         self.tower = AutoModel.from_config(config)
         if config.model_type == "dinov2_with_registers":
             self.num_prefix_tokens = 1 + config.num_register_tokens

@@ -20,7 +20,7 @@ def example_of(page: str) -> str:
 
 @pytest.mark.parametrize(("page", "shape"), [("README.md", (1, 8, 7)), ("docs/inference.md", (2, 8, 7))])
 def test_examples_run_in_a_fresh_process(page, shape, tmp_path):
-    save_tiny_checkpoint(tmp_path / "demo" / "training" / "model")
+    save_tiny_checkpoint(tmp_path / "demo" / "training" / "model", preset="demo")  # the model that the page names
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     script = tmp_path / "example.py"
     ours = "[name for name in sys.modules if name.startswith('stereovla')]"

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_the_pages_code_runs(tmp_path):
     page = (ROOT / "docs" / "stereo_encoder.md").read_text()
-    save_tiny_checkpoint(tmp_path / "demo" / "training" / "model")
+    save_tiny_checkpoint(tmp_path / "demo" / "training" / "model", preset="demo")  # the model that the page names
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     (tmp_path / "page.py").write_text("".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)))
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -26,5 +26,5 @@ def test_the_pages_code_runs(tmp_path):
     depth, error = done.stdout.splitlines()[-2:]
     assert re.fullmatch(r"nearest point: \d+\.\d\d m", depth)
     assert re.fullmatch(r"end-point error: \d+\.\d\d px", error)
-    assert Image.open(tmp_path / "disparity_of_left.png").size == (64, 64)
+    assert Image.open(tmp_path / "disparity_of_left.png").size == (96, 96)
     assert Image.open(tmp_path / "disparity.png").size == (900, 290)

@@ -1,4 +1,4 @@
-"""A checkpoint of the tiny preset with random weights, saved as train.py does, for the tests of the upper rooms."""
+"""A checkpoint of a small preset with random weights, saved as train.py does, for the tests of the upper rooms."""
 
 from pathlib import Path
 
@@ -13,24 +13,25 @@ LOW = {"state": [0.3, -0.3, -0.05, -0.2, -0.2, -0.8, 0.0], "action": [-0.04, -0.
 HIGH = {"state": [0.7, 0.3, 0.4, 0.2, 0.2, 0.8, 1.0], "action": [0.04, 0.04, 0.04, 0.2, 0.2, 0.2, 1.0]}
 
 
-def save_tiny_checkpoint(folder: Path, seed: int = 7) -> Path:
+def save_tiny_checkpoint(folder: Path, seed: int = 7, preset: str = "tiny") -> Path:
     """Writes model, processor and their code into `folder`."""
     tokenizer = build_tokenizer(["pick up the red cube", "pick up the green ball", "red cube"])
     statistics = {
         key: {"q01": LOW[name], "q99": HIGH[name]}
         for key, name in (("state", "state"), ("action", "action"), ("keyframe_pose", "state"))
     }
-    config = StereoVLAConfig.from_preset("tiny")
+    config = StereoVLAConfig.from_preset(preset)
     processor = StereoProcessor(
         StereoImageProcessorPil(size={"height": config.image_size, "width": config.image_size}),
         tokenizer,
         norm_stats={EMBODIMENT: statistics},
         control_rates_hz={EMBODIMENT: 10.0},
         chunk_size=config.chunk_size,
+        state_history=config.state_history,
         num_visual_tokens=config.num_visual_tokens,
     )
     config = StereoVLAConfig.from_preset(
-        "tiny",
+        preset,
         image_token_id=processor.image_token_id,
         action_vocab_size=processor.bins.vocab_size,
         text_config={"vocab_size": -(-len(tokenizer) // 64) * 64},
