@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 
 def act(model, inputs) -> torch.Tensor:
     noise = torch.zeros(2, model.config.chunk_size, model.config.action_dim)
-    return model.eval().predict_action(**inputs, noise=noise).float()
+    return model.eval().predict_action(**inputs, noise=noise, chain_of_thought=False).float()
 
 
 @pytest.mark.parametrize("name", ["state_proj", "action_in_proj", "action_time_mlp_in"])
@@ -63,5 +63,5 @@ def test_bitsandbytes_quantises_the_transformers_alone(folder, bits):
     assert quantised and all(".layers." in name and not name.startswith(WHOLE) for name in quantised)
     whole = StereoVLAForActionPrediction.from_pretrained(folder)
     inputs = make_inputs(model.config)
-    limit = 0.1 if bits == 8 else 1.5  # of normalised actions of an untrained model
+    limit = 0.3 if bits == 8 else 1.5  # of normalised actions of an untrained model
     assert (act(model, inputs) - act(whole, inputs)).abs().max() < limit
