@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import sys
 import time
 from collections import defaultdict
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import is_tensorboard_available
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
@@ -23,7 +23,8 @@ from stereovla.dataset_builder.streaming.window_stream import WindowStream
 from stereovla.modeling_stereovla import StereoVLAForActionPrediction
 from stereovla.modeling_stereovla.modeling_stereovla import PARTS
 from stereovla.processing import StereoProcessor
-from stereovla.training.checkpoints import WHOLE, Average, checkpoints, load_checkpoint, save_bad_batch, save_checkpoint
+from stereovla.training.checkpoint_folders import checkpoints, last_checkpoint
+from stereovla.training.checkpoints import WHOLE, Average, load_checkpoint, save_bad_batch, save_checkpoint
 from stereovla.training.feed import Batches, Feed
 from stereovla.training.losses import LossMeans, agree, answer_counts, answer_weights, to_device, validate
 from stereovla.training.models import (
@@ -41,9 +42,10 @@ from stereovla.training.result import complete, predict_one
 from stereovla.training.running import (
     append_line,
     at_least_one,
+    end,
     forget_after,
     learning_rate,
-    prepare_output,
+    own_folder,
     seed_step,
     told_to_end,
 )
@@ -245,24 +247,20 @@ def save_result(
 
 def train(options: TrainingOptions) -> Path:
     """Trains, or goes on training, and returns the folder of the model."""
-    with told_to_end() as told:
-        return run(options, told)
-
-
-def run(options: TrainingOptions, told: list[str]) -> Path:
-    """The training itself; it saves a checkpoint and ends where something comes into `told`."""
-    output = Path(options.output_dir)
     tracker = {"none": None, "auto": "tensorboard" if is_tensorboard_available() else None}.get(
         options.tracker, options.tracker
     )
-    accelerator = join(options.mixed_precision, log_with=tracker, project_dir=output)
-    result, losses_file = output / "model", output / "losses.jsonl"
-    if (result / "training.json").exists():
-        accelerator.print(f"{result} is complete; delete {output} to train again")
-        return result
+    accelerator = join(options.mixed_precision, log_with=tracker, project_dir=options.output_dir)
     if tracker is not None and not accelerator.log_with:
         raise ValueError(f"--tracker {options.tracker} is not installed; pip install it, or use --tracker none")
-    prepare_output(options, accelerator, output)
+    with own_folder(options, accelerator) as complete, told_to_end() as told:
+        return complete or run(options, accelerator, told)
+
+
+def run(options: TrainingOptions, accelerator: Accelerator, told: list[int]) -> Path:
+    """The training itself; it saves a checkpoint and ends where something comes into `told`."""
+    output = Path(options.output_dir)
+    result, losses_file = output / "model", output / "losses.jsonl"
     datasets = dataset_mixture(options.dataset)
     meta = load_meta(datasets)
     model, processor = build(options, meta)
@@ -305,12 +303,12 @@ def run(options: TrainingOptions, told: list[str]) -> Path:
     model.train()
 
     step = 0
-    if found := checkpoints(output):
-        step = load_checkpoint(found[-1], accelerator, model, optimizer, average, stream)
-        accelerator.print(f"going on from {found[-1].name}")
+    if found := last_checkpoint(output, accelerator):
+        step = load_checkpoint(found, accelerator, model, optimizer, average, stream)
+        accelerator.print(f"going on from {found.name}")
     if accelerator.is_main_process:
         forget_after(losses_file, step)
-    if tracker is not None:
+    if accelerator.log_with:
         accelerator.init_trackers("stereovla", {name: str(value) for name, value in asdict(options).items()})
     feed = Feed(Batches(stream, part_size, processor, config), options.workers, step * options.accumulation)
 
@@ -363,7 +361,7 @@ def run(options: TrainingOptions, told: list[str]) -> Path:
             waited = 0.0
             if skipped := stream.skipped_shards:
                 line["skipped_shards"] = sum(skipped.values())
-            if tracker is not None:
+            if accelerator.log_with:
                 accelerator.log(line, step=step)
             if accelerator.is_main_process:
                 append_line(losses_file, line)
@@ -374,7 +372,7 @@ def run(options: TrainingOptions, told: list[str]) -> Path:
             if options.validation_batches and not stop:
                 batches = Batches(held_out(), part_size, processor, config)
                 line = {"step": step} | validate(accelerator, model, batches, options.validation_batches)
-                if tracker is not None:
+                if accelerator.log_with:
                     accelerator.log(line, step=step)
                 if accelerator.is_main_process:
                     append_line(losses_file, line)
@@ -382,7 +380,7 @@ def run(options: TrainingOptions, told: list[str]) -> Path:
             folder = save_checkpoint(output, keep, accelerator, model, optimizer, average, step, feed)
             if stop:
                 accelerator.print(f"told to end: {folder.name} is saved, the same command goes on from it")
-                raise SystemExit(128 + signal.SIGTERM)
+                end(told)
     progress.close()
 
     save_result(result, accelerator, model, average, processor, options, meta, example)

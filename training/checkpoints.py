@@ -1,7 +1,6 @@
 """Checkpoints of a training run: whole tensors in safetensors, so that any number of processes can go on from them."""
 
 import json
-import os
 import shutil
 from collections import defaultdict
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from stereovla.dataset_builder.streaming.lanes import merge_states
 from stereovla.dataset_builder.streaming.window_stream import WindowStream
+from stereovla.training.checkpoint_folders import complete_checkpoint, remove_old
 from stereovla.training.feed import Feed
 
 # whole tensors on the main process, whatever the model is split over
@@ -101,10 +101,8 @@ def save_checkpoint(
         (partial / "trainer.json").write_text(json.dumps({"step": step, "scaler": scaler}))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
-        for old in checkpoints(output)[:-keep]:
-            shutil.rmtree(old)
+        complete_checkpoint(partial, folder)
+        remove_old(output, keep)
     return folder
 
 
@@ -155,8 +153,3 @@ def load_stream(folder: Path, stream: WindowStream) -> None:
     """Undoes `write_stream` of all processes, with any number of them."""
     files = sorted(folder.glob("stream-*.json"))
     stream.load_state_dict(merge_states([state for file in files for state in json.loads(file.read_text())]))
-
-
-def checkpoints(output: Path) -> list[Path]:
-    """Complete checkpoints of `output`, oldest first."""
-    return sorted(path for path in output.glob("checkpoint-*") if path.suffix != ".partial")

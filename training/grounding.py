@@ -14,21 +14,21 @@ from stereovla.command_line import option
 from stereovla.dataset_builder.streaming.mixture import load_meta
 from stereovla.dataset_builder.streaming.questions import processor_arguments
 from stereovla.dataset_builder.streaming.window_stream import WindowStream
+from stereovla.training.checkpoint_folders import last_checkpoint, step_of
 from stereovla.training.checkpoints import load_stream
 from stereovla.training.feed import Batches, Feed
 from stereovla.training.losses import validate
 from stereovla.training.options import dataset_mixture, mixture_weights
-from stereovla.training.running import at_least_one
+from stereovla.training.running import at_least_one, own_folder
 from stereovla.training.stage import (
     LoadedBefore,
     RunFiles,
     StageOptions,
-    begin,
     finish,
     freeze_unused,
     part_size,
     starting_model,
-    step_of,
+    this_process,
     trainer_arguments,
 )
 
@@ -92,10 +92,14 @@ class GroundingTrainer(LoadedBefore, SFTTrainer):
 
 def train(options: GroundingOptions) -> Path:
     """Trains, or goes on training, and returns the folder of the model."""
-    if (options.result / "training.json").exists():
-        print(f"{options.result} is complete; delete {options.output_dir} to train again")
-        return options.result
-    checkpoint, state = begin(options), PartialState()
+    state = this_process()
+    with own_folder(options, state) as complete:
+        return complete or run(options, state)
+
+
+def run(options: GroundingOptions, state: PartialState) -> Path:
+    """The training itself."""
+    checkpoint = last_checkpoint(Path(options.output_dir), state)
     datasets = dataset_mixture(options.dataset)
     meta = load_meta(datasets)
     model, processor = starting_model(options, checkpoint, meta)

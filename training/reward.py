@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from accelerate import PartialState
 from datasets import IterableDataset
 from trl import GRPOConfig, GRPOTrainer
 
@@ -14,19 +15,20 @@ from stereovla.dataset_builder.streaming.mixture import load_meta
 from stereovla.dataset_builder.streaming.questions import processor_arguments
 from stereovla.dataset_builder.streaming.window_stream import WindowStream
 from stereovla.processing import StereoProcessor
+from stereovla.training.checkpoint_folders import last_checkpoint
 from stereovla.training.models import towers_of
 from stereovla.training.options import dataset_mixture, mixture_weights
 from stereovla.training.rewards import box_reward, depth_reward
-from stereovla.training.running import at_least_one
+from stereovla.training.running import at_least_one, own_folder
 from stereovla.training.stage import (
     LoadedBefore,
     RunFiles,
     StageOptions,
-    begin,
     finish,
     freeze_unused,
     part_size,
     starting_model,
+    this_process,
     trainer_arguments,
 )
 
@@ -147,10 +149,14 @@ class RewardTrainer(LoadedBefore, GRPOTrainer):
 
 def train(options: RewardOptions) -> Path:
     """Trains, or goes on training, and returns the folder of the model."""
-    if (options.result / "training.json").exists():
-        print(f"{options.result} is complete; delete {options.output_dir} to train again")
-        return options.result
-    checkpoint = begin(options)
+    state = this_process()
+    with own_folder(options, state) as complete:
+        return complete or run(options, state)
+
+
+def run(options: RewardOptions, state: PartialState) -> Path:
+    """The training itself."""
+    checkpoint = last_checkpoint(Path(options.output_dir), state)
     datasets = dataset_mixture(options.dataset)
     meta = load_meta(datasets)
     model, processor = starting_model(options, checkpoint, meta)

@@ -1,8 +1,9 @@
-"""What every training loop does around its steps: its output folder, its log, its learning rate, its end by SIGTERM.
+"""What every training loop does around its steps: its output folder, its log, its learning rate, its end by a signal.
 
 `options` is the dataclass of a command's options.
 """
 
+import fcntl
 import json
 import math
 import os
@@ -11,10 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NoReturn
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list
+
+from stereovla.dataset_builder.dataset.shards import read_json, write_json
+from stereovla.training.checkpoint_folders import remove_partial
 
 
 def append_line(path: Path, record: dict) -> None:
@@ -59,32 +64,99 @@ def seed_step(seed: int, step: int, process: int) -> None:
     torch.manual_seed((seed * 1_000_003 + step) * 1009 + process)
 
 
-def prepare_output(options: Any, accelerator: Accelerator, output: Path) -> None:
-    """Writes the options; refuses a folder with a run of other options."""
-    record, saved = asdict(options), output / "options.json"
-    if saved.exists() and (before := json.loads(saved.read_text())) != record:
+@contextmanager
+def own_folder(options: Any, state: Accelerator | PartialState) -> Iterator[Path | None]:
+    """Holds the folder of a run for this training alone, with its options in it.
+
+    Every process of the training holds a lock, which the operating system frees however the process ends.
+
+    Args:
+        state: this process among those of the training, all of which come here.
+
+    Yields:
+        The folder of the result where the run is complete, which is told; else None.
+
+    Raises:
+        ValueError: for a folder with a run of other options, whether complete or not. RuntimeError: while another
+            training runs there.
+    """
+    output = Path(options.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    with open(output / "lock", "a") as lock:
+        refused: list[Exception | None] = [None]
+        if state.is_main_process:
+            try:
+                hold(lock, output, fcntl.LOCK_EX)
+                begin_run(options, state.num_processes, output)
+            except (ValueError, RuntimeError, OSError) as error:
+                refused = [error]
+        if (error := broadcast_object_list(refused)[0]) is not None:
+            raise error
+        hold(lock, output, fcntl.LOCK_SH)  # with the other processes of this training
+        complete = output / "model" if (output / "model/training.json").exists() else None
+        if complete is not None:
+            state.print(f"{complete} is complete; delete {output} to train again")
+        yield complete
+
+
+def hold(lock: IO, output: Path, how: int) -> None:
+    try:
+        fcntl.flock(lock, how | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise RuntimeError(
+            f"another process is training in {output}; wait for it or end it, or choose another --output_dir"
+        ) from error
+
+
+def begin_run(options: Any, processes: int, output: Path) -> None:
+    """Writes the options, where they are not there yet, and removes what a kill left; ValueError for a folder in which
+    this run cannot go on.
+    """
+    parts = processes * options.accumulation
+    if options.batch_size % parts:
+        raise ValueError(
+            f"--batch_size {options.batch_size} does not divide among {processes} processes with "
+            f"--accumulation {options.accumulation}"
+        )
+    record, saved, result = json.loads(json.dumps(asdict(options))), output / "options.json", output / "model"
+    before = None
+    if saved.exists():
+        before = read_json(saved)
+    elif (result / "training.json").exists():  # the result alone was kept, which says the same
+        before = read_json(result / "training.json").get("options")
+    if before is not None and before != record:
         changed = sorted(key for key in before.keys() | record.keys() if before.get(key) != record.get(key))
         raise ValueError(
             f"{output} holds a run with other options ({', '.join(changed)}); choose another --output_dir or delete it"
         )
-    parts = accelerator.num_processes * options.accumulation
-    if options.batch_size % parts:
+    if result.exists() and not (result / "training.json").exists():
         raise ValueError(
-            f"--batch_size {options.batch_size} does not divide among {accelerator.num_processes} processes with "
-            f"--accumulation {options.accumulation}"
+            f"{result} is in the way of the trained model and is none itself (it lacks training.json); move it away"
         )
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        output.mkdir(parents=True, exist_ok=True)
-        saved.write_text(json.dumps(record, indent=2))
+    remove_partial(output)
+    if not saved.exists():
+        write_json(saved, record)
 
 
 @contextmanager
-def told_to_end() -> Iterator[list[str]]:
-    """A list that is no longer empty once this process got SIGTERM."""
-    told: list[str] = []
-    before = signal.signal(signal.SIGTERM, lambda *_: told.append("SIGTERM"))
+def told_to_end() -> Iterator[list[int]]:
+    """A list that is no longer empty once this process got SIGTERM or SIGINT: the numbers of the signals."""
+    told: list[int] = []
+
+    def note(number: int, _) -> None:
+        if not told and os.environ.get("RANK", "0") == "0":
+            # unbuffered: a signal may come in the middle of a print
+            os.write(2, b"\ntold to end: a checkpoint is saved after this step\n")
+        told.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield told
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def end(told: list[int]) -> NoReturn:
+    """Ends this process as shells expect of one that was told to; by another process, where `told` is empty."""
+    raise SystemExit(128 + (told[0] if told else signal.SIGTERM))

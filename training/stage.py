@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 import shutil
-import signal
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,14 +16,16 @@ from transformers import Trainer, TrainerCallback
 from stereovla.command_line import option
 from stereovla.modeling_stereovla import StereoVLAForActionPrediction
 from stereovla.processing import StereoProcessor
+from stereovla.training.checkpoint_folders import complete_checkpoint, remove_old, step_of
 from stereovla.training.checkpoints import load_optimizer, optimizer_tensors, write_stream, write_tensors
 from stereovla.training.feed import Feed
 from stereovla.training.models import trained, untrained
 from stereovla.training.result import complete, predict_one
-from stereovla.training.running import append_line, at_least_one, forget_after, prepare_output, seed_step, told_to_end
+from stereovla.training.running import append_line, at_least_one, end, forget_after, seed_step, told_to_end
 
 LOG = "losses.jsonl"
-# what a checkpoint holds beside the trainer's own files; the last one is written last and makes it complete
+SAVING = "checkpoint.partial"  # where the trainers write, and remove nothing else: what is whole moves out
+# what a checkpoint holds beside the trainer's own files
 OPTIMIZER, SCHEDULER = "optimizer.safetensors", "scheduler.json"
 # the trainers' names of what the log keeps, and ours
 LOGGED = {
@@ -79,25 +79,9 @@ class StageOptions:
         return Path(self.output_dir) / "model"
 
 
-def begin(options: StageOptions) -> Path | None:
-    """Writes the options into the run's folder, and takes incomplete checkpoints out of it.
-
-    Returns:
-        The last complete checkpoint, if there is one.
-    """
-    state, output = PartialState(cpu=not torch.accelerator.is_available()), Path(options.output_dir)
-    prepare_output(options, state, output)
-    if state.is_main_process:
-        for folder in output.glob("checkpoint-*"):
-            if not (folder / SCHEDULER).exists():  # killed while it was saved
-                shutil.rmtree(folder)
-    state.wait_for_everyone()
-    return max(output.glob("checkpoint-*"), key=step_of, default=None)
-
-
-def step_of(checkpoint: Path) -> int:
-    """Steps that were trained before a checkpoint."""
-    return int(checkpoint.name.removeprefix("checkpoint-"))
+def this_process() -> PartialState:
+    """Its part in what `accelerate launch` or torchrun started."""
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def part_size(options: StageOptions) -> int:
@@ -118,7 +102,7 @@ def freeze_unused(model: StereoVLAForActionPrediction, parts: Sequence[str]) -> 
 def trainer_arguments(options: StageOptions) -> dict[str, Any]:
     """Keywords of TRL's configs."""
     return {
-        "output_dir": options.output_dir,
+        "output_dir": str(Path(options.output_dir) / SAVING),
         "max_steps": options.steps,
         "per_device_train_batch_size": part_size(options),
         "gradient_accumulation_steps": options.accumulation,
@@ -137,7 +121,6 @@ def trainer_arguments(options: StageOptions) -> dict[str, Any]:
         "disable_tqdm": False,
         "report_to": "none",
         "save_steps": options.checkpoint_every,
-        "save_total_limit": options.keep_checkpoints,
         "save_only_model": True,  # the optimizer's state would be pickled; `RunFiles` saves it
         "remove_unused_columns": False,
     }
@@ -181,8 +164,9 @@ class RunFiles(TrainerCallback):
             validate: held-out losses, computed at the start and with each checkpoint.
         """
         self.options, self.checkpoint, self.feed, self.validate = options, checkpoint, feed, validate
-        self.log = Path(options.output_dir) / LOG
-        self.told: list[str] = []
+        self.output = Path(options.output_dir)
+        self.log = self.output / LOG
+        self.told: list[int] = []
 
     def on_train_begin(self, args, state, control, model=None, optimizer=None, lr_scheduler=None, **kwargs):
         if state.is_world_process_zero:
@@ -220,11 +204,11 @@ class RunFiles(TrainerCallback):
         if state.is_world_process_zero:
             (folder / "training_args.bin").unlink()  # a pickle of what options.json says
             write_tensors(folder / OPTIMIZER, tensors)
+            (folder / SCHEDULER).write_text(json.dumps(lr_scheduler.state_dict()))
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
-            partial = folder / f"{SCHEDULER}.partial"
-            partial.write_text(json.dumps(lr_scheduler.state_dict()))
-            os.replace(partial, folder / SCHEDULER)
+            complete_checkpoint(folder, self.output / folder.name)
+            remove_old(self.output, self.options.keep_checkpoints)
 
     def _write_validation(self, state) -> None:
         if self.validate is not None:
@@ -260,10 +244,11 @@ def finish(
         done = trainer.state.global_step
     if done < options.steps:
         trainer.accelerator.print(f"told to end at step {done}: the same command goes on from it")
-        raise SystemExit(128 + signal.SIGTERM)
+        end(files.told)
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     prediction = predict_one(trainer.accelerator.unwrap_model(trainer.model_wrapped), processor, window)
     if trainer.accelerator.is_main_process:
+        shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
         partial = options.result.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         trainer.accelerator.unwrap_model(trainer.model_wrapped).save_pretrained(partial, state_dict=state)

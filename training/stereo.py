@@ -7,7 +7,6 @@ section 3.4) before its refinement, which StereoVLA does not use.
 import json
 import os
 import shutil
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -30,10 +29,10 @@ from stereovla.dataset_builder.streaming.window_stream import WindowStream
 from stereovla.modeling_stereovla import StereoEncoderModel, StereoVLAConfig
 from stereovla.modeling_stereovla.cost_volume import disparity_loss, known_disparity
 from stereovla.processing import StereoImageProcessorPil
+from stereovla.training.checkpoint_folders import last_checkpoint
 from stereovla.training.checkpoints import (
     WHOLE,
     Average,
-    checkpoints,
     load_checkpoint,
     save_bad_batch,
     save_checkpoint,
@@ -54,9 +53,10 @@ from stereovla.training.processes import join, prepare
 from stereovla.training.running import (
     append_line,
     at_least_one,
+    end,
     forget_after,
     learning_rate,
-    prepare_output,
+    own_folder,
     seed_step,
     told_to_end,
 )
@@ -286,19 +286,15 @@ def in_words(errors: dict[str, float]) -> str:
 
 def train(options: StereoOptions) -> Path:
     """Trains, or goes on training, and returns the folder of the model."""
-    with told_to_end() as signals:
-        return run(options, signals)
-
-
-def run(options: StereoOptions, signals: list[str]) -> Path:
-    """The training itself; it saves a checkpoint and ends where something comes into `signals`."""
-    output = Path(options.output_dir)
     accelerator = join(options.mixed_precision)
+    with own_folder(options, accelerator) as complete, told_to_end() as told:
+        return complete or run(options, accelerator, told)
+
+
+def run(options: StereoOptions, accelerator: Accelerator, told: list[int]) -> Path:
+    """The training itself; it saves a checkpoint and ends where something comes into `told`."""
+    output = Path(options.output_dir)
     result, losses_file = output / "model", output / "losses.jsonl"
-    if (result / "training.json").exists():
-        accelerator.print(f"{result} is complete; delete {output} to train again")
-        return result
-    prepare_output(options, accelerator, output)
     model = build(options)
     max_disparity = model.config.max_disparity
     part_size = options.batch_size // (accelerator.num_processes * options.accumulation)
@@ -318,9 +314,9 @@ def run(options: StereoOptions, signals: list[str]) -> Path:
             module.eval()
 
     step = 0
-    if found := checkpoints(output):
-        step = load_checkpoint(found[-1], accelerator, model, optimizer, average, stream)
-        accelerator.print(f"going on from {found[-1].name}")
+    if found := last_checkpoint(output, accelerator):
+        step = load_checkpoint(found, accelerator, model, optimizer, average, stream)
+        accelerator.print(f"going on from {found.name}")
     if accelerator.is_main_process:
         forget_after(losses_file, step)
     batches = PairBatches(stream, part_size, options.framing, augmentation(options.augmentation))
@@ -337,7 +333,7 @@ def run(options: StereoOptions, signals: list[str]) -> Path:
         waited += time.perf_counter() - begin
         parts = [to_device(part, accelerator) for part in parts]
         known = [{"disparity": known_disparity(part["disparity"], max_disparity)[1].sum()} for part in parts]
-        counts, _, stop = agree(accelerator, known, bool(signals))
+        counts, _, stop = agree(accelerator, known, bool(told))
         seed_step(options.seed, step, accelerator.process_index)
         rate = learning_rate(step, options)
         for group in optimizer.param_groups:
@@ -378,7 +374,7 @@ def run(options: StereoOptions, signals: list[str]) -> Path:
             folder = save_checkpoint(output, keep, accelerator, model, optimizer, average, step, feed)
             if stop:
                 accelerator.print(f"told to end: {folder.name} is saved, the same command goes on from it")
-                raise SystemExit(128 + signal.SIGTERM)
+                end(told)
     progress.close()
 
     save_result(result, accelerator, model, options, held_out)

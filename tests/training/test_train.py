@@ -56,7 +56,8 @@ def test_parts_train_as_the_whole_with_weights_of_the_losses(dataset, tmp_path):
     assert "loss/camera" in set().union(*losses(tmp_path / "whole"))
 
 
-def test_told_to_end_it_saves_and_goes_on_in_the_same_bits(dataset, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_end_it_saves_and_goes_on_in_the_same_bits(dataset, tmp_path, number):
     """With workers, parts, running means and learning rates by part: everything that a checkpoint must hold."""
     rates = json.dumps({"language_model": 0.5})
     own = ["--workers", "2", "--accumulation", "2", "--ema_decay", "0.5", "--part_rates", rates, "--steps", "8"]
@@ -64,11 +65,12 @@ def test_told_to_end_it_saves_and_goes_on_in_the_same_bits(dataset, tmp_path):
     run_here(command)
     told = [*command, "--output_dir", str(tmp_path / "told")]
     process = subprocess.Popen(
-        [sys.executable, "train.py", *told], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL
+        [sys.executable, "train.py", *told], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
     )
     wait_for(tmp_path / "told" / "losses.jsonl", process)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=600) == 128 + signal.SIGTERM
+    process.send_signal(number)
+    assert "told to end: a checkpoint is saved after this step" in process.communicate(timeout=600)[1]
+    assert process.returncode == 128 + number
     (saved,) = (tmp_path / "told").glob("checkpoint-*")
     assert int(saved.name[-7:]) < 8
     run_here(told)
