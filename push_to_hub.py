@@ -8,11 +8,12 @@ from huggingface_hub.errors import HTTPError
 
 from stereovla.command_line import execute, option
 from stereovla.dataset_builder.dataset import card as dataset_card
-from stereovla.sharing.folders import HUB_ID, REFERENCE, check_folder, published_files, replacements, staged
+from stereovla.sharing.folders import REFERENCE, check_folder, published_files, replacements, staged
 from stereovla.sharing.fresh_load import check_fresh_load, first_rows
 from stereovla.sharing.leaks import find_leaks
 from stereovla.sharing.model_card import CardOptions, write_model_card
 from stereovla.sharing.repository import Changes, Repository, State, advice
+from stereovla.sources import HUB_ID
 
 
 @dataclass

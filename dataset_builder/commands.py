@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from stereovla.command_line import option
+from stereovla.sources import existing_folder
 
 
 @dataclass
@@ -51,14 +52,14 @@ def require_dir(options: Any) -> None:
 def merge_parts(options: MergeOptions) -> Path:
     from stereovla.dataset_builder.recording.parts import merge
 
-    return merge(Path(options.dir), [Path(part) for part in options.parts])
+    return merge(Path(options.dir), [existing_folder(part, "part of a dataset") for part in options.parts])
 
 
 def check(options: CheckOptions) -> int:
     from stereovla.dataset_builder.dataset.checking import find_problems
     from stereovla.dataset_builder.dataset.episode_checks import dataset_problems
 
-    folder = Path(options.dir)
+    folder = existing_folder(options.dir, "dataset")
     problems = find_problems(folder, quick=options.quick)
     if not problems:  # what cannot be read cannot be looked at
         problems = dataset_problems(folder)
@@ -69,7 +70,7 @@ def check(options: CheckOptions) -> int:
 def card(options: CardOptions) -> Path:
     from stereovla.dataset_builder.dataset.card import write_card
 
-    return write_card(Path(options.dir))
+    return write_card(existing_folder(options.dir, "dataset"))
 
 
 def import_lerobot(options: Any) -> int:

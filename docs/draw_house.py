@@ -46,7 +46,7 @@ BOXES = {
 }
 TITLES = {
     "__main__": "stereovla",
-    "command_line": "command_line.py, extras.py",
+    "command_line": "command_line.py, extras.py, sources.py",
     "training": "train.py, training",
     "sharing": "push_to_hub.py, sharing",
 }

@@ -5,7 +5,6 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from stereovla.evaluation.checkpoints import InputError, check_checkpoint, fingerprint
 from stereovla.evaluation.episode_log import EpisodeLog, write_json
 from stereovla.evaluation.options import (
     OfflineOptions,
@@ -13,6 +12,7 @@ from stereovla.evaluation.options import (
     RolloutOptions,
 )
 from stereovla.evaluation.policy_specs import policy_identity
+from stereovla.sources import InputError, check_checkpoint, fingerprint, load_checkpoint
 
 
 def rollout(options: RolloutOptions) -> None:
@@ -76,7 +76,7 @@ def offline(options: OfflineOptions) -> None:
     from tqdm import tqdm  # the imports that take seconds come when something is left to do
 
     from stereovla.evaluation.held_out import count_rows, read_rows
-    from stereovla.evaluation.model_policy import ModelPolicy, load_checkpoint
+    from stereovla.evaluation.model_policy import ModelPolicy
     from stereovla.evaluation.offline import OfflineEvaluation
 
     which = (options.dataset, options.rows, options.stride, options.split)

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from stereovla.evaluation.checkpoints import InputError
+from stereovla.sources import InputError
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from datasets import Image, IterableDataset, load_dataset
 
-from stereovla.evaluation.checkpoints import InputError
+from stereovla.sources import InputError, source_of
 
 CALIBRATION = ("focal_length_px", "principal_point_px", "baseline_m", "transform_camera_to_base")
 COLUMNS = (
@@ -74,8 +73,9 @@ def inner_point(mask: np.ndarray, depth_m: np.ndarray) -> np.ndarray | None:
 
 def open_split(dataset: str, split: str) -> IterableDataset:
     """A split with all `COLUMNS` and no others, streamed; InputError that says what is wrong with `dataset`."""
-    if Path(dataset).exists() and not any(Path(dataset).glob("**/*.parquet")):
-        raise InputError(f"{dataset!r} is no dataset: it holds no parquet file")
+    with source_of(dataset, "dataset") as folder:
+        if folder is not None and not any(folder.glob("**/*.parquet")):
+            raise InputError(f"{dataset!r} is no dataset: it holds no parquet file")
     try:
         stream = load_dataset(dataset, split=split, streaming=True)
     except ValueError as error:  # an unknown split; datasets names those that there are

@@ -5,35 +5,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoModel
 
-from stereovla.evaluation.checkpoints import adapted_model, check_checkpoint
 from stereovla.evaluation.policies import Observation, Policy
-
-
-def load_checkpoint(source: str, device: str = "cpu") -> tuple[Any, Any]:
-    """The trained model in evaluation mode, and its processor, from a folder or Hub id; its remote code is run."""
-    check_checkpoint(source)
-    model = AutoModel.from_pretrained(source, trust_remote_code=True)
-    return model.to(device).eval(), AutoProcessor.from_pretrained(source, trust_remote_code=True)
+from stereovla.sources import adapted_model, check_checkpoint, load_checkpoint, load_processor, source_of
 
 
 def load_untrained(source: str, seed: int = 0, device: str = "cpu") -> tuple[Any, Any]:
     """A model of the same config with fresh weights drawn from `seed`, and the checkpoint's own processor. Of an
-    adapter in a folder: the model that it changes, with fresh heads where its robot has other sizes.
+    adapter: the model that it changes, with fresh heads where its robot has other sizes.
     """
     check_checkpoint(source, weights=False)
     if (base := adapted_model(source)) is not None:
         model, _ = load_checkpoint(base, device)
-        processor = AutoProcessor.from_pretrained(source, trust_remote_code=True)
+        processor = load_processor(source)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return model.resize_heads(processor.state_dim, processor.action_dim), processor
-    config = AutoConfig.from_pretrained(source, trust_remote_code=True)
+    with source_of(source, "checkpoint"):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModel.from_config(config, trust_remote_code=True)
-    return model.to(device).eval(), AutoProcessor.from_pretrained(source, trust_remote_code=True)
+    return model.to(device).eval(), load_processor(source)
 
 
 class ModelPolicy(Policy):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from stereovla.command_line import option
-from stereovla.evaluation.checkpoints import InputError
+from stereovla.sources import InputError
 
 MAX_SEED = 2**32  # recorded episodes use seeds from here on, so that no evaluated episode can have been trained on
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from stereovla.evaluation.checkpoints import InputError
 from stereovla.extras import extra
+from stereovla.sources import InputError
 
 with extra("report"):
     import matplotlib

@@ -2,8 +2,8 @@
 checkpoint), or `ws://HOST:PORT`, a policy that `stereovla serve` answers for.
 """
 
-from stereovla.evaluation.checkpoints import check_checkpoint, fingerprint
 from stereovla.evaluation.policies import ExpertPolicy, Policy, StillPolicy
+from stereovla.sources import check_checkpoint, fingerprint, load_checkpoint
 
 UNTRAINED = "untrained:"
 SOCKET = ("ws://", "wss://")
@@ -37,11 +37,7 @@ def make_policy(spec: str, chunk_size: int = 8, num_steps: int | None = None, de
         from stereovla.evaluation.socket_policy import SocketPolicy
 
         return SocketPolicy(spec)
-    from stereovla.evaluation.model_policy import (  # torch takes seconds to import
-        ModelPolicy,
-        load_checkpoint,
-        load_untrained,
-    )
+    from stereovla.evaluation.model_policy import ModelPolicy, load_untrained  # torch takes seconds to import
 
     if spec.startswith(UNTRAINED):
         return ModelPolicy(*load_untrained(spec.removeprefix(UNTRAINED), device=device), "untrained", num_steps)

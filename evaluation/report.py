@@ -5,13 +5,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from stereovla.evaluation.checkpoints import InputError, check_checkpoint, fingerprint
 from stereovla.evaluation.episode_log import write_json
 from stereovla.evaluation.plots import plot_errors, plot_losses, plot_success, read_losses
 from stereovla.evaluation.report_page import PAGE
 from stereovla.evaluation.rollouts import RolloutConfig, film, summarise
 from stereovla.extras import extra
 from stereovla.simulation import WorldConfig
+from stereovla.sources import InputError, check_checkpoint, fingerprint
 
 with extra("report"):
     from jinja2 import Environment

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from stereovla.evaluation.checkpoints import InputError
 from stereovla.evaluation.policies import Observation, Policy
 from stereovla.serving.client import PolicyClient
+from stereovla.sources import InputError
 
 
 class SocketPolicy(Policy):

@@ -4,12 +4,9 @@ import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoModel, AutoProcessor
-
 from stereovla.command_line import option
 from stereovla.serving.server import PolicyServer
-
-NEEDED = ("config.json", "processor_config.json", "tokenizer.json")
+from stereovla.sources import load_checkpoint
 
 
 @dataclass
@@ -19,7 +16,7 @@ class ServingOptions:
     stereovla serve --model CHECKPOINT --port 8765
     """
 
-    model: str = option("", "Checkpoint, folder or Hub id; its remote code is run.")
+    model: str = option("", "Model or adapter, folder or Hub id; its remote code is run.")
     host: str = option("127.0.0.1", "Address to listen on; there is no password.")
     port: int = option(8765, "Port to listen on; 0 takes a free one.")
     max_batch: int = option(1, "Requests answered together; 1 = one at a time.")
@@ -28,25 +25,14 @@ class ServingOptions:
 
     def __post_init__(self):
         if not self.model:
-            raise ValueError("--model is missing: folder or Hub id of a checkpoint")
-
-
-def load(source: str, device: str) -> tuple[AutoModel, AutoProcessor]:
-    """Model and processor; FileNotFoundError names what a folder lacks."""
-    folder = Path(source)
-    needed = ("adapter_config.json", *NEEDED[1:]) if (folder / "adapter_config.json").is_file() else NEEDED
-    missing = [name for name in needed if not (folder / name).is_file()]
-    if folder.is_dir() and missing:
-        raise FileNotFoundError(f"{source!r} is no checkpoint: it lacks {', '.join(missing)}")
-    model = AutoModel.from_pretrained(source, trust_remote_code=True).to(device)
-    return model, AutoProcessor.from_pretrained(source, trust_remote_code=True)
+            raise ValueError("--model is missing: folder or Hub id of a model or an adapter")
 
 
 async def run(options: ServingOptions) -> None:
     """Listens until it is interrupted."""
     name = Path(options.model).resolve().name if Path(options.model).is_dir() else options.model
     policy = PolicyServer(
-        *load(options.model, options.device), name, options.max_batch, limit=options.max_message_mb * 2**20
+        *load_checkpoint(options.model, options.device), name, options.max_batch, limit=options.max_message_mb * 2**20
     )
     server = await policy.start(options.host, options.port)
     if options.host not in ("127.0.0.1", "localhost", "::1"):

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 from stereovla.dataset_builder.dataset.checking import find_problems
 from stereovla.dataset_builder.dataset.folders import INFO
+from stereovla.sources import HUB_ID
 
 REFERENCE = "reference_prediction.safetensors"
 PROCESSOR = ("processor_config.json", "tokenizer.json", REFERENCE, "training.json")
@@ -18,7 +19,6 @@ NEEDED = {
 }
 KEPT_HIDDEN = ".eval_results"  # hidden files are left out but for the Hub's own folder
 EXECUTABLE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npy", ".npz", ".joblib")  # pickles, or may hold one
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 def kind_of(folder: Path) -> str:

@@ -14,7 +14,8 @@ from safetensors import safe_open
 
 from stereovla.dataset_builder.dataset.card_edits import update_card
 from stereovla.dataset_builder.streaming.mixture import load_meta
-from stereovla.sharing.folders import HUB_ID, REFERENCE, base_of, dataset_names, is_local, public_datasets
+from stereovla.sharing.folders import REFERENCE, base_of, dataset_names, is_local, public_datasets
+from stereovla.sources import HUB_ID
 
 PICTURE = Path("images/sample.png")
 FILM = "rollout.gif"  # of a report: shown first, before its plots

@@ -119,7 +119,7 @@ def reach(path) -> set:
     return found
 
 
-def test_only_extras_and_command_line_are_below_the_rooms():
+def test_the_files_below_the_rooms_import_none_of_them():
     assert all(not file_graph()[ROOT / f"{name}.py"] for name in BASE)
 
 

@@ -8,7 +8,6 @@ import torch
 from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils.peft_utils import find_adapter_config_file
 
 from stereovla.modeling_stereovla import (
     StereoEncoderConfig,
@@ -18,6 +17,7 @@ from stereovla.modeling_stereovla import (
 )
 from stereovla.modeling_stereovla.robot_heads import sizes_of_robot
 from stereovla.processing import StereoImageProcessorPil, StereoProcessor, build_tokenizer
+from stereovla.sources import adapted_model, source_of
 
 ADDED = ("architectures", "dtype", "transformers_version", "_name_or_path")  # to the configs within a config
 
@@ -70,7 +70,8 @@ def trained(source: str, meta: dict) -> tuple[StereoVLAForActionPrediction, Ster
             f"{source} is an adapter: `stereovla train --lora_rank` goes on with it; to train all weights, or in "
             "another stage, merge it into its base first (PeftModel.merge_and_unload) and save the result"
         )
-    model = StereoVLAForActionPrediction.from_pretrained(source, dtype=torch.float32)
+    with source_of(source, "model"):
+        model = StereoVLAForActionPrediction.from_pretrained(source, dtype=torch.float32)
     sizes = {name: meta[name] for name in ("state_dim", "action_dim")}
     same = all(getattr(model.config, name) == size for name, size in sizes.items())
     processor = with_statistics(source, StereoProcessor.from_pretrained(source), meta, keep=same)
@@ -101,7 +102,7 @@ def trained_adapter(source: str, meta: dict, rank: int) -> tuple[PeftModel, Ster
 
 def is_adapter(source: str) -> bool:
     """Whether a folder or Hub id is that of an adapter."""
-    return find_adapter_config_file(source) is not None
+    return adapted_model(source) is not None
 
 
 def with_statistics(source: str, processor: StereoProcessor, meta: dict, keep: bool = True) -> StereoProcessor:
@@ -120,7 +121,8 @@ def trained_stereo_encoder(source: str, **fields: Any) -> StereoEncoderModel:
     """The stereo encoder in a folder or on the Hub, in float32, with single fields of its config replaced; ValueError
     where there is none or where it lacks weights.
     """
-    kind = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+    with source_of(source, "stereo encoder"):
+        kind = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
     if kind != StereoEncoderConfig.model_type:
         raise ValueError(f"{source} is a {kind!r}; expected a {StereoEncoderConfig.model_type!r}, a StereoEncoderModel")
     model, report = StereoEncoderModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **fields)

@@ -17,6 +17,7 @@ from PIL import Image as PillowImage
 
 from stereovla.dataset_builder.streaming.episodes import split_revision
 from stereovla.dataset_builder.streaming.lanes import LaneStream
+from stereovla.sources import existing_folder, source_of
 
 Split = Literal["train", "validation"]
 
@@ -162,7 +163,7 @@ def list_files(folder: str | Path, form: str) -> list[tuple[Path, Path, Path]]:
     """(left, right, disparity) of every pair under `folder`, in the order of the left views' paths; ValueError names
     the first file that is missing and their number.
     """
-    layout, folder = LAYOUTS[form], Path(folder)
+    layout, folder = LAYOUTS[form], existing_folder(folder, f"set of {form}")
     files, missing = [], []
     for left in sorted(folder.glob(layout.views)):
         inside = left.relative_to(folder).as_posix()
@@ -198,7 +199,8 @@ def open_pairs(
     if len(sources) != 1:
         raise ValueError(f"{len(sources)} datasets with columns are given ({', '.join(sources)}); give one")
     name, revision = split_revision(sources[0])
-    names = get_dataset_split_names(name, revision=revision)
+    with source_of(sources[0], "dataset"):
+        names = get_dataset_split_names(name, revision=revision)
     whole = "validation" in names
     dataset = load_dataset(name, revision=revision, split=split if whole else "train")
     if not whole:

@@ -33,6 +33,7 @@ from stereovla.dataset_builder.formats.rig import Rig, Vector
 from stereovla.dataset_builder.formats.video import VideoError, read_all_frames
 from stereovla.extras import extra
 from stereovla.processing.normalization import rpy_to_matrix
+from stereovla.sources import existing_folder
 
 with extra("data"):
     import h5py
@@ -64,7 +65,7 @@ def open_droid(config: DroidImportConfig, rig: Rig) -> tuple["DroidSource", Rig]
             raise ValueError(f"{key} is {value!r}; only transform_camera_to_base can be {RECORDED!r}")
     annotations = shards.read_json(Path(config.annotations)) if config.annotations else None
     rig = dataclasses.replace(rig, state=_STATE, action=_ACTION)
-    return DroidSource(Path(config.source), rig, annotations), rig
+    return DroidSource(existing_folder(config.source, "recording of DROID"), rig, annotations), rig
 
 
 class DroidSource:

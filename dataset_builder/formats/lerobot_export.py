@@ -24,6 +24,7 @@ from stereovla.command_line import option
 from stereovla.dataset_builder.dataset import schema, shards
 from stereovla.dataset_builder.dataset.folders import INFO
 from stereovla.dataset_builder.formats.video import VideoWriter
+from stereovla.sources import existing_folder
 
 MAPS = ("observation.depth", "observation.segmentation")
 CODECS = {"libx264": ("h264", 18), "libsvtav1": ("av1", 20)}  # encoder: (name of the codec, quality)
@@ -55,7 +56,7 @@ class LeRobotExportConfig:
 
 def export_lerobot(config: LeRobotExportConfig) -> Path:
     """Write the LeRobot dataset; returns its folder."""
-    folder, out = Path(config.dataset), Path(config.out)
+    folder, out = existing_folder(config.dataset, "dataset"), Path(config.out)
     if out.exists():
         raise ValueError(f"{out} exists; choose another --out")
     info = shards.read_json(folder / INFO)

@@ -28,6 +28,7 @@ from stereovla.dataset_builder.dataset.schema import CALIBRATION_KEYS
 from stereovla.dataset_builder.formats.importing import EpisodeError, ImportConfig, SourceEpisode
 from stereovla.dataset_builder.formats.rig import Rig
 from stereovla.dataset_builder.formats.video import VideoError, read_frames
+from stereovla.sources import source_of
 
 
 @dataclass
@@ -39,12 +40,12 @@ class LeRobotImportConfig(ImportConfig):
 
 def open_lerobot(config: LeRobotImportConfig, rig: Rig) -> "LeRobotSource":
     """The dataset in the folder `config.source`, or that of this id on the Hub, whose files are downloaded."""
-    folder = Path(config.source)
-    if not folder.is_dir():
-        patterns = ["meta/*", "data/*", *(f"videos/{key}/*" for key in dict.fromkeys(rig.cameras.values()))]
-        folder = Path(
-            snapshot_download(config.source, repo_type="dataset", revision=config.revision, allow_patterns=patterns)
-        )
+    with source_of(config.source, "dataset") as folder:
+        if folder is None:
+            patterns = ["meta/*", "data/*", *(f"videos/{key}/*" for key in dict.fromkeys(rig.cameras.values()))]
+            folder = Path(
+                snapshot_download(config.source, repo_type="dataset", revision=config.revision, allow_patterns=patterns)
+            )
     return LeRobotSource(folder, rig)
 
 

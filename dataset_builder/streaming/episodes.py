@@ -13,14 +13,18 @@ from datasets import load_dataset_builder
 
 from stereovla.dataset_builder.dataset import schema
 from stereovla.dataset_builder.dataset.shards import ShardError, numbers
+from stereovla.sources import source_of
 
 ROWS_PER_READ = 256
 
 
 def split_revision(path: str | Path) -> tuple[str, str | None]:
-    """ "owner/name@revision" -> ("owner/name", "revision"); the revision of a folder, or of a plain id, is None."""
-    if Path(path).is_dir():
-        return str(path), None
+    """ "owner/name@revision" -> ("owner/name", "revision"); the revision of a folder, or of a plain id, is None.
+    InputError for what is neither a folder nor such an id.
+    """
+    with source_of(path, "dataset") as folder:
+        if folder is not None:
+            return str(path), None
     name, _, revision = str(path).partition("@")
     return name, revision or None
 
@@ -54,7 +58,8 @@ class EpisodeSource:
         if Path(path).is_dir() and not any(Path(path).glob("**/*.parquet")):
             raise ValueError(f"{path} has no parquet files: is this folder a dataset?")
         name, revision = split_revision(path)
-        files = load_dataset_builder(name, revision=revision).config.data_files or {}
+        with source_of(path, "dataset"):
+            files = load_dataset_builder(name, revision=revision).config.data_files or {}
         if split not in files:
             raise ValueError(f"dataset {path} has no split {split!r}; it has: {', '.join(files) or 'none'}")
         self.shards = [str(shard) for shard in files[split]]

@@ -11,6 +11,7 @@ from huggingface_hub import hf_hub_download
 from stereovla.dataset_builder.dataset.shards import read_json
 from stereovla.dataset_builder.dataset.statistics import mix_statistics
 from stereovla.dataset_builder.streaming.episodes import split_revision
+from stereovla.sources import source_of
 
 Mixture = Sequence[tuple[str | Path, float]]  # (dataset, weight)
 
@@ -67,8 +68,9 @@ def _load_meta(path: str | Path) -> dict[str, Any]:
     name, revision = split_revision(path)
 
     def read(file: str) -> Any:
-        if Path(path).is_dir():
-            return read_json(Path(path) / "meta" / file)
-        return read_json(Path(hf_hub_download(name, f"meta/{file}", repo_type="dataset", revision=revision)))
+        with source_of(path, "dataset") as folder:
+            if folder is not None:
+                return read_json(folder / "meta" / file)
+            return read_json(Path(hf_hub_download(name, f"meta/{file}", repo_type="dataset", revision=revision)))
 
     return {**read("info.json"), "stats": read("stats.json")}

@@ -11,10 +11,10 @@ from synthetic_dataset import make_row, write_dataset
 from tiny_checkpoint import save_tiny_checkpoint
 
 from stereovla.evaluation import metrics
-from stereovla.evaluation.checkpoints import InputError
 from stereovla.evaluation.held_out import count_rows, inner_point, read_rows
-from stereovla.evaluation.model_policy import ModelPolicy, load_checkpoint
+from stereovla.evaluation.model_policy import ModelPolicy
 from stereovla.evaluation.offline import OfflineEvaluation, histogram
+from stereovla.sources import InputError, load_checkpoint
 
 LENGTHS = [6, 5, 4]
 

@@ -9,12 +9,11 @@ import torch
 from serving_thread import serve_in_thread
 from tiny_checkpoint import EMBODIMENT, LOW, save_tiny_checkpoint, stereo_pair
 
-from stereovla.evaluation.checkpoints import InputError, check_checkpoint, fingerprint
-from stereovla.evaluation.model_policy import ModelPolicy, load_checkpoint, load_untrained
+from stereovla.evaluation.model_policy import ModelPolicy, load_untrained
 from stereovla.evaluation.policies import Observation, StillPolicy
 from stereovla.evaluation.policy_specs import make_policy, policy_identity
-from stereovla.serving.serve import load
 from stereovla.serving.server import PolicyServer
+from stereovla.sources import InputError, check_checkpoint, fingerprint, load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +132,7 @@ def test_still_stays_still():
 
 def test_a_policy_behind_a_socket_is_the_same_policy(policy, checkpoint):
     """The same chunks as in this process: states, noise and decoding take the way over the wire."""
-    url, stop = serve_in_thread(PolicyServer(*load(str(checkpoint), "cpu"), "someone/policy"))
+    url, stop = serve_in_thread(PolicyServer(*load_checkpoint(str(checkpoint)), "someone/policy"))
     try:
         assert policy_identity(url) == {"kind": "served", "model": "someone/policy"}
         seen = [observation(0), observation(1, seed=2**32 - 1, step=3, states=9), observation(2, seed=7, step=60)]

@@ -10,7 +10,6 @@ from command_lines import evaluate as main
 from PIL import Image
 from tiny_checkpoint import EMBODIMENT, save_tiny_checkpoint, stereo_pair
 
-from stereovla.evaluation.checkpoints import InputError
 from stereovla.evaluation.episode_log import EpisodeLog
 from stereovla.evaluation.film import GAP_PX, LAST_FRAME_MS, PANEL_PX, TITLE_PX, colour_disparity, write_gif
 from stereovla.evaluation.plots import plot_losses, read_losses, smooth
@@ -18,6 +17,7 @@ from stereovla.evaluation.policies import Observation
 from stereovla.evaluation.report import write_report
 from stereovla.evaluation.rollouts import RolloutConfig, config_json
 from stereovla.simulation import WorldConfig
+from stereovla.sources import InputError
 
 
 def record(seed: int, success: bool, instruction: str = "pick up the red cube") -> dict:

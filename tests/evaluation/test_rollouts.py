@@ -15,7 +15,6 @@ from command_lines import evaluate as main
 from tiny_checkpoint import save_tiny_checkpoint
 
 from stereovla.command_line import parse
-from stereovla.evaluation.checkpoints import InputError
 from stereovla.evaluation.episode_log import EpisodeLog
 from stereovla.evaluation.options import RolloutOptions
 from stereovla.evaluation.policies import ExpertPolicy, Policy, StillPolicy
@@ -23,6 +22,7 @@ from stereovla.evaluation.policy_specs import make_policy
 from stereovla.evaluation.rollouts import RolloutConfig, film, run_episodes, summarise
 from stereovla.evaluation.workers import roll_out
 from stereovla.simulation import Expert, WorldConfig
+from stereovla.sources import InputError
 
 ROOT = Path(__file__).parents[2]
 SMALL = WorldConfig(image_size=64)

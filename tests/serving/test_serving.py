@@ -21,8 +21,8 @@ from websockets.sync.client import connect
 
 from stereovla.serving import protocol
 from stereovla.serving.client import PolicyClient, PolicyError
-from stereovla.serving.serve import load
 from stereovla.serving.server import PolicyServer
+from stereovla.sources import load_checkpoint as load
 
 ROOT = Path(__file__).parents[2]
 STATE = np.array([0.45, 0.0, 0.2, 0.0, 0.0, 0.1, 1.0], np.float32)
@@ -231,5 +231,5 @@ def test_a_real_pair_through_the_command(checkpoint, parts):
 
 def test_a_folder_that_is_no_checkpoint_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match="lacks processor_config.json, tokenizer.json"):
+    with pytest.raises(ValueError, match="lacks processor_config.json, tokenizer.json"):
         load(str(tmp_path), "cpu")

@@ -9,8 +9,8 @@ from serving_thread import serve_in_thread
 from tiny_checkpoint import EMBODIMENT, save_tiny_checkpoint
 from transformers import AutoModel, AutoProcessor
 
-from stereovla.serving.serve import load
 from stereovla.serving.server import PolicyServer
+from stereovla.sources import load_checkpoint as load
 
 ROOT = Path(__file__).parents[2]
 ADDRESS = "ws://127.0.0.1:8765"
