@@ -36,7 +36,7 @@ from stereovla.training.models import (
     trained_adapter,
     untrained,
 )
-from stereovla.training.options import OBJECTIVES, augmentation, dataset_mixture, mixture_weights
+from stereovla.training.options import augmentation, dataset_mixture
 from stereovla.training.processes import join, prepare
 from stereovla.training.result import complete, predict_one
 from stereovla.training.running import (
@@ -49,6 +49,15 @@ from stereovla.training.running import (
     seed_step,
     told_to_end,
 )
+from stereovla.training.terms import (
+    HELD_OUT,
+    Contents,
+    batches_in_words,
+    disparity_share,
+    held_out_batches,
+    questions,
+    terms,
+)
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Options
@@ -56,8 +65,8 @@ from stereovla.training.running import (
 
 PRESETS = {
     "tiny": {"steps": 20, "batch_size": 8, "warmup_steps": 5, "checkpoint_every": 10, "log_every": 1},
-    "demo": {"steps": 700, "batch_size": 48, "learning_rate": 1e-3, "warmup_steps": 100, "disparity_share": 0.125},
-    "lab": {"steps": 3000, "batch_size": 48, "learning_rate": 7e-4, "warmup_steps": 200, "disparity_share": 0.125},
+    "demo": {"steps": 700, "batch_size": 48, "learning_rate": 1e-3, "warmup_steps": 100},
+    "lab": {"steps": 3000, "batch_size": 48, "learning_rate": 7e-4, "warmup_steps": 200},
     "full": {
         "steps": 160_000,
         "batch_size": 384,
@@ -70,6 +79,10 @@ PRESETS = {
         "workers": 4,
     },
 }
+MIXTURE = "5:2:2:1"  # the released code's shares of action : depth : box : pose
+DISPARITY_SHARES = {"demo": 0.125, "lab": 0.125}  # of the samples, by preset
+DISPARITY_SHARE = 0.25  # of the other presets
+VALIDATION_BATCHES = 2
 # what adapters are put on, and what is trained whole beside them: what knows the robot's numbers
 LORA_TARGETS = (
     r"(model\.language_model|action_expert\.transformer)\.layers\.\d+"
@@ -128,15 +141,20 @@ class TrainingOptions:
     mixed_precision: str = option("no", "Arithmetic of the activations (preset).", choices=["no", "bf16", "fp16"])
     gradient_checkpointing: bool = option(False, "Compute activations again instead of keeping them (preset).")
     compile: bool = option(False, "Compile the transformers' blocks.")
-    mixture: str = option("5:2:2:1", "Shares of action : depth : box : pose; a fifth number is that of camera.")
+    mixture: str | None = option(
+        None,
+        "Shares of action : depth : box : pose; a fifth number is that of camera. Not given: of "
+        f"{MIXTURE} what the data can answer.",
+    )
     mixture_as: str = option(
         "samples",
         "Whether these are shares of the samples, or weights of the losses of equally many samples.",
         choices=["samples", "losses"],
     )
-    depth_points: str = option(
-        "interaction",
-        "Where depth is asked: near gripper and target, all over, or nowhere.",
+    depth_points: str | None = option(
+        None,
+        "Where depth is asked: near gripper and target (not given: where the data has masks of these), all over, or "
+        "nowhere.",
         choices=["interaction", "uniform", "off"],
     )
     detection_failures: float = option(0.0, "Chance that target or gripper are taken to be where they are not.")
@@ -145,13 +163,21 @@ class TrainingOptions:
         "raise", "A shard that cannot be read ends the training, or is skipped and counted.", choices=["raise", "skip"]
     )
     seed: int = option(0, "Seed of the weights, the order of the data and the noise.")
-    disparity_share: float = option(0.25, "Share of the samples that teach the disparity (preset).")
+    disparity_share: float | None = option(
+        None,
+        "Share of the samples that teach the disparity. Not given: 0 where the data has no depth or the model no such "
+        f"loss, else {DISPARITY_SHARE:g}, with {' and '.join(DISPARITY_SHARES)} {DISPARITY_SHARES['demo']:g}.",
+    )
     pool_episodes: int = option(30, "Episodes of each of 8 lanes that are shuffled together.")
     workers: int = option(0, "Processes that prepare batches for each training process; 0 = itself (preset).")
     log_every: int = option(10, "Steps between two lines of losses.jsonl (preset).")
     checkpoint_every: int = option(100, "Steps between two checkpoints (preset).")
     keep_checkpoints: int = option(2, "Checkpoints that are kept.")
-    validation_batches: int = option(2, "Held-out batches that are scored at a checkpoint; 0 needs no held-out split.")
+    validation_batches: int | None = option(
+        None,
+        f"Held-out batches that are scored at a checkpoint. Not given: {VALIDATION_BATCHES}, or 0 where the data has "
+        "no held-out split.",
+    )
     tracker: str = option(
         "auto",
         "Where losses go beside losses.jsonl: none, wandb, trackio, ...; auto = tensorboard where it is installed.",
@@ -222,7 +248,7 @@ def parameter_groups(model, options: TrainingOptions) -> list[dict]:
 
 
 def save_result(
-    folder: Path, accelerator, model, average: Average, processor, options, meta: dict, window: dict
+    folder: Path, accelerator, model, average: Average, processor, options, meta: dict, window: dict, mixture: str
 ) -> None:
     """Gathers the weights, or the adapter's, and writes the folder of the result."""
     partial = folder.with_suffix(".partial")
@@ -238,7 +264,7 @@ def save_result(
         summary = {
             "summary": f"{options.steps:,} steps of {options.batch_size} samples from {frames:,} frames, AdamW, "
             f"peak learning rate {options.learning_rate:g}, seed {options.seed}.",
-            "mixture": f"{options.mixture} ({' : '.join(OBJECTIVES[: options.mixture.count(':') + 1])})",
+            "mixture": mixture,
             "options": asdict(options),
         }
         base = unwrapped.peft_config["default"].base_model_name_or_path if options.lora_rank else None
@@ -262,17 +288,24 @@ def run(options: TrainingOptions, accelerator: Accelerator, told: list[int]) -> 
     output = Path(options.output_dir)
     result, losses_file = output / "model", output / "losses.jsonl"
     datasets = dataset_mixture(options.dataset)
-    meta = load_meta(datasets)
+    meta, data = load_meta(datasets), Contents.of(datasets)
+    asked = questions(data, options.mixture, MIXTURE, options.depth_points)
+    validation_batches = held_out_batches(data, options.validation_batches, VALIDATION_BATCHES)
     model, processor = build(options, meta)
     config = model.config
-    shares, as_losses = mixture_weights(options.mixture), options.mixture_as == "losses"
+    share = DISPARITY_SHARES.get(options.preset, DISPARITY_SHARE)
+    disparity = disparity_share(data, options.disparity_share, share, config.disparity_loss_weight)
+    accelerator.print(terms(data, asked, batches_in_words(validation_batches), disparity))
+    if not disparity and config.stereo_learns_from == "disparity":
+        accelerator.print("the stereo encoder learns from disparity alone: it stays as it was given or drawn")
+    shares, as_losses = asked.shares, options.mixture_as == "losses"
     shared = {
         "mixture": {name: float(share > 0) if as_losses else share for name, share in shares.items()},
-        "depth_points": options.depth_points,
+        "depth_points": asked.depth_points,
         "detection_failures": options.detection_failures,
         "chunk_size": config.chunk_size,
         "history": config.state_history,
-        "depth_map_share": options.disparity_share if config.disparity_loss_weight else 0.0,
+        "depth_map_share": disparity,
     }
     part_size = options.batch_size // (accelerator.num_processes * options.accumulation)
     stream = WindowStream(
@@ -288,7 +321,7 @@ def run(options: TrainingOptions, accelerator: Accelerator, told: list[int]) -> 
     )
 
     def held_out() -> WindowStream:
-        return WindowStream(datasets, split="validation" if options.validation_batches else "train", seed=0, **shared)
+        return WindowStream(datasets, split=HELD_OUT if validation_batches else "train", seed=0, **shared)
 
     example = next(iter(held_out()))  # now, not hours later: is there anything that is held out?
     optimizer = torch.optim.AdamW(
@@ -361,6 +394,8 @@ def run(options: TrainingOptions, accelerator: Accelerator, told: list[int]) -> 
             waited = 0.0
             if skipped := stream.skipped_shards:
                 line["skipped_shards"] = sum(skipped.values())
+            if left_out := stream.left_out_windows:
+                line["left_out_windows"] = left_out
             if accelerator.log_with:
                 accelerator.log(line, step=step)
             if accelerator.is_main_process:
@@ -369,9 +404,9 @@ def run(options: TrainingOptions, accelerator: Accelerator, told: list[int]) -> 
                 {k.split("/")[1]: f"{line[k]:.3f}" for k in ("loss/action", "loss/box", "loss/depth") if k in line}
             )
         if step % options.checkpoint_every == 0 or step == options.steps or stop:
-            if options.validation_batches and not stop:
+            if validation_batches and not stop:
                 batches = Batches(held_out(), part_size, processor, config)
-                line = {"step": step} | validate(accelerator, model, batches, options.validation_batches)
+                line = {"step": step} | validate(accelerator, model, batches, validation_batches)
                 if accelerator.log_with:
                     accelerator.log(line, step=step)
                 if accelerator.is_main_process:
@@ -383,7 +418,7 @@ def run(options: TrainingOptions, accelerator: Accelerator, told: list[int]) -> 
                 end(told)
     progress.close()
 
-    save_result(result, accelerator, model, average, processor, options, meta, example)
+    save_result(result, accelerator, model, average, processor, options, meta, example, asked.text)
     accelerator.print(f"trained model: {result}")
     accelerator.wait_for_everyone()
     accelerator.end_training()

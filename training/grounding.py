@@ -18,7 +18,7 @@ from stereovla.training.checkpoint_folders import last_checkpoint, step_of
 from stereovla.training.checkpoints import load_stream
 from stereovla.training.feed import Batches, Feed
 from stereovla.training.losses import validate
-from stereovla.training.options import dataset_mixture, mixture_weights
+from stereovla.training.options import dataset_mixture
 from stereovla.training.running import at_least_one, own_folder
 from stereovla.training.stage import (
     LoadedBefore,
@@ -31,8 +31,11 @@ from stereovla.training.stage import (
     this_process,
     trainer_arguments,
 )
+from stereovla.training.terms import HELD_OUT, Contents, batches_in_words, held_out_batches, questions, terms
 
 OBJECTIVES = ("depth", "box", "pose", "camera")
+MIXTURE = "2:2:1:1"
+VALIDATION_BATCHES = 4
 # what answers in words are learned from
 INPUTS = ("pixel_values", "input_ids", "attention_mask", "labels")
 PRESETS = {
@@ -61,14 +64,21 @@ class GroundingOptions(StageOptions):
     presets: ClassVar[dict[str, dict[str, Any]]] = PRESETS
 
     batch_size: int = option(48, "Samples of one step, over all processes (preset).")
-    mixture: str = option("2:2:1:1", "Shares of depth : box : pose : camera questions.")
+    mixture: str | None = option(
+        None,
+        f"Shares of depth : box : pose : camera questions. Not given: of {MIXTURE} what the data can answer.",
+    )
     freeze: str = option("", "Parts that are not trained, separated by commas (preset); those of actions never are.")
     workers: int = option(0, "Processes that prepare batches for each training process; 0 = itself (preset).")
-    validation_batches: int = option(4, "Held-out batches that are scored before the first step and at checkpoints.")
+    validation_batches: int | None = option(
+        None,
+        f"Held-out batches that are scored before the first step and at checkpoints. Not given: {VALIDATION_BATCHES}, "
+        "or 0 where the data has no held-out split.",
+    )
 
     def __post_init__(self):
         super().__post_init__()
-        at_least_one(self, "batch_size", "validation_batches")
+        at_least_one(self, "batch_size")
 
 
 class AnswerBatches(Batches):
@@ -101,12 +111,15 @@ def run(options: GroundingOptions, state: PartialState) -> Path:
     """The training itself."""
     checkpoint = last_checkpoint(Path(options.output_dir), state)
     datasets = dataset_mixture(options.dataset)
-    meta = load_meta(datasets)
+    meta, data = load_meta(datasets), Contents.of(datasets)
+    asked = questions(data, options.mixture, MIXTURE, options.depth_points, OBJECTIVES, 0)
+    validation_batches = held_out_batches(data, options.validation_batches, VALIDATION_BATCHES)
+    state.print(terms(data, asked, batches_in_words(validation_batches)))
     model, processor = starting_model(options, checkpoint, meta)
     freeze_unused(model, list(filter(None, options.freeze.split(","))))
     shared = {
-        "mixture": mixture_weights(options.mixture, OBJECTIVES, 0),
-        "depth_points": options.depth_points,
+        "mixture": asked.shares,
+        "depth_points": asked.depth_points,
         "chunk_size": model.config.chunk_size,
         "history": model.config.state_history,
         "depth_map_share": 0.0,
@@ -118,14 +131,14 @@ def run(options: GroundingOptions, state: PartialState) -> Path:
     size = part_size(options)
     taken = 0 if checkpoint is None else step_of(checkpoint) * options.accumulation
     feed = Feed(AnswerBatches(stream, size, processor, model.config), options.workers, taken)
-    unseen = WindowStream(datasets, split="validation", seed=0, **shared)
+    unseen = WindowStream(datasets, split=HELD_OUT if validation_batches else "train", seed=0, **shared)
     batches = AnswerBatches(unseen, size, processor, model.config)
-    held_out = list(islice((batch for batch in batches if batch[0] is not None), options.validation_batches))
+    held_out = list(islice((batch for batch in batches if batch[0] is not None), max(1, validation_batches)))
 
     def validation() -> dict[str, float]:
         return validate(trainer.accelerator, model, held_out, len(held_out))
 
-    files = RunFiles(options, checkpoint, feed, validation)
+    files = RunFiles(options, checkpoint, feed, validation if validation_batches else None)
     trainer = GroundingTrainer(
         feed,
         model=model,
@@ -145,6 +158,6 @@ def run(options: GroundingOptions, state: PartialState) -> Path:
     summary = {
         "summary": f"{options.steps:,} grounding steps (TRL's SFTTrainer) of {options.batch_size} questions about "
         f"{frames:,} frames, AdamW, peak learning rate {options.learning_rate:g}, seed {options.seed}.",
-        "mixture": f"{options.mixture} ({' : '.join(OBJECTIVES)})",
+        "mixture": asked.text,
     }
     return finish(trainer, files, processor, next(iter(unseen)), summary)

@@ -17,7 +17,7 @@ from stereovla.dataset_builder.streaming.window_stream import WindowStream
 from stereovla.processing import StereoProcessor
 from stereovla.training.checkpoint_folders import last_checkpoint
 from stereovla.training.models import towers_of
-from stereovla.training.options import dataset_mixture, mixture_weights
+from stereovla.training.options import dataset_mixture
 from stereovla.training.rewards import box_reward, depth_reward
 from stereovla.training.running import at_least_one, own_folder
 from stereovla.training.stage import (
@@ -31,8 +31,10 @@ from stereovla.training.stage import (
     this_process,
     trainer_arguments,
 )
+from stereovla.training.terms import HELD_OUT, Contents, questions, terms
 
 OBJECTIVES = ("depth", "box")
+MIXTURE = "1:1"
 BOX_TOKENS = 8  # 4 for each view, and no end-of-sequence
 ANSWER_TOKENS = 16  # room for a depth such as "[0.53]" and its end, even where every character is a token
 PRESETS = {
@@ -67,7 +69,9 @@ class RewardOptions(StageOptions):
     questions: int = option(8, "Questions of one step, over all processes (preset).")
     answers: int = option(8, "Answers to each, which are compared with one another.")
     temperature: float = option(1.0, "Temperature that answers are drawn with.")
-    mixture: str = option("1:1", "Shares of depth : box questions.")
+    mixture: str | None = option(
+        None, f"Shares of depth : box questions. Not given: of {MIXTURE} what the data can answer."
+    )
     validation_questions: int = option(64, "Held-out questions, scored before the first step and at checkpoints.")
 
     def __post_init__(self):
@@ -158,19 +162,23 @@ def run(options: RewardOptions, state: PartialState) -> Path:
     """The training itself."""
     checkpoint = last_checkpoint(Path(options.output_dir), state)
     datasets = dataset_mixture(options.dataset)
-    meta = load_meta(datasets)
+    meta, data = load_meta(datasets), Contents.of(datasets)
+    asked = questions(data, options.mixture, MIXTURE, options.depth_points, OBJECTIVES, 0)
+    if lacking := data.without_split(HELD_OUT):
+        raise ValueError(f"{lacking} has no split {HELD_OUT!r}: rewards are judged on questions that are not learned")
+    state.print(terms(data, asked, f"{options.validation_questions} held-out questions"))
     model, processor = starting_model(options, checkpoint, meta)
     # in training mode their batch norms would answer differently when answers are drawn and when they are scored
     freeze_unused(model, towers_of(model))
     shared = {
-        "mixture": mixture_weights(options.mixture, OBJECTIVES, 0),
-        "depth_points": options.depth_points,
+        "mixture": asked.shares,
+        "depth_points": asked.depth_points,
         "chunk_size": model.config.chunk_size,
         "history": model.config.state_history,
         "depth_map_share": 0.0,
     }
     stream = WindowStream(datasets, split="train", seed=options.seed, pool_episodes=options.pool_episodes, **shared)
-    held_out = WindowStream(datasets, split="validation", seed=0, **shared)
+    held_out = WindowStream(datasets, split=HELD_OUT, seed=0, **shared)
     unseen = list(islice(held_out, options.validation_questions))
     files = RunFiles(options, checkpoint)
     trainer = RewardTrainer(
@@ -198,6 +206,6 @@ def run(options: RewardOptions, state: PartialState) -> Path:
         "summary": f"{options.steps:,} reward steps (TRL's GRPOTrainer) of {options.questions} questions about "
         f"{frames:,} frames with {options.answers} answers each, AdamW, peak learning rate "
         f"{options.learning_rate:g}, seed {options.seed}.",
-        "mixture": f"{options.mixture} ({' : '.join(OBJECTIVES)})",
+        "mixture": asked.text,
     }
     return finish(trainer, files, processor, unseen[0], summary)

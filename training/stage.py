@@ -60,8 +60,10 @@ class StageOptions:
     max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.")
     mixed_precision: str = option("no", "Arithmetic of the activations (preset).", choices=["no", "bf16"])
     gradient_checkpointing: bool = option(False, "Compute activations again instead of keeping them (preset).")
-    depth_points: str = option(
-        "interaction", "Where depth is asked: near gripper and target, or all over.", choices=["interaction", "uniform"]
+    depth_points: str | None = option(
+        None,
+        "Where depth is asked: near gripper and target (not given: where the data has masks of these), or all over.",
+        choices=["interaction", "uniform"],
     )
     seed: int = option(0, "Seed of the weights, the order of the data and what is drawn.")
     pool_episodes: int = option(30, "Episodes of each of 8 lanes that are shuffled together.")

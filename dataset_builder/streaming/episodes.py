@@ -29,6 +29,22 @@ def split_revision(path: str | Path) -> tuple[str, str | None]:
     return name, revision or None
 
 
+def filled_columns(file: pq.ParquetFile) -> frozenset[str]:
+    """Columns that are not null in all rows, from the file's own statistics; those that it has none of count too."""
+    filled: set[str] = set()
+    for group in range(file.num_row_groups):
+        row_group = file.metadata.row_group(group)
+        for number in range(row_group.num_columns):
+            chunk = row_group.column(number)
+            known = chunk.statistics is not None and chunk.statistics.has_null_count
+            if not known or chunk.statistics.null_count < chunk.num_values:
+                filled.add(chunk.path_in_schema)
+    # a list or an image is stored in parts below its name; our names have dots themselves
+    return frozenset(
+        name for name in file.schema_arrow.names if any(f"{part}.".startswith(f"{name}.") for part in filled)
+    )
+
+
 class EpisodeSource:
     """The shards of one split, read one after the other, images as bytes.
 
@@ -41,6 +57,10 @@ class EpisodeSource:
         columns: optional columns that must be there; of the other optional ones only those in `wanted` are read, where
             present.
         skip: whether a first shard that cannot be read may be passed over when looking for the columns.
+
+    Attributes:
+        splits: names of all splits.
+        filled: columns of the first shard that hold anything but null.
     """
 
     def __init__(
@@ -62,19 +82,20 @@ class EpisodeSource:
             files = load_dataset_builder(name, revision=revision).config.data_files or {}
         if split not in files:
             raise ValueError(f"dataset {path} has no split {split!r}; it has: {', '.join(files) or 'none'}")
+        self.splits = tuple(files)
         self.shards = [str(shard) for shard in files[split]]
-        self._fields = self._first_schema(skip)
+        self._fields, self.filled = self._first_schema(skip)
         schema.check_columns(self._fields.names, source=f"dataset {path}, split {split!r},", needed=columns)
         chosen = {column.key for column in schema.ROW if not column.optional} | {*columns, *wanted}
         self._fields = pa.schema([field for field in self._fields if field.name in chosen])
 
-    def _first_schema(self, skip: bool) -> pa.Schema:
-        """Columns of the first shard; with `skip`, of the first one that can be read."""
+    def _first_schema(self, skip: bool) -> tuple[pa.Schema, frozenset[str]]:
+        """Columns of the first shard, and those that hold anything; with `skip`, of the first one that can be read."""
         for number in range(len(self.shards)):
             for failures in range(1, self.retries + 2):
                 try:
                     with self._open(number) as file:
-                        return file.schema_arrow
+                        return file.schema_arrow, filled_columns(file)
                 except Exception as error:  # see read
                     try:
                         self._wait_or_raise(number, 0, failures, error)

@@ -71,11 +71,13 @@ def window_generator(seed: int, epoch: int, episode_index: int, frame_index: int
     return np.random.default_rng((seed, epoch, episode_index, frame_index))
 
 
-def draw_objective(config: QuestionConfig, rng: np.random.Generator, possible: Sequence[str] = OBJECTIVES) -> str:
-    """One objective among the `possible` ones, with the relative weights of the mixture."""
+def draw_objective(
+    config: QuestionConfig, rng: np.random.Generator, possible: Sequence[str] = OBJECTIVES
+) -> str | None:
+    """One objective among the `possible` ones, with the relative weights of the mixture; None where it has none."""
     names = [name for name in OBJECTIVES if name in possible and config.asks(name)]
     if not names:
-        raise ValueError(f"none of the objectives {list(config.mixture)} can be asked here; possible: {list(possible)}")
+        return None
     weights = np.array([config.mixture[name] for name in names])
     return names[int(np.searchsorted(np.cumsum(weights), rng.random() * weights.sum(), side="right"))]
 

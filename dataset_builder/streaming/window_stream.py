@@ -30,6 +30,7 @@ from stereovla.dataset_builder.streaming.mixture import Mixture, check_mixture
 from stereovla.dataset_builder.streaming.windows import DEPTH, SEGMENTATION, WindowPool
 
 _EMPTY_EPOCHS = 200  # an endless lane that found no window in so many epochs never will
+_UNASKED_WINDOWS = 10_000  # nor one that found so many in a row of which nothing can be asked; about 20 s
 
 
 class WindowStream(LaneStream):
@@ -42,6 +43,7 @@ class WindowStream(LaneStream):
         chunk_size: actions per window, at most the data's plan length where it has `action_plan`.
         history: states per window, the present one included.
         mixture: relative frequency of the objectives; None = the paper's action : depth : box : pose = 5 : 2 : 2 : 1.
+            A window without anything in view that it asks for is left out, and counted in `left_out_windows`.
         depth_points, points_per_question, detection_failures: see `questions.QuestionConfig`.
         depth_map_share: share of the windows that carry the depth map (for a disparity loss), drawn per window; 0 costs
             least, and needs no depth in the data where the mixture asks for none.
@@ -119,8 +121,10 @@ class WindowStream(LaneStream):
         self._shards = [self._source(number).shards for number in range(len(self._paths))]
         # units per shard, so that no lane goes without
         self._stripes = [-(-lanes // len(names)) for names in self._shards]
-        # how often each shard was given up by each lane; in memory that DataLoader workers share with this process
+        # how often each shard was given up by each lane, and how many windows were left out; in memory that DataLoader
+        # workers share with this process
         self._skips = torch.zeros(lanes, sum(map(len, self._shards)), dtype=torch.int32).share_memory_()
+        self._left_out = torch.zeros(lanes, dtype=torch.int64).share_memory_()
 
     def _needed_columns(self) -> list[str]:
         config, needed = self.question_config, []
@@ -149,6 +153,13 @@ class WindowStream(LaneStream):
         counts = self._skips.sum(0).tolist()
         return {name: count for name, count in zip(names, counts, strict=True) if count}
 
+    @property
+    def left_out_windows(self) -> int:
+        """Windows without anything in view that the mixture asks for, over all DataLoader workers of this process and
+        what was resumed from.
+        """
+        return int(self._left_out.sum())
+
     def _identity(self) -> dict[str, Any]:
         """What must not change between saving and loading a state."""
         return {
@@ -167,14 +178,16 @@ class WindowStream(LaneStream):
     def _lane_state(self, lane: int) -> dict[str, Any]:
         skipped = self._skips[lane]
         counts = {str(shard): int(skipped[shard]) for shard in skipped.nonzero().flatten().tolist()}
-        return {**super()._lane_state(lane), "skipped": counts}
+        return {**super()._lane_state(lane), "skipped": counts, "left_out": int(self._left_out[lane])}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self._skips.zero_()
+        self._left_out.zero_()
         for lane, position in state["lanes"].items():
             for shard, count in position["skipped"].items():
                 self._skips[int(lane), int(shard)] = count
+            self._left_out[int(lane)] = position["left_out"]
 
     def _lane(self, lane: int, state: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Windows of one lane from `state` on, which is kept up to date."""
@@ -208,7 +221,7 @@ class WindowStream(LaneStream):
 
     def _windows(self, lane: int, number: int, position: dict[str, int]) -> Iterator[dict[str, Any]]:
         """Windows of dataset `number` in one lane from `position` on, which is kept up to date."""
-        found_in = position["epoch"]
+        found_in, unasked = position["epoch"], 0
         while self.epochs is None or position["epoch"] < self.epochs:
             units = self._units(number, position["epoch"], lane)
             while position["unit"] < len(units):
@@ -216,7 +229,16 @@ class WindowStream(LaneStream):
                 try:
                     for window in self._unit(number, unit, position):
                         found_in = position["epoch"]
-                        yield window
+                        unasked = 0 if window is not None else unasked + 1
+                        if window is not None:
+                            yield window
+                            continue
+                        self._left_out[lane] += 1
+                        if unasked > _UNASKED_WINDOWS:
+                            raise ValueError(
+                                f"{unasked:,} windows of {self._paths[number]} in a row show nothing that the mixture "
+                                f"asks for ({self.question_config.mixture}); ask for more than what is in view there"
+                            )
                 except ShardError as error:
                     if self.on_bad_shard == "raise":
                         raise
@@ -234,7 +256,8 @@ class WindowStream(LaneStream):
         self._skips[lane, sum(map(len, self._shards[:number])) + shard] += 1
         warnings.warn(f"skipped what is left of a shard: {error}", RuntimeWarning, stacklevel=2)
 
-    def _unit(self, number: int, unit: int, position: dict[str, int]) -> Iterator[dict[str, Any]]:
+    def _unit(self, number: int, unit: int, position: dict[str, int]) -> Iterator[dict[str, Any] | None]:
+        """Windows of a unit, None for those that cannot be asked anything of the mixture."""
         for pool, end in self._pools(number, unit, position["row"]):
             order = self._order(pool, position, unit)
             while position["offset"] < len(order):
@@ -267,7 +290,7 @@ class WindowStream(LaneStream):
         if tables:
             yield WindowPool(tables, self.history, self.chunk_size), end
 
-    def _window(self, pool: WindowPool, index: int, epoch: int) -> dict[str, Any]:
+    def _window(self, pool: WindowPool, index: int, epoch: int) -> dict[str, Any] | None:
         window = pool.window(index)
         place = (self.seed, epoch, window["episode_index"], window["frame_index"])
         window["seed"] = int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)
@@ -280,6 +303,8 @@ class WindowStream(LaneStream):
         carries_depth = rng.random() < self.depth_map_share
         possible = [*questions.ALWAYS_POSSIBLE] + (["box"] if np.isfinite(window["boxes"]).all() else [])
         objective = questions.draw_objective(config, rng, [*possible, "depth"])
+        if objective is None:
+            return None
         if carries_depth or objective == "depth":
             depth = pool.image(DEPTH, index)
             if carries_depth:
@@ -289,6 +314,8 @@ class WindowStream(LaneStream):
             asked = questions.depth_points(depth, segmentation, window["points"][1], config, rng)
             if asked is None:  # neither target nor gripper in view: ask something else of the mixture
                 objective = questions.draw_objective(config, rng, possible)
+                if objective is None:
+                    return None
             else:
                 window["points_px"], window["depths_m"] = asked
         window["objective"] = objective

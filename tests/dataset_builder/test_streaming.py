@@ -6,6 +6,8 @@ import shutil
 from itertools import islice
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -14,6 +16,8 @@ from torch.utils.data import DataLoader
 
 from stereovla.dataset_builder.dataset import schema, shards
 from stereovla.dataset_builder.dataset.statistics import compute_statistics
+from stereovla.dataset_builder.streaming import window_stream
+from stereovla.dataset_builder.streaming.episodes import EpisodeSource
 from stereovla.dataset_builder.streaming.lanes import merge_states
 from stereovla.dataset_builder.streaming.questions import processor_arguments
 from stereovla.dataset_builder.streaming.window_stream import WindowStream
@@ -298,3 +302,41 @@ def test_more_lanes_than_episodes_is_an_error_not_a_hang(tmp_path):
     write_dataset(tmp_path, [2], 1)
     with pytest.raises(ValueError, match="finds no episodes"):
         list(islice(stream_of(tmp_path, shuffle=False, lanes=3), 100))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_windows_of_which_nothing_can_be_asked_are_left_out_and_counted(dataset, workers):
+    """Every fifth frame of an episode shows no box in the right view."""
+    boxed = {place for place in FRAMES if place[1] % 5 != 4}
+    stream = stream_of(dataset, mixture={"box": 1}, epochs=1)
+    context = "forkserver" if workers else None
+    loader = DataLoader(stream, batch_size=None, num_workers=workers, multiprocessing_context=context)
+    windows = list(loader)
+    assert sorted(places(windows)) == sorted(boxed) and len(windows) == len(boxed)
+    assert stream.left_out_windows == len(FRAMES) - len(boxed) == 6
+
+
+def test_what_was_left_out_is_counted_over_an_interruption(dataset):
+    whole = places(stream_of(dataset, mixture={"box": 1}, epochs=1))
+    first = stream_of(dataset, mixture={"box": 1}, epochs=1)
+    begun = places(islice(first, 20))
+    resumed = stream_of(dataset, mixture={"box": 1}, epochs=1)
+    resumed.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert begun + places(resumed) == whole
+    assert resumed.left_out_windows == 6
+
+
+def test_a_mixture_of_which_nothing_is_ever_in_view_is_refused(tmp_path, monkeypatch):
+    boxes = ("target.box_left_px", "target.box_right_px")
+    blank = write_dataset(tmp_path, [4, 4], 1)
+    for path in (tmp_path / "data").glob("*.parquet"):
+        table = pq.read_table(path)
+        for name in boxes:
+            column = pa.nulls(len(table), table.schema.field(name).type)
+            table = table.set_column(table.column_names.index(name), table.schema.field(name), column)
+        pq.write_table(table, path)
+    monkeypatch.setattr(window_stream, "_UNASKED_WINDOWS", 20)  # instead of 10,000
+    with pytest.raises(ValueError, match=r"21 windows of .* in a row show nothing that the mixture asks for"):
+        next(iter(stream_of(blank, mixture={"box": 1})))
+    source = EpisodeSource(blank, "train")
+    assert not set(boxes) & source.filled and {"observation.depth", "keyframe_pose", "task"} <= source.filled

@@ -23,8 +23,9 @@ from stereovla.dataset_builder.dataset.statistics import compute_statistics
 from stereovla.modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
 from stereovla.processing import StereoProcessor
 from stereovla.push_to_hub import check_folder, check_fresh_load
-from stereovla.train import TrainingOptions, dataset_mixture, learning_rate, mixture_weights, parameter_groups, train
+from stereovla.train import TrainingOptions, learning_rate, parameter_groups, train
 from stereovla.training.checkpoints import Average
+from stereovla.training.options import dataset_mixture, mixture_weights
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,170 @@
+"""What a training asks of its data: as it is wished on the command line, or else what the data has.
+
+Recorded demonstrations of the simulator have everything; those of a robot often have neither depth nor boxes, and no
+held-out split. What is not wished for follows from the data; a wish that it cannot meet is an error.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stereovla.dataset_builder.streaming.episodes import EpisodeSource
+from stereovla.dataset_builder.streaming.mixture import Mixture, check_mixture
+from stereovla.dataset_builder.streaming.windows import DEPTH, SEGMENTATION
+from stereovla.training.options import mixture_weights
+
+BOXES = ("target.box_left_px", "target.box_right_px")
+# columns that an objective is learned from; an action is learned together with the keyframe that it leads to
+LEARNED_FROM = {
+    "action": ("keyframe_pose",),
+    "depth": (DEPTH,),
+    "box": BOXES,
+    "pose": ("keyframe_pose",),
+    "camera": (),
+}
+HELD_OUT = "validation"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What each of several datasets has: names of its splits, and columns that hold anything."""
+
+    splits: Mapping[str, Sequence[str]]
+    columns: Mapping[str, frozenset[str]]
+
+    @classmethod
+    def of(cls, datasets: str | Path | Mixture) -> "Contents":
+        """Read from the first training shard of each."""
+        sources = {str(name): EpisodeSource(name, "train") for name, _ in check_mixture(datasets)}
+        return cls(
+            {name: source.splits for name, source in sources.items()},
+            {name: source.filled for name, source in sources.items()},
+        )
+
+    def lacking(self, *columns: str) -> str:
+        """Names of the datasets without one of these columns; "" = all have them."""
+        return ", ".join(name for name, present in self.columns.items() if not present.issuperset(columns))
+
+    def without_split(self, split: str) -> str:
+        """Names of the datasets without a split."""
+        return ", ".join(name for name, splits in self.splits.items() if split not in splits)
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Shares of the objectives, as in --mixture, and where depth is asked."""
+
+    shares: Mapping[str, float]
+    depth_points: str
+
+    @property
+    def text(self) -> str:
+        """The shares as they are written and what they are of: "5:0:0:1 (action : depth : box : pose)"."""
+        names = [name for name in self.shares if self.shares[name] or name != "camera"]
+        return f"{':'.join(f'{self.shares[name]:g}' for name in names)} ({' : '.join(names)})"
+
+
+def questions(
+    data: Contents,
+    wish: str | None,
+    default: str,
+    depth_points: str | None,
+    objectives: Sequence[str] = tuple(LEARNED_FROM),
+    optional: int = 1,
+) -> Questions:
+    """Mixture and place of the depth questions; ValueError for a wish that the data cannot meet, and for data of which
+    nothing can be asked.
+
+    Args:
+        wish: --mixture, or None for what the data has of `default`.
+        depth_points: --depth_points, or None for "interaction" where the data has masks, else "uniform".
+        objectives, optional: as in `mixture_weights`.
+    """
+    shares = mixture_weights(default if wish is None else wish, objectives, optional)
+    if depth_points is None:
+        depth_points = "uniform" if data.lacking(SEGMENTATION) else "interaction"
+    elif depth_points != "off" and (lacking := data.lacking(*needed_by(depth_points))):
+        raise ValueError(
+            f"--depth_points {depth_points} needs {' and '.join(needed_by(depth_points))}, which {lacking} lacks; "
+            "leave the option out"
+        )
+    asked = [name for name, share in shares.items() if share and not (name == "depth" and depth_points == "off")]
+    impossible = [name for name in asked if data.lacking(*LEARNED_FROM[name])]
+    possible = [name for name in objectives if not data.lacking(*LEARNED_FROM[name])]
+    if wish is not None and impossible:
+        reasons = [
+            f"{name} ({data.lacking(*LEARNED_FROM[name])} lacks {', '.join(LEARNED_FROM[name])})" for name in impossible
+        ]
+        raise ValueError(
+            f"--mixture {wish} asks for {', '.join(reasons)}; of this data can be asked: "
+            f"{', '.join(possible) or 'nothing'}; without --mixture what can be asked is"
+        )
+    if len(impossible) == len(asked):
+        raise ValueError(
+            f"none of {', '.join(asked)} can be learned: the data has nothing of "
+            f"{', '.join(sorted({column for name in asked for column in LEARNED_FROM[name]}))}"
+        )
+    return Questions({name: 0.0 if name in impossible else share for name, share in shares.items()}, depth_points)
+
+
+def needed_by(depth_points: str) -> tuple[str, ...]:
+    return (DEPTH, SEGMENTATION) if depth_points == "interaction" else (DEPTH,)
+
+
+def disparity_share(data: Contents, wish: float | None, default: float, weight: float) -> float:
+    """Share of the samples that carry a depth map for the disparity loss, of this weight; ValueError for a wish that
+    model or data cannot meet.
+    """
+    lacking = data.lacking(DEPTH)
+    if wish and not weight:
+        raise ValueError(
+            f"--disparity_share is {wish:g}, but this model has no disparity loss (disparity_loss_weight of its config "
+            "is 0); leave the option out"
+        )
+    if wish and lacking:
+        raise ValueError(f"--disparity_share is {wish:g}, but {lacking} lacks {DEPTH}; leave the option out")
+    if wish is not None:
+        return wish
+    return default if weight and not lacking else 0.0
+
+
+def held_out_batches(data: Contents, wish: int | None, default: int) -> int:
+    """How many held-out batches are scored at a checkpoint; ValueError for a wish without held-out data."""
+    if wish is not None and wish < 0:
+        raise ValueError(f"--validation_batches is {wish}; it must be at least 0")
+    lacking = data.without_split(HELD_OUT)
+    if wish and lacking:
+        there = ", ".join(dict.fromkeys(split for splits in data.splits.values() for split in splits))
+        raise ValueError(
+            f"--validation_batches is {wish}, but {lacking} has no split {HELD_OUT!r}; it has: {there}. Leave the "
+            "option out to train without"
+        )
+    return wish if wish is not None else 0 if lacking else default
+
+
+def batches_in_words(count: int) -> str:
+    return f"{count} held-out batch{'es' if count > 1 else ''}" if count else ""
+
+
+def terms(data: Contents, asked: Questions, held_out: str, disparity: float | None = None) -> str:
+    """One line: what the data lacks, and what is therefore asked.
+
+    Args:
+        held_out: what is scored at a checkpoint, "" = nothing.
+        disparity: share of the samples that teach it; None = this training does not.
+    """
+    kinds = {"depth": (DEPTH,), "boxes": BOXES, "masks": (SEGMENTATION,), "keyframes": ("keyframe_pose",)}
+    lacking = {kind: names for kind, columns in kinds.items() if (names := data.lacking(*columns))}
+    if names := data.without_split(HELD_OUT):
+        lacking["held-out split"] = names
+    grouped: dict[str, list[str]] = {}
+    for kind, names in lacking.items():
+        grouped.setdefault(names, []).append(kind)
+    has_not = "; ".join(f"{names} has no {', no '.join(kinds)}" for names, kinds in grouped.items())
+    parts = [f"mixture {asked.text}"]
+    if asked.shares.get("depth"):
+        parts.append(f"depth points {asked.depth_points}")
+    if disparity is not None:
+        parts.append(f"disparity on {100 * disparity:g} % of the samples" if disparity else "no disparity")
+    parts.append(f"{held_out} scored at each checkpoint" if held_out else "nothing held out to score")
+    return f"{has_not + ': ' if has_not else ''}{', '.join(parts)}"
