@@ -15,20 +15,26 @@ COLUMNS = (
     "observation.images.left",
     "observation.images.right",
     "observation.state",
-    "action_plan",
-    "action_plan_length",
-    "keyframe_pose",
+    "action",
     *(f"calibration.{name}" for name in CALIBRATION),
-    "observation.depth",
-    "observation.segmentation",
     "target.name",
-    "target.box_left_px",
-    "target.box_right_px",
     "task",
     "embodiment",
     "episode_index",
     "frame_index",
 )
+# what a recording of a robot often has not; nothing is asked about what is not there
+OPTIONAL = (
+    "action_plan",
+    "action_plan_length",
+    "keyframe_pose",
+    "state_is_pose",
+    "observation.depth",
+    "observation.segmentation",
+    "target.box_left_px",
+    "target.box_right_px",
+)
+PLAN_LENGTH = 16  # steps of a plan that is made of the actions that follow, as long as the stored ones
 DEPTH_UNIT_M = 1e-4  # of the stored 16-bit depth
 GRIPPER, TARGET = 2, 3  # values of the stored segmentation
 
@@ -38,7 +44,7 @@ class HeldOutRow:
     """One frame. Images (H, W, 3) uint8; states (n, S) of the episode so far; plan (P, A), `plan_length` steps valid.
 
     depth_m: (H, W) of the left view, 0 = unknown. points_px: (2,) px (u, v) of "target" and "gripper", where in view.
-    boxes_px: (2, 4) left and right, None unless both views show the target.
+    boxes_px: (2, 4) left and right, None unless both views show the target. None is also what the data has not.
     """
 
     episode: int
@@ -48,9 +54,9 @@ class HeldOutRow:
     states: np.ndarray
     plan: np.ndarray
     plan_length: int
-    keyframe_pose: np.ndarray
+    keyframe_pose: np.ndarray | None
     calibration: dict[str, Any]
-    depth_m: np.ndarray
+    depth_m: np.ndarray | None
     points_px: dict[str, np.ndarray]
     boxes_px: np.ndarray | None
     target: str
@@ -72,7 +78,9 @@ def inner_point(mask: np.ndarray, depth_m: np.ndarray) -> np.ndarray | None:
 
 
 def open_split(dataset: str, split: str) -> IterableDataset:
-    """A split with all `COLUMNS` and no others, streamed; InputError that says what is wrong with `dataset`."""
+    """A split with all `COLUMNS` and those of `OPTIONAL` that it has, streamed; InputError that says what is wrong with
+    `dataset`.
+    """
     with source_of(dataset, "dataset") as folder:
         if folder is not None and not any(folder.glob("**/*.parquet")):
             raise InputError(f"{dataset!r} is no dataset: it holds no parquet file")
@@ -85,7 +93,7 @@ def open_split(dataset: str, split: str) -> IterableDataset:
     missing = [name for name in COLUMNS if name not in stream.features]
     if missing:
         raise InputError(f"{dataset!r} lacks the columns {', '.join(missing)}; it has {', '.join(stream.features)}")
-    return stream.select_columns(list(COLUMNS))
+    return stream.select_columns([*COLUMNS, *(name for name in OPTIONAL if name in stream.features)])
 
 
 def count_rows(dataset: str, rows: int, stride: int, split: str = "validation") -> int:
@@ -98,20 +106,26 @@ def read_rows(dataset: str, rows: int, stride: int, split: str = "validation") -
     """Every `stride`-th row of a split, at most `rows` of them, streamed in stored order.
 
     Args:
-        dataset: folder or Hub id with the columns of the dataset contract, depth and segmentation included.
+        dataset: folder or Hub id with the columns of the dataset contract.
     """
     stream = open_split(dataset, split)
     images = [name for name, feature in stream.features.items() if isinstance(feature, Image)]
     for name in images:  # most rows are only passed on the way to the next one asked for
         stream = stream.cast_column(name, Image(decode=False))
-    states: list[np.ndarray] = []
+    passed = (rows - 1) * stride + 1
+    episode: list[dict[str, Any]] = []
+    first = 0  # number of the episode's first row
+
+    def chosen() -> Iterator[HeldOutRow]:
+        return _episode_rows(episode, range(-first % stride, min(len(episode), passed - first), stride), images)
+
     try:
-        for number, row in enumerate(stream.take((rows - 1) * stride + 1)):
+        for number, row in enumerate(stream.take(passed + PLAN_LENGTH - 1)):
             if row["frame_index"] == 0:
-                states = []
-            states.append(np.asarray(row["observation.state"], np.float32))
-            if number % stride == 0:
-                yield _row({**row, **{name: _decode(row[name]) for name in images}}, np.stack(states))
+                yield from chosen()
+                episode, first = [], number
+            episode.append(row)
+        yield from chosen()
     except pa.ArrowException as error:
         raise InputError(f"{dataset!r}, split {split!r}: a shard is truncated or corrupt: {error}") from error
 
@@ -120,13 +134,35 @@ def _decode(image: dict[str, Any]) -> np.ndarray:
     return np.asarray(Image().decode_example(image))
 
 
+def _episode_rows(episode: list[dict[str, Any]], chosen: range, images: list[str]) -> Iterator[HeldOutRow]:
+    """The `chosen` rows of an episode, or of its beginning."""
+    states = [np.asarray(row["observation.state"], np.float32) for row in episode]
+    for number in chosen:
+        row = dict(episode[number])
+        if row.get("state_is_pose") is False:
+            raise InputError(
+                f"episode {row['episode_index']}: states and actions are the robot's own numbers (state_is_pose is "
+                "false); errors are known for poses of the tool"
+            )
+        if row.get("action_plan") is None:  # what the robot did next, held still after the end, as in training
+            following = episode[number : number + PLAN_LENGTH]
+            plan = [later["action"] for later in following]
+            row["action_plan"] = plan + plan[-1:] * (PLAN_LENGTH - len(plan))
+            row["action_plan_length"] = len(following)
+        row |= {name: _decode(row[name]) for name in images if row[name] is not None}
+        yield _row(row, np.stack(states[: number + 1]))
+
+
 def _row(row: dict[str, Any], states: np.ndarray) -> HeldOutRow:
-    depth = row["observation.depth"].astype(np.float32) * DEPTH_UNIT_M
-    masks = {
-        name: row["observation.segmentation"] == value for name, value in (("target", TARGET), ("gripper", GRIPPER))
-    }
-    points = {name: inner_point(mask, depth) for name, mask in masks.items()}
-    boxes = [row["target.box_left_px"], row["target.box_right_px"]]
+    depth, segmentation = row.get("observation.depth"), row.get("observation.segmentation")
+    points: dict[str, np.ndarray | None] = {}
+    if depth is not None:
+        depth = depth.astype(np.float32) * DEPTH_UNIT_M
+        if segmentation is not None:
+            regions = (("target", TARGET), ("gripper", GRIPPER))
+            points = {name: inner_point(segmentation == value, depth) for name, value in regions}
+    boxes = [row.get("target.box_left_px"), row.get("target.box_right_px")]
+    keyframe = row.get("keyframe_pose")
     return HeldOutRow(
         episode=row["episode_index"],
         frame=row["frame_index"],
@@ -135,7 +171,7 @@ def _row(row: dict[str, Any], states: np.ndarray) -> HeldOutRow:
         states=states,
         plan=np.asarray(row["action_plan"], np.float32),
         plan_length=row["action_plan_length"],
-        keyframe_pose=np.asarray(row["keyframe_pose"], np.float32),
+        keyframe_pose=None if keyframe is None else np.asarray(keyframe, np.float32),
         calibration={name: row[f"calibration.{name}"] for name in CALIBRATION},
         depth_m=depth,
         points_px={name: point for name, point in points.items() if point is not None},

@@ -95,6 +95,9 @@ class OfflineEvaluation:
         self.collected.add(left_iou=iou[:, 0], right_iou=iou[:, 1], box_invalid=~valid)
 
     def keyframes(self, rows: Sequence[HeldOutRow]) -> None:
+        rows = [row for row in rows if row.keyframe_pose is not None]
+        if not rows:
+            return
         size = self.model.config.pose_dim
         ids = self.answer(
             rows, "pose", size, text=[row.task for row in rows], state=[self.history(row) for row in rows]
@@ -106,6 +109,9 @@ class OfflineEvaluation:
         self.collected.add(**{f"keyframe_{name}": values for name, values in errors.items()}, keyframe_invalid=~valid)
 
     def disparities(self, rows: Sequence[HeldOutRow]) -> None:
+        rows = [row for row in rows if row.depth_m is not None]
+        if not rows:
+            return
         inputs = self.processor(
             images=[[row.left, row.right] for row in rows],
             text=[row.task for row in rows],

@@ -88,11 +88,13 @@ def own_folder(options: Any, state: Accelerator | PartialState) -> Iterator[Path
             try:
                 hold(lock, output, fcntl.LOCK_EX)
                 begin_run(options, state.num_processes, output)
+                hold(lock, output, fcntl.LOCK_SH)  # before the other processes of this training want the same
             except (ValueError, RuntimeError, OSError) as error:
                 refused = [error]
         if (error := broadcast_object_list(refused)[0]) is not None:
             raise error
-        hold(lock, output, fcntl.LOCK_SH)  # with the other processes of this training
+        if not state.is_main_process:
+            hold(lock, output, fcntl.LOCK_SH)
         complete = output / "model" if (output / "model/training.json").exists() else None
         if complete is not None:
             state.print(f"{complete} is complete; delete {output} to train again")

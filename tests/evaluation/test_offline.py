@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from command_lines import evaluate as main
@@ -166,14 +168,53 @@ def test_bad_data_sets_are_named(dataset, tmp_path):
         list(read_rows(str(tmp_path / "empty"), 1, 1))
     with pytest.raises(InputError, match="test"):
         list(read_rows(dataset, 1, 1, split="test"))
-    without = write_dataset(tmp_path / "without", [2], 1, split="validation", without=("observation.depth",))
-    with pytest.raises(InputError, match="lacks the columns observation.depth"):
+    without = write_dataset(tmp_path / "without", [2], 1, split="validation", without=("target.name",))
+    with pytest.raises(InputError, match="lacks the columns target.name"):
         list(read_rows(str(without), 1, 1))
     broken = write_dataset(tmp_path / "broken", [4, 4], 2, split="validation")
     shard = next(Path(broken).glob("data/*.parquet"))
     shard.write_bytes(shard.read_bytes()[:-200])
     with pytest.raises(InputError, match="broken"):
         list(read_rows(str(broken), 1, 1))
+
+
+LABELS = ("observation.depth", "observation.segmentation", "target.box_left_px", "target.box_right_px")
+
+
+def test_without_labels_and_plans_the_rest_is_measured(policy, tmp_path):
+    """A recording of a robot: plans are the actions that follow, and nothing is asked that the data cannot answer."""
+    kept = ("action_plan", "action_plan_length")
+    plain = write_dataset(tmp_path / "plain", [20, 4], 2, split="validation", size=64, without=(*LABELS, *kept))
+    rows = list(read_rows(str(plain), 100, 7))
+    assert [(row.episode, row.frame) for row in rows] == [(0, 0), (0, 7), (0, 14), (1, 1)]
+    actions = [row["action"] for row in written_rows([20, 4])]
+    for row, first, length in zip(rows, (0, 7, 14, 21), (16, 13, 6, 3), strict=True):
+        assert row.plan.shape == (16, 7) and row.plan_length == length
+        np.testing.assert_array_equal(row.plan[:length], actions[first : first + length])
+        np.testing.assert_array_equal(row.plan[length:], np.repeat(row.plan[length - 1 : length], 16 - length, 0))
+        assert row.depth_m is None and row.boxes_px is None and row.points_px == {}
+    assert [row.plan_length for row in read_rows(str(plain), 2, 7)] == [16, 13]  # read on behind the last row
+    report = OfflineEvaluation(policy).evaluate(rows)
+    valid = np.arange(8) < np.array([[16], [13], [6], [3]])
+    assert report["rows"] == 4 and report["action"]["position_mm"]["count"] == valid.sum()
+    assert report["keyframe"]["invalid"] is not None
+    assert report["depth"]["unparsable"] is None and report["box"]["left_iou"] is None
+    assert report["disparity"]["error_px"] is None and report["depth"]["target_cm"] is None
+
+
+def written_rows(lengths: list[int]) -> list[dict]:
+    rng = np.random.default_rng(0)
+    return [make_row(rng, e, f, 64) for e, length in enumerate(lengths) for f in range(length)]
+
+
+def test_states_that_are_no_poses_are_refused(tmp_path):
+    folder = write_dataset(tmp_path, [2], 1, split="validation", size=64)
+    (path,) = (tmp_path / "data").glob("*.parquet")
+    table = pq.read_table(path)
+    column = table.column_names.index("state_is_pose")
+    pq.write_table(table.set_column(column, "state_is_pose", pa.array([False] * len(table))), path)
+    with pytest.raises(InputError, match=r"robot's own numbers \(state_is_pose is false\)"):
+        list(read_rows(str(folder), 1, 1))
 
 
 def test_the_command_does_its_work_once(checkpoint, dataset, tmp_path, capsys):
