@@ -1,6 +1,7 @@
 """Checkpoints of a training run: whole tensors in safetensors, so that any number of processes can go on from them."""
 
 import json
+import os
 import shutil
 from collections import defaultdict
 from collections.abc import Sequence
@@ -71,7 +72,9 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
 def save_bad_batch(output: Path, step: int, process: int, parts: Sequence[dict[str, torch.Tensor]]) -> Path:
     """Inputs of a step that went wrong, for inspection; returns the file."""
     path = output / f"bad-batch-{step:07d}-{process}.safetensors"
-    write_tensors(path, {f"{n}.{name}": value for n, part in enumerate(parts) for name, value in part.items()})
+    partial = path.with_suffix(".partial")
+    write_tensors(partial, {f"{n}.{name}": value for n, part in enumerate(parts) for name, value in part.items()})
+    os.replace(partial, path)
     return path
 
 

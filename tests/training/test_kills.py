@@ -14,17 +14,17 @@ import numpy as np
 import psutil
 import pytest
 from synthetic_dataset import write_finished_dataset
-from training_runs import ENVIRONMENT, ROOT, arguments, losses
+from training_runs import ENVIRONMENT, ROOT, arguments, losses, wait_for
 
-from stereovla.training.checkpoint_folders import checkpoints, damage
+from stereovla.training.checkpoint_folders import checkpoints, damage, step_of
 
 KILLS = int(os.environ.get("STEREOVLA_KILLS", "100"))  # of each number of processes
 LAUNCH = ["-m", "accelerate.commands.launch", "--config_file", "configs/ddp.yaml", "--num_processes", "2"]
 STARTS = {1: [], 2: [*LAUNCH, "--main_process_port", "0"]}
 
 
-def start(processes: int, dataset: Path, output: Path, log: Path) -> subprocess.Popen:
-    command = [sys.executable, *STARTS[processes], "train.py", *arguments(str(dataset), output)]
+def start(processes: int, dataset: Path, output: Path, log: Path, *more: str) -> subprocess.Popen:
+    command = [sys.executable, *STARTS[processes], "train.py", *arguments(str(dataset), output), *more]
     environment = ENVIRONMENT | {"ACCELERATE_USE_CPU": "true"}
     with log.open("w") as file:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
@@ -68,8 +68,11 @@ def test_killed_trainings_end_in_the_same_bits(processes, tmp_path):
     dataset = write_finished_dataset(tmp_path / "data")
     begin = time.monotonic()
     reference, log = tmp_path / "reference", tmp_path / "log"
-    assert start(processes, dataset, reference, log).wait(timeout=600) == 0, log.read_text()[-3000:]
-    length = time.monotonic() - begin  # of a whole run, so that kills fall everywhere in one
+    process = start(processes, dataset, reference, log)
+    wait_for(reference / "options.json", process)
+    startup = time.monotonic() - begin  # and of a whole run the length, so that kills fall everywhere in one
+    assert process.wait(timeout=600) == 0, log.read_text()[-3000:]
+    length = time.monotonic() - begin
     expected, lines = result(reference), losses(reference)
     rng, kills, runs, before_options = np.random.default_rng(processes), 0, 0, 0
     while kills < KILLS:
@@ -78,8 +81,8 @@ def test_killed_trainings_end_in_the_same_bits(processes, tmp_path):
         while not finished:
             process = start(processes, dataset, output, log)
             try:
-                # the last kills are given up, so that the last run too comes to its end
-                code = process.wait(timeout=rng.uniform(0, length) if kills < KILLS else 600)
+                moment = rng.uniform(0, startup) if rng.random() < 0.3 else rng.uniform(startup, length)
+                code = process.wait(timeout=moment if kills < KILLS else 600)
                 assert code == 0, log.read_text()[-3000:]
                 finished = True
             except subprocess.TimeoutExpired:
@@ -97,10 +100,7 @@ def test_a_training_that_lost_its_launcher_holds_its_folder(tmp_path):
     """Orphaned processes go on; a second training beside them would write into the same files."""
     dataset, output = write_finished_dataset(tmp_path / "data"), tmp_path / "run"
     process = start(2, dataset, output, tmp_path / "log")
-    deadline = time.monotonic() + 300
-    while not (output / "options.json").exists():
-        assert time.monotonic() < deadline and process.poll() is None, (tmp_path / "log").read_text()[-3000:]
-        time.sleep(0.01)
+    wait_for(output / "options.json", process)
     orphans = psutil.Process(process.pid).children(recursive=True)
     for orphan in orphans:
         orphan.suspend()  # so that they do not end before the second one begins
@@ -113,3 +113,20 @@ def test_a_training_that_lost_its_launcher_holds_its_folder(tmp_path):
         orphan.kill()
     psutil.wait_procs(orphans, timeout=60)
     assert start(1, dataset, output, tmp_path / "log").wait(timeout=600) == 0
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_two_processes_saves_what_both_have_done(tmp_path):
+    """As a terminal does it: every process gets the signal, and from the launcher a second one."""
+    dataset, output = write_finished_dataset(tmp_path / "data"), tmp_path / "told"
+    more = ["--steps", "60", "--checkpoint_every", "100"]
+    assert start(2, dataset, tmp_path / "whole", tmp_path / "log", *more).wait(timeout=600) == 0
+    process = start(2, dataset, output, tmp_path / "log", *more)
+    wait_for(output / "losses.jsonl", process)
+    for member in (psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)):
+        member.send_signal(signal.SIGINT)
+    assert process.wait(timeout=600) != 0
+    (saved,) = checkpoints(output)
+    assert damage(saved) == "" and 0 < step_of(saved) < 60
+    assert start(2, dataset, output, tmp_path / "log", *more).wait(timeout=600) == 0
+    assert result(output) == result(tmp_path / "whole") and losses(output) == losses(tmp_path / "whole")
