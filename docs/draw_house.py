@@ -15,9 +15,9 @@ ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "docs" / "images" / "house.svg"
 PAGE = ROOT / "docs" / "house.md"
 MARKS = ("<!-- written by docs/draw_house.py -->\n", "<!-- to here -->\n")
-# one box for what belongs together; the command names what it runs, and every room may use the two files of the base
+# one box for what belongs together; the command names what it runs, and every room may use the files of the base
 SHARES_BOX = {"train": "training", "push_to_hub": "sharing"}
-NOT_DRAWN = {"__main__", "__init__", "command_line", "extras"}
+NOT_DRAWN = {"__main__", "__init__", "command_line", "extras", "sources"}
 DATA = "#dbe9f6"
 # box: (left, bottom, right, top), colour, what it does
 BOXES = {
