@@ -288,7 +288,7 @@ def run(options: TrainingOptions, accelerator: Accelerator, told: list[int]) -> 
     output = Path(options.output_dir)
     result, losses_file = output / "model", output / "losses.jsonl"
     datasets = dataset_mixture(options.dataset)
-    meta, data = load_meta(datasets), Contents.of(datasets)
+    meta, data = load_meta(datasets), Contents.of(datasets, options.on_bad_shard == "skip")
     asked = questions(data, options.mixture, MIXTURE, options.depth_points)
     validation_batches = held_out_batches(data, options.validation_batches, VALIDATION_BATCHES)
     model, processor = build(options, meta)

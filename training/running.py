@@ -19,7 +19,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 
 from stereovla.dataset_builder.dataset.shards import read_json, write_json
-from stereovla.training.checkpoint_folders import remove_partial
+from stereovla.training.checkpoint_folders import checkpoints, remove_partial
 
 
 def append_line(path: Path, record: dict) -> None:
@@ -111,8 +111,8 @@ def hold(lock: IO, output: Path, how: int) -> None:
 
 
 def begin_run(options: Any, processes: int, output: Path) -> None:
-    """Writes the options, where they are not there yet, and removes what a kill left; ValueError for a folder in which
-    this run cannot go on.
+    """Writes the options, which stay once anything was trained, and removes what a kill left; ValueError for a
+    folder in which this run cannot go on.
     """
     parts = processes * options.accumulation
     if options.batch_size % parts:
@@ -121,22 +121,25 @@ def begin_run(options: Any, processes: int, output: Path) -> None:
             f"--accumulation {options.accumulation}"
         )
     record, saved, result = json.loads(json.dumps(asdict(options))), output / "options.json", output / "model"
+    finished = (result / "training.json").exists()
+    # until then a mistyped command may be corrected, and nothing is lost with options that cannot be read
+    begun = finished or (output / "losses.jsonl").exists() or bool(checkpoints(output))
     before = None
-    if saved.exists():
+    if begun and saved.exists():
         before = read_json(saved)
-    elif (result / "training.json").exists():  # the result alone was kept, which says the same
+    elif finished:  # the result alone was kept, which says the same
         before = read_json(result / "training.json").get("options")
     if before is not None and before != record:
         changed = sorted(key for key in before.keys() | record.keys() if before.get(key) != record.get(key))
         raise ValueError(
             f"{output} holds a run with other options ({', '.join(changed)}); choose another --output_dir or delete it"
         )
-    if result.exists() and not (result / "training.json").exists():
+    if result.exists() and not finished:
         raise ValueError(
             f"{result} is in the way of the trained model and is none itself (it lacks training.json); move it away"
         )
     remove_partial(output)
-    if not saved.exists():
+    if not (begun and saved.exists()):
         write_json(saved, record)
 
 

@@ -33,9 +33,9 @@ class Contents:
     columns: Mapping[str, frozenset[str]]
 
     @classmethod
-    def of(cls, datasets: str | Path | Mixture) -> "Contents":
-        """Read from the first training shard of each."""
-        sources = {str(name): EpisodeSource(name, "train") for name, _ in check_mixture(datasets)}
+    def of(cls, datasets: str | Path | Mixture, skip: bool = False) -> "Contents":
+        """Read from the first training shard of each; with `skip`, the first one that can be read."""
+        sources = {str(name): EpisodeSource(name, "train", skip=skip) for name, _ in check_mixture(datasets)}
         return cls(
             {name: source.splits for name, source in sources.items()},
             {name: source.filled for name, source in sources.items()},

@@ -59,6 +59,7 @@ def test_options_are_written_once_and_whole(tmp_path):
     output.mkdir()
     (output / ".options.json.tmp").write_text('{"dataset": [')  # as a kill leaves it
     begin_run(options(output), 1, output)
+    (output / "losses.jsonl").touch()
     written = (output / "options.json").stat()
     assert json.loads((output / "options.json").read_text()) == asdict(options(output))
     begin_run(options(output), 1, output)
@@ -69,6 +70,19 @@ def test_options_are_written_once_and_whole(tmp_path):
     (output / "options.json").write_text('{"dataset": [')
     with pytest.raises(ValueError, match="options.json is no valid JSON"):
         begin_run(options(output), 1, output)
+
+
+@pytest.mark.parametrize("before", ['{"dataset": [', '{"steps": 3}', None])
+def test_a_command_may_be_corrected_until_something_was_trained(before, tmp_path):
+    """A mistyped dataset is not the run's for ever, and what is left of half-written options stands in nobody's way."""
+    if before is not None:
+        (tmp_path / "options.json").write_text(before)
+    begin_run(options(tmp_path, "--seed", "1"), 1, tmp_path)
+    begin_run(options(tmp_path), 1, tmp_path)
+    assert json.loads((tmp_path / "options.json").read_text()) == asdict(options(tmp_path))
+    write_checkpoint(tmp_path, 2)
+    with pytest.raises(ValueError, match=r"other options \(seed\)"):
+        begin_run(options(tmp_path, "--seed", "1"), 1, tmp_path)
 
 
 @pytest.mark.parametrize("kept", ["options.json", "model/training.json"])

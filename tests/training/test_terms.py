@@ -1,5 +1,7 @@
 """What a training asks follows from what its data has; wishes that the data cannot meet are refused by their names."""
 
+from pathlib import Path
+
 import pytest
 from lerobot_folder import WRITTEN, import_config, import_folder
 from synthetic_dataset import write_dataset, write_finished_dataset
@@ -105,6 +107,9 @@ def test_contents_are_those_of_the_files(imported, tmp_path):
     found = Contents.of([(imported, 1.0), (simulated, 1.0)])
     assert set(found.splits[imported]) == {"train"} and set(found.splits[simulated]) == set(BOTH)
     assert ALL & found.columns[imported] == {"keyframe_pose"} and found.columns[simulated] >= ALL
+    first, *_ = sorted(Path(simulated, "data").glob("train-*"))
+    first.write_bytes(first.read_bytes()[:-100])
+    assert Contents.of(simulated, skip=True).columns[simulated] >= ALL
 
 
 def test_the_command_trains_on_a_robots_recording_without_further_options(imported, tmp_path, capsys):

@@ -228,7 +228,6 @@ def test_a_dataset_without_held_out_episodes_is_refused_at_once_or_trained_witho
     own = [*arguments(str(tmp_path / "data"), tmp_path / "run"), "--steps", "1"]
     with pytest.raises(ValueError, match="no split 'validation'; it has: train"):
         run_here(own)
-    shutil.rmtree(tmp_path / "run")
     run_here([*own, "--validation_batches", "0"])
     assert (tmp_path / "run" / "model" / "reference_prediction.safetensors").exists()
 
