@@ -53,6 +53,7 @@ class SampleReader:
     chunk_size: int
     action_dim: int
     depth_unit_m: float
+    pose_dim: int | None = None  # None = state_dim
 
     def text(self, sample: dict[str, Any]) -> str:
         """Instruction or object name, without surrounding spaces."""
@@ -76,10 +77,11 @@ class SampleReader:
         return np.concatenate([np.repeat(history[:1], self.state_history - len(history), axis=0), history])
 
     def pose(self, sample: dict[str, Any]) -> np.ndarray:
-        """float64 (state_dim,)."""
+        """float64 (pose_dim,)."""
         pose = np.asarray(required(sample, "keyframe_pose"), dtype=np.float64)
-        if pose.shape != (self.state_dim,):
-            raise ValueError(f"keyframe_pose has shape {pose.shape}; expected ({self.state_dim},)")
+        size = self.state_dim if self.pose_dim is None else self.pose_dim
+        if pose.shape != (size,):
+            raise ValueError(f"keyframe_pose has shape {pose.shape}; expected ({size},)")
         check_finite(pose, "keyframe_pose")
         return pose
 
