@@ -360,8 +360,8 @@ def _finish(
     if around:
         print(
             f"{', '.join(around)} lies around pi, where its sign flips from frame to frame; the statistics go on "
-            "beyond pi, so that training sees no leap. Zero is a gripper that points straight down: does the rig lack `tool`? "
-            "A flange that looks down needs about [0, 0, 0.1, 3.14159, 0, 0]"
+            "beyond pi, so that training sees no leap. Zero is a gripper that points straight down: does the rig lack "
+            "`tool`? A flange that looks down needs about [0, 0, 0.1, 3.14159, 0, 0]"
         )
     first = next(finding for finding in findings.values() if not finding.problems)
     info = {
