@@ -5,6 +5,7 @@ Statistics are plain JSON: ``{embodiment: {key: {name: [one number per dimension
 """
 
 import math
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,13 @@ CONSTANT_SPAN = 1e-6
 # frames, with 0.3 % of noise, at 649.
 RARE_LIMIT = 10.0
 ROUNDED_PI = 1e-3  # rad; angles that float32 or a robot rounds lie that far beyond pi without going on there
+
+
+def shown(value: Any) -> str:
+    """The value as errors name it, cut where it is long."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 80
+    return short.repr(value)
 
 
 def check_finite(values: np.ndarray, name: str) -> None:
@@ -121,7 +129,7 @@ class Normalizer:
                 "'keyframe_pose': {...}}} when creating it (a dataset keeps them in meta/stats.json)"
             )
         if not isinstance(embodiment, str) or embodiment not in self.norm_stats:
-            raise ValueError(f"unknown embodiment {embodiment!r}; valid embodiments: {sorted(self.norm_stats)}")
+            raise ValueError(f"unknown embodiment {shown(embodiment)}; valid embodiments: {sorted(self.norm_stats)}")
         if key not in self.norm_stats[embodiment]:
             known = sorted(self.norm_stats[embodiment])
             raise ValueError(f"norm_stats[{embodiment!r}] has no {key!r}; it has {known}")

@@ -24,6 +24,10 @@ PER_SAMPLE = (
 ).split()
 
 
+# Of a normalised number; what a robot reports lies within 10 (see `normalization`), and float16 ends at 65,504.
+MAX_NORMALIZED = 1e4
+
+
 class StereoProcessor(ProcessorMixin):
     """Turns samples into model inputs and model outputs into robot units.
 
@@ -448,6 +452,13 @@ def _normalized(
     for name in sorted({name for name, value in zip(embodiments, values, strict=True) if value is not None}):
         rows = [row for row, value in enumerate(values) if value is not None and embodiments[row] == name]
         out[rows] = normalizer.normalize(np.stack([values[row] for row in rows]), name, key)
+    far = np.argwhere(np.abs(out) > MAX_NORMALIZED)
+    if len(far):
+        row, *place = far[0].tolist()
+        raise ValueError(
+            f"sample {row}: {key}{place} is {values[row][tuple(place)]:g}, {out[tuple(far[0])]:g} normalised for "
+            f"{embodiments[row]!r}; at most {MAX_NORMALIZED:g} is taken: is the unit another one?"
+        )
     return out
 
 

@@ -9,6 +9,7 @@ from .answers import BinTokens
 IGNORE_INDEX = -100
 # Instructions repeat; tokenizing them again and again was a quarter of the time of a training batch.
 _REMEMBERED_TEXTS = 2048
+MAX_TEXT_CHARACTERS = 8192  # refused before it is tokenized; a thousand tokens have half as many
 
 
 class PromptTokens:
@@ -50,7 +51,12 @@ class PromptTokens:
         self._reserved = frozenset([*special.values(), *tokenizer.all_special_ids, *bins])
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Texts -> ids without special tokens; ValueError if a text spells out a reserved token."""
+        """Texts -> ids without special tokens; ValueError if a text spells out a reserved token, or is longer than
+        MAX_TEXT_CHARACTERS.
+        """
+        longest = max(map(len, texts), default=0)
+        if longest > MAX_TEXT_CHARACTERS:
+            raise ValueError(f"a text has {longest:,} characters, at most {MAX_TEXT_CHARACTERS:,} are read")
         known = {text: self._seen[text] for text in texts if text in self._seen}
         new = [text for text in dict.fromkeys(texts) if text not in known]
         for text, ids in zip(

@@ -410,6 +410,37 @@ def test_too_long_is_an_error():
         make_processor(max_length=length + 7)(pair(), **robot(text=text))
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"state": np.full(7, 3e38, np.float32)}, r"sample 0: state\[0, 0\] is 3e\+38, .* at most 10000 is taken"),
+        ({"state": POSE + [0, 0, 1e6, 0, 0, 0, 0]}, r"state\[0, 2\] is 1e\+06, 4e\+06 normalised for 'arm'"),
+        ({"state": ["0.5"] * 7}, "state is .*; expected numbers"),
+        ({"state": [True] * 7}, "state is .*; expected numbers"),
+        ({"state": [0.5, [0.1]]}, "state is no array of numbers"),
+        ({"state": [None] * 7}, "state is .*; expected numbers"),
+        ({"state": {"x": 1}}, "state is .*; expected numbers"),
+        ({"text": "cube " * 2000}, "a text has 10,0.. characters, at most 8,192 are read"),
+        ({"text": ["a"] * 10**6}, r"text is \['a', 'a', 'a', 'a', 'a', 'a', \.\.\.\];"),
+        ({"embodiment": "leg" * 10**6}, r"unknown embodiment 'leg.*\.\.\..*'; valid"),
+        ({"embodiment": ["arm"]}, r"unknown embodiment \['arm'\]; valid"),
+    ],
+)
+def test_what_is_refused_before_it_is_worked_on(processor, changes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        processor([pair()], **{name: [value] for name, value in (robot() | changes).items()})
+    assert len(str(error.value)) < 400
+
+
+def test_the_bounds_themselves_are_taken(processor):
+    """A number at the limit, and a text whose tokens still fit, are answered."""
+    state = LOW + 1e4 * (HIGH - LOW) / 2
+    assert processor(pair(), **robot(state=state))["state"].max() == pytest.approx(1e4 - 1)
+    wide = make_processor(max_length=20_000)
+    longest = " ".join(["cube"] * 1600)
+    assert wide(pair(), **robot(text=longest))["input_ids"].shape[1] > 1600
+
+
 def test_pair_check():
     """On by default outside training, off in training, and either way at the caller's word."""
     processor = make_processor(check_stereo=True)
