@@ -7,7 +7,7 @@ from websockets.asyncio.server import ServerConnection
 from websockets.frames import DATA_OPCODES, CloseCode, Frame
 from websockets.protocol import State
 
-CLOSING_S = 1.0  # that a connection which is closed for what it holds is given to hear why
+CLOSING_S = 2.0  # that a connection which is closed is given to hear why
 FRAGMENT_BYTES = 256  # what a fragment of a message costs beside its content: empty ones may come without end
 
 
@@ -49,8 +49,8 @@ class Budget:
 
 
 class BoundedConnection(ServerConnection):
-    """A connection that counts what it holds for its `Budget`: `waiting` bytes, and those `taken`, of the message that is
-    being answered.
+    """A connection that counts what it holds for its `Budget`: bytes `waiting`, and those `taken`, of the message that
+    is being answered.
     """
 
     def __init__(self, budget: Budget, *arguments: Any, **options: Any):

@@ -13,7 +13,7 @@ from websockets.asyncio.server import Server, serve
 from websockets.exceptions import ConnectionClosed
 
 from stereovla.serving import protocol
-from stereovla.serving.connections import BoundedConnection, Budget
+from stereovla.serving.connections import CLOSING_S, BoundedConnection, Budget
 
 REQUEST = ("type", "left", "right", "instruction", "state", "embodiment")
 OPTIONAL = ("seed",)
@@ -129,6 +129,7 @@ class PolicyServer:
             compression=None,
             origins=[None],
             create_connection=self.budget.connection,
+            close_timeout=CLOSING_S,
         )
 
     async def stop(self, server: Server, reason: str = "the server is shutting down") -> None:
