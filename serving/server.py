@@ -72,19 +72,22 @@ class PolicyServer:
                 traceback.print_exception(error.__cause__)
             return [error]
 
-    def _predict(self, requests: Sequence[dict[str, Any]]) -> list[np.ndarray | Exception]:
-        names = [request["embodiment"] for request in requests]
+    def prepare(self, requests: Sequence[dict[str, Any]]) -> Any:
+        """The model's inputs; ValueError or TypeError for what cannot be used."""
         try:
-            inputs = self.processor(
+            return self.processor(
                 images=[[request["left"], request["right"]] for request in requests],
                 text=[request["instruction"] for request in requests],
                 state=[request["state"] for request in requests],
-                embodiment=names,
+                embodiment=[request["embodiment"] for request in requests],
             )
         except (ValueError, TypeError):
             raise
         except Exception as error:
             raise InternalError(f"{type(error).__name__}: {error}") from error
+
+    def _predict(self, requests: Sequence[dict[str, Any]]) -> list[np.ndarray | Exception]:
+        inputs, names = self.prepare(requests), [request["embodiment"] for request in requests]
         try:
             shape = (self.model.config.chunk_size, self.model.config.action_dim)
             seeds = [request.get("seed") for request in requests]
