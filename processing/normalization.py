@@ -22,6 +22,8 @@ CONSTANT_SPAN = 1e-6
 # extremes of a normal distribution lie at 2.1 (5.0) among a million values; of a gripper that is open in 99.5 % of the
 # frames, with 0.3 % of noise, at 649.
 RARE_LIMIT = 10.0
+# Of a number that a batch takes; what a robot reports lies near +-1, and float16 ends at 65,504.
+MAX_NORMALIZED = 1e4
 ROUNDED_PI = 1e-3  # rad; angles that float32 or a robot rounds lie that far beyond pi without going on there
 
 
@@ -168,6 +170,26 @@ class Normalizer:
         to = self.scaling(embodiment, key)
         values = to.turned(self._checked(values, len(to.shift), key))
         return np.where(to.constant, self.base, (values - to.shift) / to.scale + self.base)
+
+    def normalize_batch(
+        self, values: Sequence[np.ndarray | None], embodiments: Sequence[str], key: str, shape: tuple[int, ...]
+    ) -> np.ndarray:
+        """One value of `shape` per sample, None = zeros -> float64 (B, *shape); one conversion per embodiment.
+
+        ValueError names the sample and number that lie beyond MAX_NORMALIZED.
+        """
+        out = np.zeros((len(values), *shape))
+        for name in sorted({name for name, value in zip(embodiments, values, strict=True) if value is not None}):
+            rows = [row for row, value in enumerate(values) if value is not None and embodiments[row] == name]
+            out[rows] = self.normalize(np.stack([values[row] for row in rows]), name, key)
+        far = np.argwhere(np.abs(out) > MAX_NORMALIZED)
+        if len(far):
+            row, *place = far[0].tolist()
+            raise ValueError(
+                f"sample {row}: {key}{place} is {values[row][tuple(place)]:g}, {out[tuple(far[0])]:g} normalised for "
+                f"{embodiments[row]!r}; at most {MAX_NORMALIZED:g} is taken: is the unit another one?"
+            )
+        return out
 
     def unnormalize(self, values: Any, embodiment: str, key: str) -> np.ndarray:
         """Normalised (..., D) -> robot units float64 (..., D); exact inverse of `normalize` up to rounding."""

@@ -24,10 +24,6 @@ PER_SAMPLE = (
 ).split()
 
 
-# Of a normalised number; what a robot reports lies within 10 (see `normalization`), and float16 ends at 65,504.
-MAX_NORMALIZED = 1e4
-
-
 class StereoProcessor(ProcessorMixin):
     """Turns samples into model inputs and model outputs into robot units.
 
@@ -275,8 +271,8 @@ class StereoProcessor(ProcessorMixin):
 
         names = [sample["embodiment"] for sample in samples]
         shape = (self.state_history, self.state_dim)
-        states = _normalized([row.get("states") for row in rows], names, "state", shape, normalizer)
-        poses = _normalized([row.get("pose") for row in rows], names, "keyframe_pose", (self.pose_dim,), normalizer)
+        states = normalizer.normalize_batch([row.get("states") for row in rows], names, "state", shape)
+        poses = normalizer.normalize_batch([row.get("pose") for row in rows], names, "keyframe_pose", (self.pose_dim,))
         sequences = self._sequences(rows, states, poses, return_labels)
         data = {"pixel_values": self.image_processor.to_pixel_values(views), "state": states.astype(np.float32)}
         data |= self.tokens.pad(sequences, padding_side or ("right" if return_labels else "left"))
@@ -285,7 +281,11 @@ class StereoProcessor(ProcessorMixin):
         if outputs["actions"]:
             chunks = [row.get("actions", (None, None, 0)) for row in rows]
             shape = (self.chunk_size, self.action_dim)
-            actions = _normalized([c for c, _, _ in chunks], names, "action", shape, normalizer)
+            # what was not given holds still until it becomes 0: zeros may be far outside of a robot's range
+            held = [
+                chunk if chunk is None else chunk[np.minimum(np.arange(len(chunk)), n - 1)] for chunk, _, n in chunks
+            ]
+            actions = normalizer.normalize_batch(held, names, "action", shape)
             mask = np.zeros(actions.shape[:2], dtype=bool)
             for row, (chunk, valid, given_steps) in enumerate(chunks):
                 if chunk is not None:
@@ -442,24 +442,6 @@ class StereoProcessor(ProcessorMixin):
             return normalizer.unnormalize(values, names[0], key).astype(np.float32)
         rows = [normalizer.unnormalize(row, name, key) for row, name in zip(values, names, strict=True)]
         return np.stack(rows).astype(np.float32)
-
-
-def _normalized(
-    values: list[np.ndarray | None], embodiments: list[str], key: str, shape: tuple[int, ...], normalizer: Normalizer
-) -> np.ndarray:
-    """float64 (B, *shape), zeros where a sample has no value; one conversion per embodiment."""
-    out = np.zeros((len(values), *shape))
-    for name in sorted({name for name, value in zip(embodiments, values, strict=True) if value is not None}):
-        rows = [row for row, value in enumerate(values) if value is not None and embodiments[row] == name]
-        out[rows] = normalizer.normalize(np.stack([values[row] for row in rows]), name, key)
-    far = np.argwhere(np.abs(out) > MAX_NORMALIZED)
-    if len(far):
-        row, *place = far[0].tolist()
-        raise ValueError(
-            f"sample {row}: {key}{place} is {values[row][tuple(place)]:g}, {out[tuple(far[0])]:g} normalised for "
-            f"{embodiments[row]!r}; at most {MAX_NORMALIZED:g} is taken: is the unit another one?"
-        )
-    return out
 
 
 def _array(values: Any) -> np.ndarray:

@@ -91,6 +91,14 @@ def test_action(processor):
     assert processor.bins.is_bin(row[17 + len(text) : -1]).all() and len(row) == 17 + len(text) + 28 + 7 + 1
 
 
+def test_a_short_chunk_of_a_robot_that_never_does_zero():
+    """Targets between 100.0 and 100.001: the zeros behind a short chunk are not the robot's, and no error."""
+    stats = {"arm": STATS["arm"] | {"action": statistics([100.0] * 7, [100.001] * 7)}}
+    batch = make_processor(norm_stats=stats)(pair(), **robot(actions=np.full((3, 7), 100.001)))
+    np.testing.assert_allclose(batch["actions"][0, :3], 1.0, atol=1e-4)
+    assert not batch["actions"][0, 3:].any()
+
+
 def test_pose_has_no_action_loss(processor):
     action = processor(pair(), **robot(actions=np.zeros((8, 7)), keyframe_pose=POSE, return_labels=True))
     pose = processor(pair(), **robot(objective="pose", keyframe_pose=POSE, return_labels=True))
