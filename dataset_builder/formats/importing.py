@@ -35,7 +35,7 @@ from stereovla.dataset_builder.dataset.folders import (
     describe_folder,
     work_folder,
 )
-from stereovla.dataset_builder.dataset.statistics import compute_statistics
+from stereovla.dataset_builder.dataset.statistics import angles_around_pi, compute_statistics
 from stereovla.dataset_builder.formats.rig import Rig, check_value
 from stereovla.dataset_builder.formats.robot_mapping import Motion, map_motion
 from stereovla.dataset_builder.formats.video import VideoError
@@ -354,9 +354,15 @@ def _finish(
     """Statistics, info, card, and at last the manifest, which says that the dataset is whole."""
     imported = [(task.split, task.path, len(names)) for task, names in tasks]
     splits, sentences = count_shards(folder, imported)
-    shards.write_json(
-        folder / STATS, compute_statistics([folder / task.path for task, _ in tasks if task.split == "train"])
-    )
+    stats = compute_statistics([folder / task.path for task, _ in tasks if task.split == "train"])
+    shards.write_json(folder / STATS, stats)
+    around = angles_around_pi(stats[rig.embodiment]["state"]) if rig.is_pose else []
+    if around:
+        print(
+            f"{', '.join(around)} lies around pi, where its sign flips from frame to frame; the statistics go on "
+            "beyond pi, so that training sees no leap. Zero is a gripper that points straight down: does the rig lack "
+            "`tool`? A flange that looks down needs about [0, 0, 0.1, 3.14159, 0, 0]"
+        )
     first = next(finding for finding in findings.values() if not finding.problems)
     info = {
         "fps": source.fps,
@@ -367,6 +373,7 @@ def _finish(
         "state_dim": first.state_dim,
         "action_dim": first.action_dim,
         "state_is_pose": rig.is_pose,
+        "angles_around_pi": around,
         "vertical_misalignment_px": rig.stored_misalignment_px,
         "license": rig.license,
         "source": content["source"],
