@@ -36,7 +36,8 @@ from stereovla.dataset_builder.dataset.folders import (
     work_folder,
 )
 from stereovla.dataset_builder.dataset.statistics import compute_statistics
-from stereovla.dataset_builder.formats.rig import Rig, check_value
+from stereovla.dataset_builder.formats import plausibility
+from stereovla.dataset_builder.formats.rig import SHAPES, Rig, check_value
 from stereovla.dataset_builder.formats.robot_mapping import Motion, map_motion
 from stereovla.dataset_builder.formats.video import VideoError
 from stereovla.dataset_builder.recording.parts import Task, split_tasks
@@ -98,6 +99,7 @@ class SourceEpisode:
         tasks: n instructions.
         calibration: per key of the schema (n, ...) values, of the views before crop and resize.
         problems: what the source found wrong itself.
+        cut: frames at the end that the source left out, as it was asked to.
     """
 
     timestamps_s: np.ndarray
@@ -106,6 +108,7 @@ class SourceEpisode:
     tasks: Sequence[str]
     calibration: Mapping[str, np.ndarray]
     problems: Sequence[str] = ()
+    cut: int = 0
 
 
 class Source(Protocol):
@@ -135,6 +138,7 @@ class Finding:
     state_dim: int = 0
     action_dim: int = 0
     judged: bool = True  # False: no pair has enough structure to be matched
+    cut: int = 0  # frames at the end that were left out, as was asked
 
 
 class ProblemsFound(ValueError):
@@ -225,24 +229,60 @@ def check_episode(source: Source, rig: Rig, name: str) -> Finding:
     times = np.asarray(episode.timestamps_s, dtype=np.float32)  # as they are stored
     problems = [*episode.problems, *timestamp_problems(times, source.fps)]
     problems += [f"frame {frame}: there is no instruction" for frame, t in enumerate(episode.tasks) if not t.strip()]
-    problems += _calibration_problems(rig, episode)
+    calibration = _calibration_problems(rig, episode)
     motion = map_motion(rig, episode.states, episode.actions)
+    problems += calibration + motion.problems
+    if not calibration and not motion.problems:
+        problems += _motion_problems(rig, episode, motion, source.fps)
     found, judged = _picture_problems(source, rig, name, episode)
     sizes = (motion.states.shape[1], motion.actions.shape[1])
-    return Finding(name, problems + motion.problems + found, *sizes, judged)
+    return Finding(name, problems + found, *sizes, judged, episode.cut)
+
+
+def _motion_problems(rig: Rig, episode: SourceEpisode, motion: Motion, fps: float) -> list[str]:
+    """What is not plausible of poses and actions: units, kinds, and a tool that the camera does not see."""
+    if not rig.is_pose:
+        return []
+    problems: list[str] = []
+    if "units" not in rig.accept:
+        vectors = [("state", rig.state, episode.states)]
+        if rig.action.kind == "absolute":
+            vectors.append(("action", rig.action, episode.actions))
+        for name, vector, values in vectors:
+            positions, angles = values[:, vector.position], values[:, vector.rpy]
+            problems += plausibility.pose_problems(name, positions, angles)
+        problems = problems or plausibility.step_problems(motion.actions[:, :6])
+        if rig.action.kind == "delta":
+            problems = problems or plausibility.delta_problems(motion.states[:, :6], motion.actions[:, :6], fps)
+    if "camera_pose" not in rig.accept and not problems:
+        calibration = {
+            key: np.reshape(episode.calibration[key], (len(motion.states), *shape))
+            for key, shape in SHAPES.items()
+            if key != "baseline_m"
+        }
+        problems += filter(None, [plausibility.view_of_tool_problem(motion.states[:, :3], calibration, rig.size_px)])
+    return problems
 
 
 def _calibration_problems(rig: Rig, episode: SourceEpisode) -> list[str]:
     """Problems of those calibrations that differ from the frame before."""
-    problems = []
-    for key, values in episode.calibration.items():
-        for frame in range(len(values)):
-            if frame and np.array_equal(values[frame], values[frame - 1]):
-                continue
-            try:
-                check_value(key, values[frame], rig.size_px, f"frame {frame}")
-            except ValueError as error:
-                problems.append(str(error))
+    problems, before = [], None
+    for frame in range(len(episode.timestamps_s)):
+        given = {key: values[frame] for key, values in episode.calibration.items()}
+        if before is not None and all(np.array_equal(given[key], before[key]) for key in given):
+            continue
+        before, where = given, f"frame {frame}"
+        try:
+            checked = {key: check_value(key, value, rig.size_px, where, rig.accept) for key, value in given.items()}
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        point = rig.moved(checked)["principal_point_px"]
+        if not ((point >= 0) & (point <= rig.stored_size_px)).all():
+            problems.append(
+                f"{where}: after crop_px and resize_px, the principal point {point.tolist()} lies outside the view of "
+                f"{list(rig.stored_size_px)} px"
+            )
     return problems
 
 
@@ -322,7 +362,8 @@ def episode_rows(source: Source, rig: Rig, name: str, index: int) -> Iterator[di
     for frame, images in enumerate(islice(source.pairs(name, episode), length)):
         left, right = (rig.view(rig.part(image, side)) for image, side in zip(images, ("left", "right"), strict=True))
         calibration = {
-            key: check_value(key, values[frame], rig.size_px, name) for key, values in episode.calibration.items()
+            key: check_value(key, values[frame], rig.size_px, name, rig.accept)
+            for key, values in episode.calibration.items()
         }
         row = {
             "observation.images.left": left,
@@ -371,6 +412,7 @@ def _finish(
         "license": rig.license,
         "source": content["source"],
         "dropped": {name: finding.problems for name, finding in findings.items() if finding.problems},
+        "cut_frames": {name: finding.cut for name, finding in findings.items() if finding.cut and not finding.problems},
         "not_judged": [name for name, finding in findings.items() if not finding.judged],
         "import": content,
     }

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from stereovla.command_line import option
 from stereovla.dataset_builder.dataset import schema, shards
 from stereovla.dataset_builder.dataset.folders import INFO
+from stereovla.dataset_builder.formats.plausibility import CHECKS
 from stereovla.dataset_builder.formats.video import VideoWriter
 
 MAPS = ("observation.depth", "observation.segmentation")
@@ -292,4 +293,5 @@ def _rig(info: Mapping[str, Any], size: tuple[int, int, int]) -> dict[str, Any]:
         "state": state,
         "action": action,
         "vertical_misalignment_px": info["vertical_misalignment_px"],
+        "accept": list(CHECKS),  # views that were cropped, tools out of view: judged when the data was made
     }

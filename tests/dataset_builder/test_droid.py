@@ -15,6 +15,7 @@ pytest.importorskip("mujoco")
 from command_lines import data as main  # noqa: E402
 
 from stereovla.dataset_builder.dataset import schema, shards  # noqa: E402
+from stereovla.dataset_builder.formats.droid_source import DroidImportConfig  # noqa: E402
 from stereovla.dataset_builder.recording.recorder import Recorder, RecordingConfig  # noqa: E402
 from stereovla.processing.normalization import matrix_to_rpy, rpy_to_matrix  # noqa: E402
 from stereovla.simulation import WorldConfig  # noqa: E402
@@ -158,6 +159,46 @@ def _datasets(file: h5py.File) -> list[str]:
     return names
 
 
+def add_row(folder: Path) -> None:
+    """One more row, for which there is no picture."""
+    with h5py.File(folder / "trajectory.h5", "a") as file:
+        for name in _datasets(file):
+            values = file[name][()]
+            step = values[-1] - values[-2] if "timestamp" in name else 0
+            del file[name]
+            file[name] = np.concatenate([values, values[-1:] + step])
+    set_metadata("trajectory_length", 13)(folder)
+
+
+def test_frames_that_only_trajectory_or_video_has_are_cut_if_asked_and_counted(raw, simulated, tmp_path, capsys):
+    source = shutil.copytree(raw, tmp_path / "raw")
+    long, short = (f"LAB/success/2023-05-01/Mon_May__1_1{hour}:00:00_2023" for hour in (1, 0))
+    add_row(source / long)  # issue 54 of droid: the video is a frame short
+    count = len(simulated)
+    drop_frames(source / short)
+    set_metadata("trajectory_length", count - 2)(source / short)  # here the trajectory is two short
+    arguments = command(source, tmp_path, simulated)
+    assert main(arguments) == 1
+    printed = capsys.readouterr().out
+    assert f"{long}: frame 12: {SERIAL}-stereo.mp4 has 12 frames, the data 13; --cut_frames 1 leaves out" in printed
+    assert f"{short}: frame {count - 2}: {SERIAL}-stereo.mp4 has {count} frames, the data {count - 2}; --cut" in printed
+    assert main([*arguments, "--cut_frames", "1"]) == 1  # two are more than one
+    printed = capsys.readouterr().out
+    assert long not in printed and short in printed
+    assert main([*arguments, "--cut_frames", "2"]) == 0
+    assert f"{long}: 1 frames at the end left out" in capsys.readouterr().out
+    info = shards.read_json(tmp_path / "out/meta/info.json")
+    assert info["cut_frames"] == {short: 2, long: 1} and info["dropped"] == {}
+    assert info["splits"]["train"]["frames"] == count - 2 + 12
+    rows = list(shards.read_rows(tmp_path / "out" / shards.shard_path("train", 0, 1)))
+    for row, wanted in zip(rows, [*simulated[: count - 2], *simulated[:12]], strict=True):
+        np.testing.assert_allclose(row["observation.state"][:3], wanted["observation.state"][:3], atol=1e-6)
+        assert np.abs(row["observation.images.left"].astype(float) - wanted["observation.images.left"]).mean() < 4
+    assert f"{long}: 1 frames at the end" in (tmp_path / "out/README.md").read_text()
+    with pytest.raises(ValueError, match="cut_frames=-1 must not be negative"):
+        DroidImportConfig(source="a", config="b", out="c", cut_frames=-1)
+
+
 def set_data(name: str, place, value):
     def change(folder: Path) -> None:
         with h5py.File(folder / "trajectory.h5", "a") as file:
@@ -170,6 +211,23 @@ def set_metadata(key: str, value):
     def change(folder: Path) -> None:
         (path,) = folder.glob("metadata_*.json")
         path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+
+    return change
+
+
+def write(text: str):
+    def change(folder: Path) -> None:
+        (path,) = folder.glob("metadata_*.json")
+        path.write_text(text)
+
+    return change
+
+
+def replace_data(name: str, values: np.ndarray):
+    def change(folder: Path) -> None:
+        with h5py.File(folder / "trajectory.h5", "a") as file:
+            del file[name]
+            file[name] = values
 
     return change
 
@@ -194,6 +252,18 @@ def remove(pattern: str):
         (set_data("observation/robot_state/gripper_position", 3, 1.5), "frame 3: the state's gripper is 1.5"),
         (remove("recordings/MP4/*"), "recordings/MP4/23404442-stereo.mp4 is missing"),
         (remove("trajectory.h5"), "trajectory.h5 cannot be read"),
+        (set_metadata("ext1_cam_serial", [1]), "ext1_cam_serial of the metadata is [1]"),
+        (set_metadata("uuid", ["a"]), "frame 0: there is no instruction"),
+        (write("[1, 2]"), "metadata_LAB+a+2.json is [1, 2], expected keys and values"),
+        (
+            replace_data("observation/robot_state/cartesian_position", np.zeros((12, 7))),
+            "observation/robot_state/cartesian_position of trajectory.h5 is <HDF5 dataset",
+        ),
+        (
+            replace_data("action/gripper_position", np.array(["a"] * 12, dtype=object)),
+            "action/gripper_position of trajectory.h5 is <HDF5 dataset",
+        ),
+        (replace_data("observation/robot_state", np.zeros(3)), "trajectory.h5 cannot be read"),
         (remove("metadata_*"), "there are 0 files metadata_*.json, expected one"),
     ],
 )
