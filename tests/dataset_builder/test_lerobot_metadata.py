@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -186,3 +187,125 @@ def test_the_metadata_that_lerobot_wrote(copy):
     ]
     times = [entry["videos/observation.images.eye_a/from_timestamp"] for entry in entries]
     assert times == pytest.approx([0, 7 / 12, 1])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# 1,000 mutated metadata files
+# ----------------------------------------------------------------------------------------------------------------------
+
+MUTATIONS = 1000
+ODD = (
+    None,
+    True,
+    -1,
+    0,
+    1,
+    3,
+    2**40,
+    10**30,
+    0.5,
+    1e300,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "0:3",
+    "v2.1",
+    [],
+    {},
+    [1],
+)
+META = ("info.json", "tasks.parquet", "episodes/chunk-000/file-000.parquet")
+
+
+def places(content, trail=()):
+    """Trails to all values inside of parsed JSON."""
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in items:
+        yield (*trail, key)
+        yield from places(value, (*trail, key))
+
+
+def mutate_json(path, rng):
+    content = json.loads(path.read_text())
+    trails = list(places(content))
+    *parts, last = trails[rng.integers(len(trails))]
+    place = content
+    for part in parts:
+        place = place[part]
+    what = rng.integers(3)
+    if what == 0:
+        del place[last]
+    elif what == 1 and isinstance(place, dict):
+        place[f"{last}_"] = place.pop(last)
+    else:
+        place[last] = ODD[rng.integers(len(ODD))]
+    path.write_text(json.dumps(content))
+
+
+def mutate_table(path, rng):
+    table = pq.read_table(path).replace_schema_metadata(None)
+    # of the statistics that lerobot keeps there nothing is read
+    table = table.select([name for name in table.column_names if not name.startswith("stats/")])
+    columns, names = table.to_pydict(), table.column_names
+    key, row, what = names[rng.integers(len(names))], rng.integers(table.num_rows), rng.integers(7)
+    if what == 0:
+        del columns[key]
+    elif what == 1:
+        columns[f"{key}_"] = columns.pop(key)
+    elif what == 2:
+        columns[key] = [ODD[rng.integers(len(ODD))]] * table.num_rows
+    elif what == 3:  # of the column's own kind
+        values = (-1, 1, 2, 7, 2**40, None) if pa.types.is_integer(table.schema.field(key).type) else (None,)
+        values = (-1.0, 0.04, 0.083, 0.5, 1e300, float("nan"), None) if "timestamp" in key else values
+        columns[key][row] = values[rng.integers(len(values))]
+    elif what == 4:
+        other = rng.integers(table.num_rows)
+        columns[key][row], columns[key][other] = columns[key][other], columns[key][row]
+    elif what == 5:
+        columns = {name: [*values, values[row]] for name, values in columns.items()}
+    else:
+        columns = {name: [*values[:row], *values[row + 1 :]] for name, values in columns.items()}
+    pq.write_table(pa.table({name: pa.array(values) for name, values in columns.items()}), path)
+
+
+def mutate_bytes(path, rng):
+    whole = bytearray(path.read_bytes())
+    what = rng.integers(3)
+    if what == 0:
+        whole = whole[: rng.integers(len(whole))]
+    else:
+        for _ in range(1 if what == 1 else 20):
+            whole[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+    path.write_bytes(whole)
+
+
+@pytest.mark.slow
+def test_a_thousand_mutated_metadata_files_give_an_error_in_words_or_the_same_rows(tmp_path, capsys):
+    """Whatever stands in the metadata: status 1 or 2 with words, or the shards of the unharmed source, bit for bit."""
+    original = import_folder(import_config(WRITTEN, tmp_path, "original"))
+    expected = {name: data for name, data in contents(original).items() if name.startswith("data/")}
+    rng = np.random.default_rng(20)
+    counts = {0: 0, 1: 0, 2: 0}
+    for number in range(MUTATIONS):
+        source = shutil.copytree(WRITTEN, tmp_path / "mutated/source")
+        path = source / "meta" / META[number % 3]
+        kinds = [mutate_bytes, mutate_json if path.suffix == ".json" else mutate_table]
+        try:
+            kinds[min(1, rng.integers(4))](path, rng)
+        except (pa.ArrowException, OverflowError):  # values that no table can hold
+            path.write_bytes(b"")
+        options = import_config(source, tmp_path / "mutated")
+        command = ["--source", options.source, "--config", options.config, "--out", options.out]
+        status = main(["import", "lerobot", *command, "--episodes_per_shard", "1"])  # what it raises is a traceback
+        said = capsys.readouterr()
+        counts[status] += 1
+        if status == 0:
+            found = {name: data for name, data in contents(tmp_path / "mutated/out").items() if name[:5] == "data/"}
+            assert found == expected, (number, path)
+        else:
+            assert "error: " in said.err or "nothing was imported" in said.out, (number, path, said)
+            assert not (tmp_path / "mutated/out/data").exists()
+        shutil.rmtree(tmp_path / "mutated")
+    print(f"{MUTATIONS} mutated files: {counts[0]} imported alike, {counts[1] + counts[2]} refused in words")
+    assert counts[0] > 50 and counts[1] > 50 and counts[2] > 50

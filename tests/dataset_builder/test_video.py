@@ -86,7 +86,7 @@ def test_what_a_damaged_file_gives_does_not_depend_on_the_processor(video, tmp_p
     with pytest.raises(VideoError, match=r"frame \d+: damaged.mp4"):
         for image in read_all_frames(damaged):
             found += numbers([image])
-    assert 14 <= len(found) and found == list(range(len(found)))  # packet 15 of H.264 may be shown as frame 14
+    assert found[:14] == list(range(14))  # packet 15 of H.264 may be shown as frame 14
     found.clear()
     with pytest.raises(VideoError, match="frame 1[45]: damaged.mp4"):
         for image in read_frames(damaged, np.arange(LENGTH) / FPS, FPS):
