@@ -6,6 +6,7 @@ import numpy as np
 
 from stereovla.dataset_builder.dataset import shards
 from stereovla.dataset_builder.dataset.folders import count_shards, describe_folder
+from stereovla.dataset_builder.dataset.manifest import count_splits, read_manifest
 from stereovla.dataset_builder.dataset.statistics import camera_ranges, compute_statistics
 
 
@@ -66,7 +67,7 @@ def write_dataset(
     """Shards with episodes of these lengths; the columns in `without` are left out of the files."""
     import pyarrow.parquet as pq
 
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(["train", "validation"].index(split))  # no split repeats the other
     count = -(-len(lengths) // episodes_per_shard)
     paths = []
     for index in range(count):
@@ -95,7 +96,16 @@ def write_training_dataset(folder: Path) -> Path:
     )
     shards.write_json(folder / "meta/stats.json", compute_statistics(splits["train"]))
     info = {"fps": 10, "state_dim": 7, "action_dim": 7, "tasks": ["pick up the red cube"]}
-    shards.write_json(folder / "meta/info.json", {**info, "splits": {"train": {"frames": 48}}})
+    shards.write_json(folder / "meta/info.json", {**info, "splits": count_splits(read_manifest(folder))})
+    return folder
+
+
+def list_shards(folder: Path) -> Path:
+    """A manifest of the shards that lie in `folder`, which then opens as a dataset."""
+    splits: dict[str, list[Path]] = {}
+    for path in sorted((folder / "data").glob("*.parquet")):
+        splits.setdefault(path.name.partition("-")[0], []).append(path.relative_to(folder))
+    shards.write_manifest(folder, splits)
     return folder
 
 

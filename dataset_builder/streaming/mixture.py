@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from huggingface_hub import hf_hub_download
 
+from stereovla.dataset_builder.dataset.manifest import count_problems, parse_manifest
 from stereovla.dataset_builder.dataset.shards import read_json
 from stereovla.dataset_builder.dataset.statistics import mix_statistics
 from stereovla.dataset_builder.streaming.episodes import split_revision
@@ -32,7 +33,7 @@ def check_mixture(path: str | Path | Mixture) -> Mixture:
 
 def load_meta(path: str | Path | Mixture) -> dict[str, Any]:
     """What a dataset (folder, Hub id or `id@revision`) says of itself: meta/info.json (`tasks`, `fps`, `splits`, ...)
-    and `stats`.
+    and `stats`. ValueError where its counts are not those of its manifest.
 
     Of several datasets with weights: the `tasks` and the sums of the `splits` of all, and `stats` of the mixture (see
     `mix_statistics`); and `fps`, `state_dim` and `action_dim`, which must be the same everywhere.
@@ -71,4 +72,7 @@ def _load_meta(path: str | Path) -> dict[str, Any]:
             return read_json(Path(path) / "meta" / file)
         return read_json(Path(hf_hub_download(name, f"meta/{file}", repo_type="dataset", revision=revision)))
 
-    return {**read("info.json"), "stats": read("stats.json")}
+    info, manifest = read("info.json"), read("manifest.json")
+    if problems := count_problems(info, parse_manifest(manifest, f"manifest.json of {path}")):
+        raise ValueError(f"dataset {path}: {'; '.join(problems)}")
+    return {**info, "stats": read("stats.json")}

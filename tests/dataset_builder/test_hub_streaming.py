@@ -10,6 +10,7 @@ from hub_server import serve
 from synthetic_dataset import write_dataset
 
 from stereovla.dataset_builder.dataset import shards
+from stereovla.dataset_builder.dataset.manifest import count_splits, read_manifest
 from stereovla.dataset_builder.streaming.mixture import load_meta
 from stereovla.dataset_builder.streaming.window_stream import WindowStream
 
@@ -35,7 +36,8 @@ for line in sys.stdin:
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     folder = write_dataset(tmp_path_factory.mktemp("hub") / "dataset", [3, 4, 5, 3, 6], 2)
-    shards.write_json(folder / "meta/info.json", {"fps": 10, "tasks": ["pick up the red cube"]})
+    splits = count_splits(read_manifest(folder))
+    shards.write_json(folder / "meta/info.json", {"fps": 10, "tasks": ["pick up the red cube"], "splits": splits})
     shards.write_json(folder / "meta/stats.json", {"franka_panda": {}})
     return folder
 
