@@ -37,8 +37,6 @@ def timestamp_problems(timestamps_s: np.ndarray, fps: float) -> list[str]:
     bad = np.flatnonzero(~np.isfinite(timestamps_s))
     if len(bad):
         return [f"frame {frame}: the timestamp is {timestamps_s[frame]}" for frame in bad]
-    if len(timestamps_s) and timestamps_s[0] < 0:
-        return [f"frame 0: the timestamp is {timestamps_s[0]:.4f} s, expected at least 0, the episode's start"]
     steps = np.diff(np.asarray(timestamps_s, dtype=np.float64))
     problems = []
     for frame in np.flatnonzero((steps <= 0) | (steps >= _GAP / fps)):

@@ -228,6 +228,8 @@ def check_episode(source: Source, rig: Rig, name: str) -> Finding:
         return Finding(name, [str(error)])
     times = np.asarray(episode.timestamps_s, dtype=np.float32)  # as they are stored
     problems = [*episode.problems, *timestamp_problems(times, source.fps)]
+    if times[0] < 0:
+        problems.append(f"frame 0: the timestamp is {times[0]:.4f} s, expected 0 or more: from the episode's start")
     problems += [f"frame {frame}: there is no instruction" for frame, t in enumerate(episode.tasks) if not t.strip()]
     calibration = _calibration_problems(rig, episode)
     motion = map_motion(rig, episode.states, episode.actions)

@@ -92,8 +92,8 @@ def test_a_shard_cut_at_every_1000th_byte_is_named_and_gives_no_window(dataset, 
 
 
 def test_a_flipped_bit_gives_the_named_error_or_changes_nothing(dataset, copy):
-    """Page checksums catch what parquet and the image decoders would take for data, in a file that was whole when it was
-    opened; in any other the manifest's SHA-256 does, always.
+    """Page checksums catch what parquet and the image decoders would take for data, in a file that was whole when
+    it was opened; in any other the manifest's SHA-256 does, always.
     """
     everything = {"mixture": None, "depth_map_share": 1.0}  # reads nearly all columns
     expected = list(stream_of(dataset, **everything))

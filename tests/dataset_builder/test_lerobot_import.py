@@ -232,6 +232,7 @@ def cut_video(source):
     [
         (lose_row(9), ["episode 1: the data has 4 frames, meta/episodes says 5", "frame 2: its frame_index is 3"]),
         (set_value("timestamp", 9, 0.05), ["episode 1: frame 2: the timestamp does not rise"]),
+        (set_value("timestamp", 7, -0.05), ["episode 1: frame 0: the timestamp is -0.0500 s, expected 0 or more"]),
         (set_value("timestamp", 11, 2.0), ["episode 1: frame 4: the timestamp leaps 21.0 frames ahead"]),
         (set_value("task_index", 8, 7), ["episode 1: frame 1: task_index 7 is not in meta/tasks.parquet"]),
         (set_value("action", 10, [float("nan")] * 7), ["episode 1: frame 3: the action is [nan"]),
