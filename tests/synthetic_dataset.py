@@ -69,7 +69,6 @@ def write_dataset(
 
     rng = np.random.default_rng(["train", "validation"].index(split))  # no split repeats the other
     count = -(-len(lengths) // episodes_per_shard)
-    paths = []
     for index in range(count):
         numbers = range(index * episodes_per_shard, min(len(lengths), (index + 1) * episodes_per_shard))
         rows = [
@@ -81,20 +80,14 @@ def write_dataset(
         shards.write_shard(folder / path, rows, temporary=folder / ".temporary")
         if without:
             pq.write_table(pq.read_table(folder / path).drop_columns(list(without)), folder / path)
-        paths.append(path)
-    shards.write_manifest(folder, {split: paths})
-    return folder
+    return list_shards(folder)
 
 
 def write_training_dataset(folder: Path) -> Path:
     """A dataset with all that training reads: 8 episodes and 2 held-out ones, statistics and what it says of itself."""
     write_dataset(folder, [6, 6], 2, split="validation")
     write_dataset(folder, [6] * 8, 4)
-    splits = {split: sorted(folder.glob(f"data/{split}-*")) for split in ("train", "validation")}
-    shards.write_manifest(
-        folder, {split: [path.relative_to(folder) for path in paths] for split, paths in splits.items()}
-    )
-    shards.write_json(folder / "meta/stats.json", compute_statistics(splits["train"]))
+    shards.write_json(folder / "meta/stats.json", compute_statistics(sorted(folder.glob("data/train-*"))))
     info = {"fps": 10, "state_dim": 7, "action_dim": 7, "tasks": ["pick up the red cube"]}
     shards.write_json(folder / "meta/info.json", {**info, "splits": count_splits(read_manifest(folder))})
     return folder

@@ -29,8 +29,9 @@ import numpy as np
 from stereovla.command_line import option
 from stereovla.dataset_builder.dataset import shards
 from stereovla.dataset_builder.dataset.schema import CALIBRATION_KEYS
-from stereovla.dataset_builder.formats.importing import EpisodeError, ImportConfig, SourceEpisode
+from stereovla.dataset_builder.formats.importing import ImportConfig
 from stereovla.dataset_builder.formats.rig import Rig, Vector
+from stereovla.dataset_builder.formats.source import EpisodeError, SourceEpisode
 from stereovla.dataset_builder.formats.video import VideoError, frame_times, read_all_frames
 from stereovla.extras import extra
 from stereovla.processing.normalization import rpy_to_matrix
@@ -84,7 +85,7 @@ def open_droid(config: DroidImportConfig, rig: Rig) -> tuple["DroidSource", Rig]
 
 
 class DroidSource:
-    """See `importing.Source`; episodes are named by their folder below `folder`."""
+    """See `source.Source`; episodes are named by their folder below `folder`."""
 
     def __init__(self, folder: Path, rig: Rig, annotations: dict[str, Any] | None, cut_frames: int = 0):
         self.folder, self.rig, self.annotations, self.cut_frames = folder, rig, annotations, cut_frames
@@ -96,18 +97,18 @@ class DroidSource:
             raise ValueError(f"{folder} holds no episodes: no trajectory.h5 and no metadata_*.json below it")
 
     def content(self) -> dict[str, Any]:
-        """See `importing.Source`."""
+        """See `source.Source`."""
         files = sorted(path for name in self._names for path in (self.folder / name).rglob("*") if path.is_file())
         listing = [[path.relative_to(self.folder).as_posix(), path.stat().st_size] for path in files]
         listing.append(["annotations", self.annotations])
         return {"format": "DROID raw", "sha256": hashlib.sha256(json.dumps(listing).encode()).hexdigest()}
 
     def splits(self) -> dict[str, list[str]]:
-        """See `importing.Source`."""
+        """See `source.Source`."""
         return {"train": self._names}
 
     def read(self, name: str) -> SourceEpisode:
-        """See `importing.Source`."""
+        """See `source.Source`."""
         metadata = self._metadata(name)
         camera = self.rig.cameras["stereo"]
         serial = self._serial(name)
@@ -170,7 +171,7 @@ class DroidSource:
         return (common, cut) if common and cut <= self.cut_frames else (length, 0)
 
     def pairs(self, name: str, episode: SourceEpisode) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """See `importing.Source`."""
+        """See `source.Source`."""
         path = self._video(name)
         if not path.is_file():
             raise VideoError(f"recordings/MP4/{path.name} is missing")

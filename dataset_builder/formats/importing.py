@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -39,6 +39,7 @@ from stereovla.dataset_builder.dataset.statistics import compute_statistics
 from stereovla.dataset_builder.formats import plausibility
 from stereovla.dataset_builder.formats.rig import SHAPES, Rig, check_value
 from stereovla.dataset_builder.formats.robot_mapping import Motion, map_motion
+from stereovla.dataset_builder.formats.source import EpisodeError, Source, SourceEpisode
 from stereovla.dataset_builder.formats.video import VideoError
 from stereovla.dataset_builder.recording.parts import Task, split_tasks
 
@@ -83,50 +84,6 @@ class ImportConfig:
             raise ValueError(f"episodes_per_shard={self.episodes_per_shard} must be at least 1")
         if self.validation_episodes < 0:
             raise ValueError(f"validation_episodes={self.validation_episodes} must not be negative")
-
-
-class EpisodeError(ValueError):
-    """An episode that cannot be read at all; the message says why."""
-
-
-@dataclass(frozen=True)
-class SourceEpisode:
-    """One episode as its source tells it.
-
-    Args:
-        timestamps_s: (n,) from the episode's start.
-        states, actions: (n, ...) vectors for `map_motion`; no actions where they follow from the states.
-        tasks: n instructions.
-        calibration: per key of the schema (n, ...) values, of the views before crop and resize.
-        problems: what the source found wrong itself.
-        cut: frames at the end that the source left out, as it was asked to.
-    """
-
-    timestamps_s: np.ndarray
-    states: np.ndarray
-    actions: np.ndarray | None
-    tasks: Sequence[str]
-    calibration: Mapping[str, np.ndarray]
-    problems: Sequence[str] = ()
-    cut: int = 0
-
-
-class Source(Protocol):
-    """A dataset of another format."""
-
-    fps: float
-
-    def content(self) -> dict[str, Any]:
-        """What identifies the data (JSON-able): an unfinished import goes on only where it is the same."""
-
-    def splits(self) -> dict[str, list[str]]:
-        """Names of the episodes of every split, in their order."""
-
-    def read(self, name: str) -> SourceEpisode:
-        """Everything of one episode but its pictures; EpisodeError where that fails."""
-
-    def pairs(self, name: str, episode: SourceEpisode) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Its pictures, uint8 (h, w, 3) RGB, left and right; VideoError where that fails."""
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ from PIL import Image
 from stereovla.command_line import option
 from stereovla.dataset_builder.dataset import shards
 from stereovla.dataset_builder.dataset.schema import CALIBRATION_KEYS
-from stereovla.dataset_builder.formats.importing import EpisodeError, ImportConfig, SourceEpisode
+from stereovla.dataset_builder.formats.importing import ImportConfig
 from stereovla.dataset_builder.formats.lerobot_metadata import INFO, fill, read_episodes, read_info, read_tasks
 from stereovla.dataset_builder.formats.rig import Rig
+from stereovla.dataset_builder.formats.source import EpisodeError, SourceEpisode
 from stereovla.dataset_builder.formats.video import VideoError, first_beside, frame_times, read_frames
 
 _RATE = 0.01  # timestamps are frame_index / fps, to the rounding of float32
@@ -48,7 +49,7 @@ def open_lerobot(config: LeRobotImportConfig, rig: Rig) -> "LeRobotSource":
 
 
 class LeRobotSource:
-    """See `importing.Source`; episodes are named "episode 7"."""
+    """See `source.Source`; episodes are named "episode 7"."""
 
     def __init__(self, folder: Path, rig: Rig):
         self.folder, self.rig = folder, rig
@@ -84,7 +85,7 @@ class LeRobotSource:
         self._times: dict[Path, np.ndarray] = {}
 
     def content(self) -> dict[str, Any]:
-        """See `importing.Source`."""
+        """See `source.Source`."""
         names = ["info.json", "tasks.parquet"]
         hashes = {name: shards.sha256(self.folder / "meta" / name) for name in names}
         hashes |= {
@@ -98,7 +99,7 @@ class LeRobotSource:
         return {"format": f"LeRobot {self.info.version}", "sha256": hashes}
 
     def splits(self) -> dict[str, list[str]]:
-        """See `importing.Source`."""
+        """See `source.Source`."""
         splits = {
             split: [name for name, entry in self._episodes.items() if entry["episode_index"] in numbers]
             for split, numbers in self.info.splits.items()
@@ -113,7 +114,7 @@ class LeRobotSource:
         return splits
 
     def read(self, name: str) -> SourceEpisode:
-        """See `importing.Source`."""
+        """See `source.Source`."""
         entry = self._episodes[name]
         table = self._table(entry, [*self._columns, "timestamp", "frame_index", "task_index"])
         length = table.num_rows
@@ -159,7 +160,7 @@ class LeRobotSource:
         )
 
     def pairs(self, name: str, episode: SourceEpisode) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """See `importing.Source`."""
+        """See `source.Source`."""
         entry = self._episodes[name]
         streams = {key: self._video(entry, key, episode.timestamps_s) for key in self._videos}
         if self._images:
