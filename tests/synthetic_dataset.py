@@ -54,6 +54,11 @@ def make_row(
     }
 
 
+def generator_of(split: str) -> np.random.Generator:
+    """What the rows of a split are drawn from; no split repeats the other."""
+    return np.random.default_rng(["train", "validation"].index(split))
+
+
 def write_dataset(
     folder: Path,
     lengths: list[int],
@@ -67,7 +72,7 @@ def write_dataset(
     """Shards with episodes of these lengths; the columns in `without` are left out of the files."""
     import pyarrow.parquet as pq
 
-    rng = np.random.default_rng(["train", "validation"].index(split))  # no split repeats the other
+    rng = generator_of(split)
     count = -(-len(lengths) // episodes_per_shard)
     for index in range(count):
         numbers = range(index * episodes_per_shard, min(len(lengths), (index + 1) * episodes_per_shard))

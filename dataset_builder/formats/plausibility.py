@@ -62,7 +62,7 @@ def principal_point_problem(point_px: np.ndarray, size_px: tuple[int, int]) -> s
         f"principal_point_px {point_px.tolist()} lies at {shares[0]:.0%} of the width and {shares[1]:.0%} of the "
         f"height of a view of {list(size_px)} px, expected {0.5 - _OFF_MIDDLE:.0%} ... {0.5 + _OFF_MIDDLE:.0%}: are "
         f"these intrinsics of another image size, such as {whole[0]}x{whole[1]}? A view that was cut out of a larger "
-        "one is described whole, and cut by crop_px"
+        "one is described whole, and cut by crop_px."
     )
 
 
