@@ -1,17 +1,19 @@
 """The manifest of a dataset: which shards it is made of, with their sizes, counts and SHA-256; and what else is there.
 
 A shard is hashed once on each machine: what was found good is kept, with the file's size, inode and time of change, in
-the cache of the Hub's tools (HF_HOME), so that opening a dataset again costs one look at each file.
+the folder that the environment variable STEREOVLA_CACHE names, without it in HF_HOME/stereovla. So opening a dataset
+again costs one look at each file.
 """
 
 import fcntl
 import hashlib
+import os
 import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -128,16 +130,16 @@ def _verified(folder: Path) -> Iterator[dict[str, list[Any]]]:
     time. Where it cannot be kept, a warning says so.
     """
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
-    path = Path(HF_HOME) / "stereovla/verified" / f"{name}.json"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path.with_suffix(".lock"), "w")
-    except OSError as error:
-        warnings.warn(f"{path} cannot be written ({error}): {folder} is hashed each time it is opened", stacklevel=3)
-        yield {}
-        return
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    path = Path(os.environ.get("STEREOVLA_CACHE") or Path(HF_HOME) / "stereovla") / "verified" / f"{name}.json"
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(path.with_suffix(".lock"), "w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            warnings.warn(f"{path} cannot be kept ({error}): {folder} is hashed each time it is opened", stacklevel=4)
+            yield {}
+            return
         try:
             known = dict(read_json(path)["shards"])
         except (ValueError, KeyError, TypeError):  # not there yet, or damaged: everything is hashed

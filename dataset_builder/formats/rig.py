@@ -256,7 +256,7 @@ def _vector(content: Any, name: str, where: str) -> Vector:
 
 
 def _accepted(content: Any, where: str) -> tuple[str, ...]:
-    if not isinstance(content, list | tuple) or not all(name in plausibility.CHECKS for name in content):
+    if not isinstance(content, list | tuple) or not all(name in [*plausibility.CHECKS] for name in content):
         raise ValueError(f"{where} is {content!r}, expected a list of {', '.join(plausibility.CHECKS)}")
     return tuple(content)
 
@@ -299,7 +299,9 @@ def check_value(key: str, value: Any, size_px: tuple[int, int], where: str, acce
         raise ValueError(f"{where}: {key} is {value!r}, expected {SHAPES[key]} numbers") from error
     if array.shape != SHAPES[key] and array.size == np.prod(SHAPES[key], dtype=int):
         array = array.reshape(SHAPES[key])  # columns of a table are flat
-    if array.shape != SHAPES[key] or not np.isfinite(array).all():
+    with np.errstate(over="ignore"):  # as it is stored
+        finite = np.isfinite(array.astype(np.float32)).all()
+    if array.shape != SHAPES[key] or not finite:
         raise ValueError(f"{where}: {key} is {value!r}, expected {SHAPES[key]} finite numbers")
     if key == "focal_length_px" and (array < 1).any():
         raise ValueError(f"{where}: {key} is {array.tolist()}, must be at least 1 px")

@@ -23,7 +23,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture
 def copy(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(manifest, "HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("STEREOVLA_CACHE", str(tmp_path / "cache"))
     return shutil.copytree(dataset, tmp_path / "copy")
 
 
@@ -120,12 +120,12 @@ def test_a_shard_is_hashed_once_until_it_changes(copy, monkeypatch):
 def test_what_was_verified_may_be_damaged_or_out_of_reach(copy, tmp_path, monkeypatch):
     entries = read_manifest(copy)
     assert shard_problems(copy, entries) == {}
-    (kept,) = (tmp_path / "home/stereovla/verified").glob("*.json")
+    (kept,) = (tmp_path / "cache/verified").glob("*.json")
     for content in ("", "[]", '{"shards": 3}', "{"):
         kept.write_text(content)
         assert shard_problems(copy, entries) == {}
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(manifest, "HF_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("STEREOVLA_CACHE", str(tmp_path / "file"))
     with pytest.warns(UserWarning, match="is hashed each time it is opened"):
         assert shard_problems(copy, entries) == {}
 

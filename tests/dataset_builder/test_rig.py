@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stereo_scene import poses
 
+from stereovla.dataset_builder.dataset.schema import CALIBRATION_KEYS
 from stereovla.dataset_builder.formats.rig import make_rig, read_rig
 from stereovla.dataset_builder.formats.robot_mapping import map_motion, next_keyframes
 from stereovla.processing.normalization import matrix_to_rpy
@@ -76,6 +77,59 @@ def changed(path: str, value):
 def test_wrong_files_are_named(content, message):
     with pytest.raises(ValueError, match=message):
         make_rig(content, "rig.yaml")
+
+
+ODD = (None, True, -1, 0, 10**30, 1e300, float("nan"), "", "x", [], {}, [1], [float("nan")] * 3, {"a": 1}, "2020-13-40")
+FULL = {"crop_px": [80, 0, 480, 480], "resize_px": [240, 120], "tool": [0.0] * 6, "fps": 10, "accept": ["units"]}
+FULL |= {"parts_px": {"left": [0, 0, 640, 480], "right": [640, 0, 640, 480]}, "vertical_misalignment_px": 1.0}
+
+
+def test_whatever_stands_in_the_file_is_a_rig_or_an_error_in_words():
+    """1,000 contents of which one or two values are of other kinds, gone, or under another name."""
+
+    def places(content, trail=()):
+        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+            yield (*trail, key)
+            if isinstance(value, dict | list):
+                yield from places(value, (*trail, key))
+
+    rng, counts = np.random.default_rng(0), {True: 0, False: 0}
+    for _ in range(1000):
+        content = copy.deepcopy(CONTENT | FULL)
+        for _ in range(rng.integers(1, 3)):
+            trails = list(places(content))
+            *parts, last = trails[rng.integers(len(trails))]
+            place = content
+            for part in parts:
+                place = place[part]
+            what = rng.integers(4)
+            if what == 0:
+                del place[last]
+            elif what == 1 and isinstance(place, dict):
+                place[f"{last}s"] = place.pop(last)
+            else:
+                place[last] = copy.deepcopy(ODD[rng.integers(len(ODD))])
+        try:
+            found = make_rig(content, "rig.yaml")
+        except ValueError as error:
+            assert str(error).startswith("rig.yaml"), error
+            counts[False] += 1
+            continue
+        counts[True] += 1
+        if not found.calibration_columns():
+            moved = found.moved({key: found.calibration[key] for key in CALIBRATION_KEYS})
+            assert all(np.isfinite(value).all() for value in moved.values())
+    assert min(counts.values()) > 20
+
+
+@pytest.mark.parametrize(
+    "text", ["license: 2020-13-40", "a: \xff", "[" * 1500, "a: &a [*a, *a]", "? [1, 2]\n: 3", "a: 0x_"]
+)
+def test_text_that_is_no_yaml_is_named(tmp_path, text):
+    path = tmp_path / "rig.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match="rig.yaml"):
+        read_rig(path)
 
 
 def test_a_file_is_read(tmp_path):
