@@ -212,8 +212,12 @@ class DroidSource:
     def _instruction(self, metadata: dict[str, Any]) -> str:
         """The first annotation, or without a file of these the metadata's task; empty where there is none."""
         if self.annotations is not None:
-            return str(self.annotations.get(str(metadata.get("uuid")), {}).get("language_instruction1", ""))
-        return str(metadata.get("current_task") or "")
+            said = self.annotations.get(str(metadata.get("uuid")), {}).get("language_instruction1")
+        else:
+            said = metadata.get("current_task")
+        if not isinstance(said, str | None):
+            raise EpisodeError(f"the instruction is {reprlib.repr(said)}, expected text")
+        return said or ""
 
 
 def _column(file: h5py.File, key: str, width: int | None = None) -> np.ndarray:

@@ -139,7 +139,10 @@ def view_of_tool_problem(positions: np.ndarray, calibration: Mapping[str, np.nda
     others |= {f"the pose {name}": given @ frame for name, frame in _OTHER_FRAMES.items()}
     counts = {name: count(transforms) for name, transforms in others.items()}
     best = max(counts, key=counts.__getitem__)
-    likely = "is it the pose of the left camera's optical frame (x right, y down, z forward) in the base, in m?"
+    likely = (
+        "is it the pose of the left camera's optical frame (x right, y down, z forward) in the base, in m, and does "
+        "`tool` lead to the fingertips?"
+    )
     if counts[best] >= _FITS * total:
         likely = f"it is probably {best}: taken so, the tool is in view in {counts[best]}"
     return f"transform_camera_to_base: the tool is in view in {seen} of {total} frames; {likely}"

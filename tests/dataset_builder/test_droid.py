@@ -13,6 +13,7 @@ import yaml
 pytest.importorskip("mujoco")
 
 from command_lines import data as main  # noqa: E402
+from mutations import mutate  # noqa: E402
 
 from stereovla.dataset_builder.dataset import schema, shards  # noqa: E402
 from stereovla.dataset_builder.formats.droid_source import DroidImportConfig  # noqa: E402
@@ -278,6 +279,48 @@ def test_damage_is_named_with_episode_and_frame(raw, simulated, tmp_path, capsys
     assert "1 of 2 episodes have problems; nothing was imported" in printed
     assert main([*arguments, "--skip-bad-episodes"]) == 0
     assert list(shards.read_json(tmp_path / "out/meta/info.json")["dropped"]) == [bad]
+
+
+def test_an_instruction_that_is_no_text_is_named(raw, simulated, tmp_path, capsys):
+    source = shutil.copytree(raw, tmp_path / "raw")
+    for path in source.rglob("metadata_*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"current_task": 7}))
+    assert main(command(source, tmp_path, simulated, annotated=False)) == 1
+    assert "11:00:00_2023: the instruction is 7, expected text" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_mutated_metadata_gives_an_error_in_words_or_the_same_rows(raw, simulated, tmp_path, capsys):
+    """200 times one value of an episode's metadata, or of the annotations, is gone, renamed or odd."""
+    episode = "LAB/success/2023-05-01/Mon_May__1_11:00:00_2023"
+    small = tmp_path / "small"
+    shutil.copytree(raw / episode, small / episode)
+    shutil.copy(raw / "aggregated-annotations-030724.json", small)
+    assert main([*command(small, tmp_path, simulated), "--cut_frames", "1"]) == 0
+    name = shards.shard_path("train", 0, 1)
+    expected = (tmp_path / "out" / name).read_bytes()
+    rng, counts = np.random.default_rng(21), {0: 0, 1: 0, 2: 0}
+    for number in range(200):
+        source = shutil.copytree(small, tmp_path / "mutated/source")
+        (path,) = source.glob("*.json" if number % 4 == 0 else f"{episode}/metadata_*.json")
+        content = json.loads(path.read_text())
+        mutate(content, rng)
+        path.write_text(json.dumps(content))
+        capsys.readouterr()
+        status = main([*command(source, tmp_path / "mutated", simulated), "--cut_frames", "1"])
+        said = capsys.readouterr()
+        counts[status] += 1
+        entry = content.get("LAB+a+2")
+        text = entry.get("language_instruction1") if isinstance(entry, dict) else "task 2"
+        if status == 0 and text != "task 2":  # another instruction is one
+            assert {row["task"] for row in shards.read_rows(tmp_path / "mutated/out" / name)} == {text}
+        elif status == 0:
+            assert (tmp_path / "mutated/out" / name).read_bytes() == expected, (number, path.read_text())
+        else:
+            assert "error: " in said.err or "nothing was imported" in said.out, (number, said)
+        shutil.rmtree(tmp_path / "mutated")
+    print(f"200 mutated files: {counts[0]} imported alike, {counts[1] + counts[2]} refused in words")
+    assert counts[0] > 20 and counts[1] > 20
 
 
 @pytest.mark.parametrize(

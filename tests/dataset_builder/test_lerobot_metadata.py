@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from command_lines import data as main
 from lerobot_folder import WRITTEN, contents, import_config, import_folder
+from mutations import ODD, mutate
 
 from stereovla.dataset_builder.formats.lerobot_metadata import read_episodes, read_info, read_tasks
 
@@ -194,52 +195,12 @@ def test_the_metadata_that_lerobot_wrote(copy):
 # ----------------------------------------------------------------------------------------------------------------------
 
 MUTATIONS = 1000
-ODD = (
-    None,
-    True,
-    -1,
-    0,
-    1,
-    3,
-    2**40,
-    10**30,
-    0.5,
-    1e300,
-    float("nan"),
-    float("inf"),
-    "",
-    "x",
-    "0:3",
-    "v2.1",
-    [],
-    {},
-    [1],
-)
 META = ("info.json", "tasks.parquet", "episodes/chunk-000/file-000.parquet")
-
-
-def places(content, trail=()):
-    """Trails to all values inside of parsed JSON."""
-    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
-    for key, value in items:
-        yield (*trail, key)
-        yield from places(value, (*trail, key))
 
 
 def mutate_json(path, rng):
     content = json.loads(path.read_text())
-    trails = list(places(content))
-    *parts, last = trails[rng.integers(len(trails))]
-    place = content
-    for part in parts:
-        place = place[part]
-    what = rng.integers(3)
-    if what == 0:
-        del place[last]
-    elif what == 1 and isinstance(place, dict):
-        place[f"{last}_"] = place.pop(last)
-    else:
-        place[last] = ODD[rng.integers(len(ODD))]
+    mutate(content, rng)
     path.write_text(json.dumps(content))
 
 
