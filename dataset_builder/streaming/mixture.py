@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from huggingface_hub import hf_hub_download
 
+from stereovla.dataset_builder.dataset.manifest import count_problems, parse_manifest
 from stereovla.dataset_builder.dataset.schema import POSES
 from stereovla.dataset_builder.dataset.shards import read_json
 from stereovla.dataset_builder.dataset.statistics import mix_statistics
@@ -34,6 +35,7 @@ def check_mixture(path: str | Path | Mixture) -> Mixture:
 def load_meta(path: str | Path | Mixture) -> dict[str, Any]:
     """What a dataset (folder, Hub id or `id@revision`) says of itself: meta/info.json (`tasks`, `fps`, `splits`, ...)
     and `stats`, and `state_names`, {embodiment: the names of a state's numbers}: of a pose, or [] where it is none.
+    ValueError where its counts are not those of its manifest.
 
     Of several datasets with weights: the `tasks` and the sums of the `splits` of all, and `stats` of the mixture (see
     `mix_statistics`); `state_names`, of which an embodiment has one list; and `fps`, `state_dim` and `action_dim`,
@@ -81,6 +83,8 @@ def _load_meta(path: str | Path) -> dict[str, Any]:
             return read_json(Path(path) / "meta" / file)
         return read_json(Path(hf_hub_download(name, f"meta/{file}", repo_type="dataset", revision=revision)))
 
-    info, stats = read("info.json"), read("stats.json")
+    info, manifest, stats = read("info.json"), read("manifest.json"), read("stats.json")
+    if problems := count_problems(info, parse_manifest(manifest, f"manifest.json of {path}")):
+        raise ValueError(f"dataset {path}: {'; '.join(problems)}")
     names = POSES.get(info.get("state_dim"), ()) if info.get("state_is_pose", True) else ()
     return {**info, "stats": stats, "state_names": {embodiment: list(names) for embodiment in stats}}
