@@ -64,8 +64,8 @@ setup(
     install_requires=[
         "torch>=2.6",
         "transformers>=5.20,<6",
-        "datasets>=5.0,<6",
-        "huggingface_hub>=2.0,<3",
+        "datasets>=4.7,<6",
+        "huggingface_hub>=1.31,<3",
         "peft>=0.20",
         "accelerate>=1.10,<2",
         "trl>=1.10,<2",

@@ -102,6 +102,8 @@ def _import(options: Any, rig: Any, source: Any) -> int:
     info = read_json(folder / INFO)
     for name, problems in info["dropped"].items():
         print("\n".join(f"{name}: {problem}" for problem in problems))
+    for name, count in info["cut_frames"].items():
+        print(f"{name}: {count} frames at the end left out, which video or trajectory lack")
     for name in info["not_judged"]:
         print(f"{name}: no pair has enough structure to check order and rectification")
     print(f"dataset: {folder}; {len(info['dropped'])} episodes left out")

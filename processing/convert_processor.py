@@ -20,7 +20,7 @@ from .convert_tokenizer import IMAGE_TOKEN, convert_tokenizer
 from .image_processing_stereovla import StereoImageProcessorPil
 from .processing_stereovla import StereoProcessor
 
-SIZES = ("chunk_size", "state_history", "state_dim", "action_dim", "num_bins", "action_vocab_size")
+SIZES = ("chunk_size", "state_history", "state_dim", "action_dim", "pose_dim", "num_bins", "action_vocab_size")
 MARK = "processor_config.json"  # without it a folder has no processor, so it comes last
 
 

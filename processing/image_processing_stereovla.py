@@ -1,5 +1,6 @@
 """One geometry for both views of a pair, and for everything that is measured in its pixels."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,10 @@ from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .camera_geometry import Calibration
+
+# Of one source view. What is done with it grows with its pixels; no camera's picture is larger.
+MAX_SIDE_PX = 16_384
+MAX_VIEW_PX = 2**25  # an 8K view has 33.2 million
 
 
 @dataclass(frozen=True)
@@ -155,7 +160,16 @@ def is_view(image: Any) -> bool:
 
 
 def view_array(image: Any, name: str) -> np.ndarray:
-    """PIL RGB image, or uint8 array or tensor (h, w, 3) or (3, h, w) -> uint8 (h, w, 3); errors start with `name`."""
+    """PIL RGB image, or uint8 array or tensor (h, w, 3) or (3, h, w) -> uint8 (h, w, 3); errors start with `name`.
+
+    A view of more than MAX_SIDE_PX a side or MAX_VIEW_PX in all is refused before it is read.
+    """
+    sides = image.size if isinstance(image, Image.Image) else getattr(image, "shape", ())
+    if max(sides, default=0) > MAX_SIDE_PX or math.prod(sides) > 3 * MAX_VIEW_PX:
+        raise ValueError(
+            f"{name} has the shape {tuple(sides)}; a view has at most {MAX_SIDE_PX:,} px a side and {MAX_VIEW_PX:,} px "
+            "in all"
+        )
     if isinstance(image, Image.Image):
         if image.mode != "RGB":
             raise ValueError(
@@ -167,7 +181,7 @@ def view_array(image: Any, name: str) -> np.ndarray:
     if not isinstance(image, np.ndarray):
         raise TypeError(f"{name} is a {type(image).__name__}; expected a PIL image, a numpy array or a torch tensor")
     if image.dtype != np.uint8:
-        value_range = f" in [{image.min()}, {image.max()}]" if image.size else ""
+        value_range = f" in [{image.min()}, {image.max()}]" if image.size and image.dtype.kind in "fiub" else ""
         raise ValueError(f"{name} has dtype {image.dtype}{value_range}; expected uint8 in [0, 255]")
     if image.ndim == 3 and image.shape[-1] != 3 and image.shape[0] == 3:
         image = image.transpose(1, 2, 0)

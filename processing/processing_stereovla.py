@@ -16,6 +16,7 @@ from .image_processing_stereovla import StereoImageProcessorPil, ViewGeometry, a
 from .normalization import Normalizer
 from .prompt_tokens import PromptTokens
 from .sample_values import SampleReader, required, split_batch
+from .state_entries import check_state_names, differences, rotations_of_states
 
 PER_SAMPLE = (
     "text state embodiment objective actions action_mask keyframe_pose boxes points_px depths_m calibration depth_map "
@@ -39,8 +40,9 @@ class StereoProcessor(ProcessorMixin):
     - disparity float32 (B, H, W), with `depth_map` only: px of the processed left view, 0 = unknown.
     - points float32 (B, 2, 2), with `target_px` or `gripper_px` only: (u, v) of the target and of the gripper in px
       of the processed left view, NaN = not visible.
-    - displacement float32 (B, state_dim), with points and `return_labels`: keyframe minus present state, both
-      normalised as states, NaN where the sample has no keyframe.
+    - displacement float32 (B, pose_dim), with points and `return_labels`, where pose_dim equals state_dim: the way from
+      the present state to the keyframe (`state_entries.differences`; of rotations a rotation vector), divided by the
+      state's scales, the three parts of a rotation by the largest of theirs; NaN where the sample has no keyframe.
 
     Objectives and their answers:
 
@@ -62,6 +64,8 @@ class StereoProcessor(ProcessorMixin):
         state_history: int = 4,
         state_dim: int = 7,
         action_dim: int = 7,
+        pose_dim: int | None = None,
+        state_names: dict[str, list[str]] | None = None,
         num_visual_tokens: int = 256,
         num_bins: int = 256,
         action_vocab_size: int | None = None,
@@ -71,7 +75,8 @@ class StereoProcessor(ProcessorMixin):
         max_length: int | None = None,
         check_stereo: bool = True,
     ):
-        """Everything but the two parts is saved in processor_config.json.
+        """Everything but the two parts is saved in processor_config.json. Every option may be assigned or edited later:
+        what counts, and what is saved, is what stands there at that moment.
 
         Args:
             norm_stats: {embodiment: {"state" | "action" | "keyframe_pose": {"q01": [...], ...}}}, see `normalization`.
@@ -79,10 +84,15 @@ class StereoProcessor(ProcessorMixin):
             control_rates_hz: {embodiment: steps per second of the action chunk}; carried for whoever executes the
                 chunk.
             chunk_size: actions per chunk. state_history: states per sample, the current one included.
+            pose_dim: numbers of a keyframe pose; None = state_dim.
+            state_names: {embodiment: names of a state's numbers}, which say what is a rotation: "roll", "pitch", "yaw"
+                (of several bodies "left_roll", ...), or "yaw" alone. [] = none is. A robot without an entry has poses
+                (`state_entries.POSES`) where its state has 7 or 5 numbers, and otherwise no rotations.
             num_visual_tokens: image tokens after BOS; the model replaces them by its visual tokens.
-            num_bins, action_vocab_size: bin b has the id action_vocab_size - b. None counts the whole tokenizer, as
-                `build_tokenizer` lays it out; tokenizers with special tokens after the bins must say what they count
-                (92544 for InternLM2, whose pad token was appended).
+            num_bins, action_vocab_size: bin b has the id action_vocab_size - b. None counts the tokenizer up to the
+                bins of `build_tokenizer`, or all of it where it has none, once: the number is saved, so that tokens
+                which are added later move no bin. Tokenizers with special tokens after the bins must say what they
+                count (92544 for InternLM2, whose pad token was appended).
             depth_decimals: decimals of depth answers in m.
             depth_unit_m: unit of `depth_map` images of integer type (the data sets' 16-bit PNG has 1e-4 m).
             max_length: longest sequence allowed, visual tokens included; None takes the tokenizer's model_max_length.
@@ -96,6 +106,8 @@ class StereoProcessor(ProcessorMixin):
         self.state_history = state_history
         self.state_dim = state_dim
         self.action_dim = action_dim
+        self.pose_dim = pose_dim
+        self.state_names = state_names
         self.num_visual_tokens = num_visual_tokens
         self.num_bins = num_bins
         self.action_vocab_size = action_vocab_size
@@ -105,21 +117,69 @@ class StereoProcessor(ProcessorMixin):
         self.max_length = max_length
         self.check_stereo = check_stereo
         super().__init__(image_processor, tokenizer)
-        self.tokens = PromptTokens(tokenizer, image_token, num_visual_tokens, num_bins, action_vocab_size, max_length)
-        self.normalizer = Normalizer(norm_stats, normalization)
-        self.reader = SampleReader(state_history, state_dim, chunk_size, action_dim, depth_unit_m)
+        self._tokens: tuple[tuple, PromptTokens] | None = None
+        self._check()
 
     @classmethod
     def _get_arguments_from_pretrained(cls, path: str, processor_dict: dict | None = None, **kwargs: Any) -> list[Any]:
         """The two parts. Auto classes would ask for trust_remote_code although this very file is in use already."""
         return [StereoImageProcessorPil.from_pretrained(path, **kwargs), AutoTokenizer.from_pretrained(path, **kwargs)]
 
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; ValueError, and nothing is written, where an option cannot be used."""
+        self._check()
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
     def to_dict(self) -> dict[str, Any]:
         """What is saved: the image processor's options and the arguments of `__init__`."""
         # Without what is derived from them: ProcessorMixin would copy the tokenizer in it (0.3 s for 92,000 tokens).
         saved = copy.copy(self)
-        del saved.tokens, saved.normalizer, saved.reader
+        del saved._tokens
         return super(StereoProcessor, saved).to_dict()
+
+    def _check(self) -> None:
+        if self.pose_dim is None:
+            self.pose_dim = self.state_dim
+        if self.action_vocab_size is None:
+            last_bin = self.tokenizer.convert_tokens_to_ids("<bin_1>")
+            known = last_bin not in (None, self.tokenizer.unk_token_id)
+            self.action_vocab_size = last_bin + 1 if known else len(self.tokenizer)
+        for name in ("chunk_size", "state_history", "state_dim", "action_dim", "pose_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_state_names(self.state_names, self.state_dim)
+        _ = self.tokens, self.normalizer
+
+    @property
+    def tokens(self) -> PromptTokens:
+        """Writes prompts; made anew when the tokenizer or an option of it has changed."""
+        tokenizer = self.tokenizer
+        of_tokenizer = (tokenizer, len(tokenizer), tokenizer.model_max_length, *tokenizer.all_special_ids)
+        options = (self.image_token, self.num_visual_tokens, self.num_bins, self.action_vocab_size, self.max_length)
+        if self._tokens is None or self._tokens[0] != (of_tokenizer, options):
+            self._tokens = (of_tokenizer, options), PromptTokens(tokenizer, *options)
+        return self._tokens[1]
+
+    @property
+    def normalizer(self) -> Normalizer:
+        """Converts with the statistics as they are now; a batch takes one."""
+        return Normalizer(self.norm_stats, self.normalization, self._angles)
+
+    @property
+    def reader(self) -> SampleReader:
+        """Reads samples of the sizes that are set now."""
+        return SampleReader(
+            self.state_history, self.state_dim, self.chunk_size, self.action_dim, self.depth_unit_m, self.pose_dim
+        )
+
+    def _angles(self, embodiment: str, key: str) -> list[int]:
+        """Indices of the angles among the numbers of `key`; of actions none, whose turns are small. A keyframe is named
+        as a state where it has as many numbers.
+        """
+        if key == "action" or (key == "keyframe_pose" and self.pose_dim != self.state_dim):
+            return []
+        groups = rotations_of_states(self.state_names, embodiment, self.state_dim)
+        return [index for group in groups for index in group]
 
     @property
     def image_token_id(self) -> int:
@@ -174,7 +234,7 @@ class StereoProcessor(ProcessorMixin):
             actions: (n, action_dim), n <= chunk_size, robot units.
             action_mask: (n,) bool, all valid if None. Steps that are not valid keep their values: a data set's padding
                 holds still.
-            keyframe_pose: (state_dim,) robot units.
+            keyframe_pose: (pose_dim,) robot units.
             boxes: (2, 4) of the left and the right view, x_min, y_min, x_max, y_max in px.
             points_px: (2,) or (n, 2) (u, v) in px of the left view that a depth question asks about. depths_m: (n,)
                 answers.
@@ -199,20 +259,20 @@ class StereoProcessor(ProcessorMixin):
         views, geometries = self.image_processor.prepare(pairs)
         outputs = {"disparity": depth_map is not None, "points": target_px is not None or gripper_px is not None}
         outputs |= {"actions": return_labels or actions is not None}
+        normalizer, reader = self.normalizer, self.reader
         rows = []
         for number, (sample, geometry) in enumerate(zip(samples, geometries, strict=True)):
             try:
-                rows.append(self._read(sample, geometry, return_labels, outputs))
+                rows.append(self._read(sample, geometry, return_labels, outputs, normalizer, reader))
             except ValueError as error:
                 if not batched:
                     raise
                 raise ValueError(f"sample {number}: {error}") from error
 
         names = [sample["embodiment"] for sample in samples]
-        states = self._normalized(
-            [row.get("states") for row in rows], names, "state", (self.state_history, self.state_dim)
-        )
-        poses = self._normalized([row.get("pose") for row in rows], names, "keyframe_pose", (self.state_dim,))
+        shape = (self.state_history, self.state_dim)
+        states = normalizer.normalize_batch([row.get("states") for row in rows], names, "state", shape)
+        poses = normalizer.normalize_batch([row.get("pose") for row in rows], names, "keyframe_pose", (self.pose_dim,))
         sequences = self._sequences(rows, states, poses, return_labels)
         data = {"pixel_values": self.image_processor.to_pixel_values(views), "state": states.astype(np.float32)}
         data |= self.tokens.pad(sequences, padding_side or ("right" if return_labels else "left"))
@@ -220,7 +280,12 @@ class StereoProcessor(ProcessorMixin):
             del data["labels"]
         if outputs["actions"]:
             chunks = [row.get("actions", (None, None, 0)) for row in rows]
-            actions = self._normalized([c for c, _, _ in chunks], names, "action", (self.chunk_size, self.action_dim))
+            shape = (self.chunk_size, self.action_dim)
+            # what was not given holds still until it becomes 0: zeros may be far outside of a robot's range
+            held = [
+                chunk if chunk is None else chunk[np.minimum(np.arange(len(chunk)), n - 1)] for chunk, _, n in chunks
+            ]
+            actions = normalizer.normalize_batch(held, names, "action", shape)
             mask = np.zeros(actions.shape[:2], dtype=bool)
             for row, (chunk, valid, given_steps) in enumerate(chunks):
                 if chunk is not None:
@@ -231,20 +296,26 @@ class StereoProcessor(ProcessorMixin):
             data["disparity"] = self._disparity([row.get("depth_map") for row in rows])
         if outputs["points"]:
             data["points"] = np.stack([row["points"] for row in rows]).astype(np.float32)
-            if return_labels:
-                data["displacement"] = self._displacements(rows, names, states[:, -1])
+            if return_labels and self.pose_dim == self.state_dim:
+                data["displacement"] = self._displacements(rows, names, normalizer)
         tensors = {name: torch.as_tensor(value) for name, value in data.items()}
         return BatchFeature({k: v.numpy() for k, v in tensors.items()} if return_tensors == "np" else tensors)
 
     def _read(
-        self, sample: dict[str, Any], geometry: ViewGeometry, with_answer: bool, outputs: dict[str, bool]
+        self,
+        sample: dict[str, Any],
+        geometry: ViewGeometry,
+        with_answer: bool,
+        outputs: dict[str, bool],
+        normalizer: Normalizer,
+        reader: SampleReader,
     ) -> dict[str, Any]:
         """Checked values of one sample: "prompt", and what its objective needs of "states", "pose", "boxes", ..."""
-        objective, reader = sample["objective"], self.reader
+        objective = sample["objective"]
         row: dict[str, Any] = {}
         if objective in ("action", "pose"):
             row |= {"prompt": action_prompt(reader.text(sample)), "states": reader.states(sample)}
-            self.normalizer.statistics(sample["embodiment"], "state")  # an unknown embodiment is this sample's error
+            normalizer.statistics(sample["embodiment"], "state")  # an unknown embodiment is this sample's error
             if with_answer:
                 row["pose"] = reader.pose(sample)
             if outputs["actions"] and objective == "action":
@@ -269,21 +340,15 @@ class StereoProcessor(ProcessorMixin):
             row["points"] = reader.view_points(sample, ("target_px", "gripper_px"), geometry)
         return row
 
-    def _normalized(
-        self, values: list[np.ndarray | None], embodiments: list[str], key: str, shape: tuple[int, ...]
-    ) -> np.ndarray:
-        """float64 (B, *shape), zeros where a sample has no value; one conversion per embodiment."""
-        out = np.zeros((len(values), *shape))
-        for name in sorted({name for name, value in zip(embodiments, values, strict=True) if value is not None}):
-            rows = [row for row, value in enumerate(values) if value is not None and embodiments[row] == name]
-            out[rows] = self.normalizer.normalize(np.stack([values[row] for row in rows]), name, key)
+    def _displacements(self, rows: list[dict[str, Any]], names: list[str], normalizer: Normalizer) -> np.ndarray:
+        """float32 (B, state_dim), see the class; NaN without a keyframe."""
+        out = np.full((len(rows), self.state_dim), np.nan, dtype=np.float32)
+        for number, (row, name) in enumerate(zip(rows, names, strict=True)):
+            if "pose" in row:
+                rotations = rotations_of_states(self.state_names, name, self.state_dim)
+                way = differences(row["pose"], row["states"][-1], rotations)
+                out[number] = normalizer.scale(way, name, "state", rotations)
         return out
-
-    def _displacements(self, rows: list[dict[str, Any]], names: list[str], states: np.ndarray) -> np.ndarray:
-        """float32 (B, state_dim), keyframe minus present state, both normalised as states; NaN without a keyframe."""
-        keyframes = self._normalized([row.get("pose") for row in rows], names, "state", (self.state_dim,))
-        known = np.array(["pose" in row for row in rows])
-        return np.where(known[:, None], keyframes - states, np.nan).astype(np.float32)
 
     def _sequences(
         self, rows: list[dict[str, Any]], states: np.ndarray, poses: np.ndarray, with_answer: bool
@@ -303,7 +368,7 @@ class StereoProcessor(ProcessorMixin):
                 ids += state_ids[number]
                 first = len(ids) - self.state_dim
                 ids += [*pose_ids[number], eos] if with_answer else []
-                room = 0 if with_answer else self.state_dim + 1
+                room = 0 if with_answer else self.pose_dim + 1
             elif "boxes" in row:
                 ids += bins.encode_boxes(row["boxes"], self.image_processor.target_size).reshape(-1).tolist()
             elif "answer" in row:
@@ -330,11 +395,11 @@ class StereoProcessor(ProcessorMixin):
         return self._decoded(chunk, embodiment, "action", ndim=3)
 
     def decode_poses(self, ids: Any, embodiment: str | Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Generated pose ids (B, state_dim, or more) -> (float32 (B, state_dim) in robot units, valid bool (B,)).
+        """Generated pose ids (B, pose_dim, or more) -> (float32 (B, pose_dim) in robot units, valid bool (B,)).
 
         A pose is not valid if one of its ids is no bin; such ids count as -1 or 1, as in the released model.
         """
-        ids = _array(ids)[..., : self.state_dim]
+        ids = _array(ids)[..., : self.pose_dim]
         poses = self._decoded(self.bins.decode(ids), embodiment, "keyframe_pose", ndim=2)
         return poses, self.bins.is_bin(ids).all(axis=-1)
 
@@ -372,9 +437,10 @@ class StereoProcessor(ProcessorMixin):
         names = [embodiment] * len(values) if isinstance(embodiment, str) or embodiment is None else list(embodiment)
         if len(names) != len(values):
             raise ValueError(f"{len(names)} embodiments for a batch of {len(values)}")
+        normalizer = self.normalizer
         if len(set(names)) == 1:
-            return self.normalizer.unnormalize(values, names[0], key).astype(np.float32)
-        rows = [self.normalizer.unnormalize(row, name, key) for row, name in zip(values, names, strict=True)]
+            return normalizer.unnormalize(values, names[0], key).astype(np.float32)
+        rows = [normalizer.unnormalize(row, name, key) for row, name in zip(values, names, strict=True)]
         return np.stack(rows).astype(np.float32)
 
 

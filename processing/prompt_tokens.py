@@ -9,6 +9,8 @@ from .answers import BinTokens
 IGNORE_INDEX = -100
 # Instructions repeat; tokenizing them again and again was a quarter of the time of a training batch.
 _REMEMBERED_TEXTS = 2048
+_REMEMBERED_CHARACTERS = 256  # of one; longer ones would hold hundreds of MB, if somebody wants them to
+MAX_TEXT_CHARACTERS = 8192  # refused before it is tokenized; a thousand tokens have half as many
 
 
 class PromptTokens:
@@ -50,7 +52,12 @@ class PromptTokens:
         self._reserved = frozenset([*special.values(), *tokenizer.all_special_ids, *bins])
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Texts -> ids without special tokens; ValueError if a text spells out a reserved token."""
+        """Texts -> ids without special tokens; ValueError if a text spells out a reserved token, or is longer than
+        MAX_TEXT_CHARACTERS.
+        """
+        longest = max(map(len, texts), default=0)
+        if longest > MAX_TEXT_CHARACTERS:
+            raise ValueError(f"a text has {longest:,} characters, at most {MAX_TEXT_CHARACTERS:,} are read")
         known = {text: self._seen[text] for text in texts if text in self._seen}
         new = [text for text in dict.fromkeys(texts) if text not in known]
         for text, ids in zip(
@@ -60,7 +67,8 @@ class PromptTokens:
                 token = self.tokenizer.convert_ids_to_tokens(next(i for i in ids if i in self._reserved))
                 raise ValueError(f"the text {text!r} contains the reserved token {token!r}")
             known[text] = ids
-        self._seen = known if len(self._seen) > _REMEMBERED_TEXTS else self._seen | known
+        short = {text: ids for text, ids in known.items() if len(text) <= _REMEMBERED_CHARACTERS}
+        self._seen = short if len(self._seen) > _REMEMBERED_TEXTS else self._seen | short
         return [known[text] for text in texts]
 
     @property

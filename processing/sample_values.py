@@ -9,7 +9,7 @@ import numpy as np
 from .answers import CameraParameters
 from .camera_geometry import Calibration
 from .image_processing_stereovla import ViewGeometry
-from .normalization import check_finite, matrix_to_quaternion
+from .normalization import check_finite, matrix_to_quaternion, shown
 
 OBJECTIVES = ("action", "pose", "box", "depth", "camera")
 SHARED = ("embodiment", "objective")  # may be given once for a whole batch
@@ -35,6 +35,17 @@ def split_batch(columns: dict[str, Any], size: int, batched: bool) -> list[dict[
     return [{name: rows[name][number] for name in rows} for number in range(size)]
 
 
+def numbers(value: Any, name: str) -> np.ndarray:
+    """Numbers, or lists of numbers -> an array of their own type; ValueError for texts, truth values, other things."""
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # lists of different lengths
+        raise ValueError(f"{name} is no array of numbers: {error}") from error
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"{name} is {shown(value)} ({array.dtype}); expected numbers")
+    return array
+
+
 def required(sample: dict[str, Any], name: str) -> Any:
     """Value `name` of a sample; ValueError if it is None."""
     if sample[name] is None:
@@ -53,19 +64,21 @@ class SampleReader:
     chunk_size: int
     action_dim: int
     depth_unit_m: float
+    pose_dim: int | None = None  # None = state_dim
 
     def text(self, sample: dict[str, Any]) -> str:
         """Instruction or object name, without surrounding spaces."""
         text = sample["text"]
         if not isinstance(text, str) or not text.strip():
             raise ValueError(
-                f"text is {text!r}; objective {sample['objective']!r} needs an instruction or an object name, not empty"
+                f"text is {shown(text)}; objective {sample['objective']!r} needs an instruction or an object name, not "
+                "empty"
             )
         return text.strip()
 
     def states(self, sample: dict[str, Any]) -> np.ndarray:
         """float64 (state_history, state_dim), oldest first, filled up with the oldest one."""
-        state = np.asarray(required(sample, "state"), dtype=np.float64)
+        state = numbers(required(sample, "state"), "state")
         history = state[None] if state.ndim == 1 else state
         if history.ndim != 2 or not 1 <= len(history) <= self.state_history or history.shape[1] != self.state_dim:
             raise ValueError(
@@ -73,19 +86,21 @@ class SampleReader:
                 f"k = 1 ... {self.state_history}"
             )
         check_finite(state, "state")
+        history = history.astype(np.float64)
         return np.concatenate([np.repeat(history[:1], self.state_history - len(history), axis=0), history])
 
     def pose(self, sample: dict[str, Any]) -> np.ndarray:
-        """float64 (state_dim,)."""
-        pose = np.asarray(required(sample, "keyframe_pose"), dtype=np.float64)
-        if pose.shape != (self.state_dim,):
-            raise ValueError(f"keyframe_pose has shape {pose.shape}; expected ({self.state_dim},)")
+        """float64 (pose_dim,)."""
+        pose = numbers(required(sample, "keyframe_pose"), "keyframe_pose")
+        size = self.state_dim if self.pose_dim is None else self.pose_dim
+        if pose.shape != (size,):
+            raise ValueError(f"keyframe_pose has shape {pose.shape}; expected ({size},)")
         check_finite(pose, "keyframe_pose")
-        return pose
+        return pose.astype(np.float64)
 
     def actions(self, sample: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, int]:
         """float64 (chunk_size, action_dim), zeros after those given; bool (chunk_size,) valid; how many are given."""
-        actions = np.asarray(sample["actions"], dtype=np.float64)
+        actions = numbers(sample["actions"], "actions")
         if actions.ndim != 2 or not 1 <= len(actions) <= self.chunk_size or actions.shape[1] != self.action_dim:
             raise ValueError(
                 f"actions has shape {actions.shape}; expected (n, {self.action_dim}) with n = 1 ... {self.chunk_size}"
@@ -102,7 +117,7 @@ class SampleReader:
 
     def boxes(self, sample: dict[str, Any], geometry: ViewGeometry) -> np.ndarray:
         """float64 (2, 4), left and right, in px of the processed view, cut at its border."""
-        boxes = np.asarray(required(sample, "boxes"), dtype=np.float64)
+        boxes = numbers(required(sample, "boxes"), "boxes")
         if boxes.shape != (2, 4):
             raise ValueError(
                 f"boxes has shape {boxes.shape}; expected (2, 4): x_min, y_min, x_max, y_max left and right"
@@ -115,7 +130,7 @@ class SampleReader:
 
     def question_points(self, sample: dict[str, Any], geometry: ViewGeometry) -> np.ndarray:
         """float64 (n, 2) px of the processed left view."""
-        points = np.asarray(required(sample, "points_px"), dtype=np.float64).reshape(-1, 2)
+        points = numbers(required(sample, "points_px"), "points_px").astype(np.float64).reshape(-1, 2)
         processed = geometry.points(points)
         shown = geometry.shows(processed)
         if not len(points) or not shown.all():
@@ -127,7 +142,7 @@ class SampleReader:
 
     def depths(self, sample: dict[str, Any], count: int) -> np.ndarray:
         """float64 (count,) m, the answers at the question points."""
-        depths = np.asarray(required(sample, "depths_m"), dtype=np.float64).reshape(-1)
+        depths = numbers(required(sample, "depths_m"), "depths_m").astype(np.float64).reshape(-1)
         if len(depths) != count:
             raise ValueError(f"depths_m has {len(depths)} values for {count} points")
         check_finite(depths, "depths_m")
@@ -165,6 +180,6 @@ class SampleReader:
         points = np.full((len(names), 2), np.nan)
         for row, name in enumerate(names):
             if sample[name] is not None:
-                points[row] = np.asarray(sample[name], dtype=np.float64)
+                points[row] = numbers(sample[name], name)
         processed = geometry.points(points)
         return np.where(geometry.shows(processed)[:, None], processed, np.nan)

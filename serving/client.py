@@ -12,7 +12,9 @@ from stereovla.serving import protocol
 
 
 class PolicyError(RuntimeError):
-    """The server could not answer. kind: "malformed", "invalid_input", "internal", or "closed", a lost connection."""
+    """The server could not answer. kind: "malformed", "invalid_input", "internal", "closing" (it shuts down), or
+    "closed", a lost connection.
+    """
 
     def __init__(self, kind: str, message: str):
         super().__init__(f"{kind}: {message}")

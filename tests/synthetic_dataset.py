@@ -6,6 +6,7 @@ import numpy as np
 
 from stereovla.dataset_builder.dataset import shards
 from stereovla.dataset_builder.dataset.folders import count_shards, describe_folder
+from stereovla.dataset_builder.dataset.manifest import count_splits, read_manifest
 from stereovla.dataset_builder.dataset.statistics import camera_ranges, compute_statistics
 
 
@@ -53,6 +54,11 @@ def make_row(
     }
 
 
+def generator_of(split: str) -> np.random.Generator:
+    """What the rows of a split are drawn from; no split repeats the other."""
+    return np.random.default_rng(["train", "validation"].index(split))
+
+
 def write_dataset(
     folder: Path,
     lengths: list[int],
@@ -66,9 +72,8 @@ def write_dataset(
     """Shards with episodes of these lengths; the columns in `without` are left out of the files."""
     import pyarrow.parquet as pq
 
-    rng = np.random.default_rng(0)
+    rng = generator_of(split)
     count = -(-len(lengths) // episodes_per_shard)
-    paths = []
     for index in range(count):
         numbers = range(index * episodes_per_shard, min(len(lengths), (index + 1) * episodes_per_shard))
         rows = [
@@ -80,22 +85,25 @@ def write_dataset(
         shards.write_shard(folder / path, rows, temporary=folder / ".temporary")
         if without:
             pq.write_table(pq.read_table(folder / path).drop_columns(list(without)), folder / path)
-        paths.append(path)
-    shards.write_manifest(folder, {split: paths})
-    return folder
+    return list_shards(folder)
 
 
 def write_training_dataset(folder: Path) -> Path:
     """A dataset with all that training reads: 8 episodes and 2 held-out ones, statistics and what it says of itself."""
     write_dataset(folder, [6, 6], 2, split="validation")
     write_dataset(folder, [6] * 8, 4)
-    splits = {split: sorted(folder.glob(f"data/{split}-*")) for split in ("train", "validation")}
-    shards.write_manifest(
-        folder, {split: [path.relative_to(folder) for path in paths] for split, paths in splits.items()}
-    )
-    shards.write_json(folder / "meta/stats.json", compute_statistics(splits["train"]))
+    shards.write_json(folder / "meta/stats.json", compute_statistics(sorted(folder.glob("data/train-*"))))
     info = {"fps": 10, "state_dim": 7, "action_dim": 7, "tasks": ["pick up the red cube"]}
-    shards.write_json(folder / "meta/info.json", {**info, "splits": {"train": {"frames": 48}}})
+    shards.write_json(folder / "meta/info.json", {**info, "splits": count_splits(read_manifest(folder))})
+    return folder
+
+
+def list_shards(folder: Path) -> Path:
+    """A manifest of the shards that lie in `folder`, which then opens as a dataset."""
+    splits: dict[str, list[Path]] = {}
+    for path in sorted((folder / "data").glob("*.parquet")):
+        splits.setdefault(path.name.partition("-")[0], []).append(path.relative_to(folder))
+    shards.write_manifest(folder, splits)
     return folder
 
 

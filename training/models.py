@@ -43,6 +43,7 @@ def untrained(preset: str, meta: dict) -> tuple[StereoVLAForActionPrediction, St
         state_history=config.state_history,
         state_dim=meta["state_dim"],
         action_dim=meta["action_dim"],
+        state_names=meta.get("state_names"),
         num_visual_tokens=config.num_visual_tokens,
         num_bins=config.num_bins,
     )
@@ -107,12 +108,15 @@ def is_adapter(source: str) -> bool:
 
 def with_statistics(source: str, processor: StereoProcessor, meta: dict, keep: bool = True) -> StereoProcessor:
     """The processor in `source` with the statistics of a dataset, beside its own if these are kept."""
-    stats, rates = (processor.norm_stats, processor.control_rates_hz) if keep else ({}, {})
+    fields = ("norm_stats", "control_rates_hz", "state_names")
+    stats, rates, names = (getattr(processor, field) or {} if keep else {} for field in fields)
     return StereoProcessor.from_pretrained(
         source,
-        norm_stats={**(stats or {}), **meta["stats"]},
-        control_rates_hz={**(rates or {}), **{name: meta["fps"] for name in meta["stats"]}},
+        norm_stats={**stats, **meta["stats"]},
+        control_rates_hz={**rates, **{name: meta["fps"] for name in meta["stats"]}},
+        state_names={**names, **meta.get("state_names", {})},
         state_dim=meta["state_dim"],
+        pose_dim=meta["state_dim"],
         action_dim=meta["action_dim"],
     )
 

@@ -159,6 +159,10 @@ Franka Panda, whose meshes derive from Franka Robotics' own description packages
 def _imported_text(info: dict[str, Any], stats: dict[str, Any], frames: int, license: str) -> str:
     episodes = sum(split["episodes"] for split in info["splits"].values())
     dropped = [f"- {name}: {'; '.join(problems)}" for name, problems in info["dropped"].items()]
+    dropped += [
+        f"- {name}: {count} frames at the end, which video or trajectory lack"
+        for name, count in info.get("cut_frames", {}).items()
+    ]
     unjudged = [f"- {name}: no pair has enough structure to check its rectification" for name in info["not_judged"]]
     return f"""# {info["embodiments"][0]} stereo demonstrations
 
@@ -172,7 +176,7 @@ right, rectification, calibration.
 
 {_table(["split", "episodes", "frames", "shards"], [[name, *split.values()] for name, split in _splits(info)])}
 
-Left out: {len(dropped)} of {episodes + len(dropped)} episodes.
+Left out: {len(info["dropped"])} of {episodes + len(info["dropped"])} episodes.
 
 {chr(10).join(dropped + unjudged)}
 

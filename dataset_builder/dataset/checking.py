@@ -1,15 +1,19 @@
 """What is wrong with a dataset folder: compared with its manifest, its own description and the schema."""
 
-from collections.abc import Iterator, Mapping
+import hashlib
+import reprlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from datasets import load_dataset_builder
 from tqdm.auto import tqdm
 
 from stereovla.dataset_builder.dataset import schema
 from stereovla.dataset_builder.dataset.folders import INFO, PARTIAL, STATS
+from stereovla.dataset_builder.dataset.manifest import Entry, count_problems, read_manifest, size_problem
 from stereovla.dataset_builder.dataset.shards import (
     MANIFEST,
     ShardError,
@@ -19,22 +23,27 @@ from stereovla.dataset_builder.dataset.shards import (
     read_json,
     sha256,
 )
+from stereovla.dataset_builder.dataset.statistics import compute_statistics
 
 _MOST = 20  # problems of rows that are listed of one shard; damage tends to hit many
+_ROUNDING = 1e-4  # of a statistic, as a share of its span: sums in another order, on another processor
 _STATISTICS = {"min", "max", "q01", "q99", "mean", "std"}
 
 
 def find_problems(folder: Path, *, quick: bool = False) -> list[str]:
     """One line per problem, none = the dataset is whole.
 
-    Checked: every shard is there, has its size and SHA-256, opens, has its rows and columns; no shard too many;
-        episodes are contiguous and counted from 0 in each split, frames from 0 in each episode; every row is valid with
-        decoded images; counts, statistics and card are there and agree. ValueError without a readable manifest.
+    Checked: every shard is there, is no link, has its size and SHA-256, opens, has its rows and columns; no shard too
+        many; episodes are contiguous and counted from 0 in each split, frames from 0 in each episode; every row is
+        valid with decoded images; counts, statistics and card are there and agree; readers that go by the card find
+        the manifest's files; the statistics follow from the rows; no frame is in two splits. ValueError without a
+        readable manifest.
 
     Args:
-        quick: look into the first row of each shard only. The SHA-256 say that all rows are those that were recorded.
+        quick: look into the first row of each shard only. The SHA-256 say that all rows are those that were recorded;
+            whether the statistics follow from them, and splits repeat one another, is not looked at.
     """
-    entries = read_json(folder / MANIFEST)["shards"]
+    entries = read_manifest(folder)
     listed = {entry["path"] for entry in entries}
     found = {path.relative_to(folder).as_posix() for path in (folder / "data").glob("*.parquet")}
     problems = [f"{path}: not in {MANIFEST}" for path in sorted(found - listed)]
@@ -42,10 +51,13 @@ def find_problems(folder: Path, *, quick: bool = False) -> list[str]:
     next_episode: dict[str, int] = {}
     for entry in tqdm(entries, desc="checking", unit="shard", disable=None):
         problems += [f"{entry['path']}: {problem}" for problem in _shard_problems(folder, entry, next_episode, quick)]
+    problems += _card_problems(folder, entries)
+    if not problems and not quick:  # else a wrong row would be told again
+        problems += [*_statistics_problems(folder, entries), *_repetition_problems(folder, entries)]
     return problems
 
 
-def _description_problems(folder: Path, entries: list[Mapping[str, Any]]) -> Iterator[str]:
+def _description_problems(folder: Path, entries: list[Entry]) -> Iterator[str]:
     """Of meta/info.json, meta/stats.json and the card."""
     if (folder / PARTIAL).exists():
         yield f"{PARTIAL}: a build is at work, or was interrupted; the same command goes on"
@@ -56,39 +68,121 @@ def _description_problems(folder: Path, entries: list[Mapping[str, Any]]) -> Ite
     except ValueError as error:
         yield f"{INFO}: {error}"
     else:
+        if not isinstance(info, dict):
+            yield f"{INFO}: it is {reprlib.repr(info)}, expected keys and values"
+            info = {}
         if "vertical_misalignment_px" not in info:
             yield f"{INFO}: vertical_misalignment_px is missing: how many rows apart the views may lie, 0 = none"
-        for split in sorted({*info["splits"], *(entry["split"] for entry in entries)}):
-            own = [entry for entry in entries if entry["split"] == split]
-            counted = {
-                "episodes": sum(entry["episodes"] for entry in own),
-                "frames": sum(entry["rows"] for entry in own),
-                "shards": len(own),
-            }
-            if info["splits"].get(split) != counted:
-                yield f"{INFO}: split {split!r} has {info['splits'].get(split)}, {MANIFEST} says {counted}"
+        yield from count_problems(info, entries)
     try:
         stats = read_json(folder / STATS)
     except ValueError as error:
         yield f"{STATS}: {error}"
     else:
-        for embodiment, entry in stats.items():
-            for name, values in entry.items():
-                if set(values) != _STATISTICS or not all(np.isfinite(values[key]).all() for key in _STATISTICS):
-                    yield f"{STATS}: {name} of {embodiment} is not finite or lacks one of {sorted(_STATISTICS)}"
+        entries_of = stats.items() if isinstance(stats, dict) else [("all", stats)]
+        quantities = [
+            (f"{name} of {embodiment}", values)
+            for embodiment, entry in entries_of
+            for name, values in (entry.items() if isinstance(entry, dict) else [("everything", entry)])
+        ]
+        for name, values in quantities:
+            good = isinstance(values, dict) and set(values) == _STATISTICS
+            if not good or not all(_finite(values[key]) for key in _STATISTICS):
+                yield f"{STATS}: {name} is not finite or lacks one of {sorted(_STATISTICS)}"
 
 
-def _shard_problems(folder: Path, entry: Mapping[str, Any], next_episode: dict[str, int], quick: bool) -> Iterator[str]:
+def _finite(values: Any) -> bool:
+    """Whether it is a list of finite numbers."""
+    numeric = isinstance(values, list) and all(isinstance(value, int | float) for value in values)
+    return numeric and bool(np.isfinite(values).all())
+
+
+def _card_problems(folder: Path, entries: list[Entry]) -> Iterator[str]:
+    """Of the files that `datasets` and the Hub take for the splits, going by the card's metadata or by their names."""
+    if not (folder / "README.md").is_file():  # told already
+        return
+    try:
+        files = load_dataset_builder(str(folder)).config.data_files or {}
+    except Exception as error:  # what a card's metadata can make `datasets` raise has no common base
+        yield f"README.md: no dataset can be loaded by its metadata: {type(error).__name__}: {error}"
+        return
+    there = {path.relative_to(folder).as_posix() for path in (folder / "data").glob("*.parquet")}
+    unknown = there - {entry["path"] for entry in entries}  # told already, as are those that are missing
+    for split in sorted({*files, *(entry["split"] for entry in entries)}):
+        named = {_inside(folder, str(name)) for name in files.get(split, [])}
+        known = {entry["path"] for entry in entries if entry["split"] == split}
+        for what, paths in (("names", named - known - unknown), ("does not name", (known & there) - named)):
+            if paths:
+                more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+                yield f"README.md: for the split {split!r} it {what} {sorted(paths)[0]}{more}, unlike {MANIFEST}"
+
+
+def _inside(folder: Path, name: str) -> str:
+    """The path within `folder` of a file there; any other as it is."""
+    path = Path(name)
+    for root in (folder, folder.resolve()):
+        if path.is_relative_to(root):
+            return path.relative_to(root).as_posix()
+    return name
+
+
+def _statistics_problems(folder: Path, entries: list[Entry]) -> Iterator[str]:
+    """Of meta/stats.json beside what follows from the rows of the split train."""
+    stats = read_json(folder / STATS)
+    expected = compute_statistics([folder / entry["path"] for entry in entries if entry["split"] == "train"])
+    for embodiment in sorted({*stats, *expected}):
+        said, follows = stats.get(embodiment, {}), expected.get(embodiment, {})
+        for name in sorted({*said, *follows}):
+            if name not in said or name not in follows:
+                lacking = STATS if name in follows else "the split train"
+                yield f"{STATS}: {name} of {embodiment} is not in {lacking}"
+                continue
+            for key in sorted(_STATISTICS):
+                ours, theirs = np.array(follows[name][key]), np.array(said[name][key])
+                span = np.array(follows[name]["max"]) - np.array(follows[name]["min"])
+                if ours.shape != theirs.shape or (np.abs(ours - theirs) > _ROUNDING * (span + np.abs(ours))).any():
+                    yield (
+                        f"{STATS}: {key} of {name} of {embodiment} is {theirs.round(6).tolist()}, from the rows of the "
+                        f"split train follows {ours.round(6).tolist()}"
+                    )
+
+
+def _repetition_problems(folder: Path, entries: list[Entry]) -> Iterator[str]:
+    """Episodes of other splits that have frames of the split train: both views, state and action are the same."""
+    own = [entry for entry in entries if entry["split"] != "train"]
+    held_out = {frame: place for entry in own for frame, place in _frames(folder, entry)}
+    if not held_out:
+        return
+    repeated: dict[tuple[str, int], list[str]] = {}
+    for entry in entries:
+        if entry["split"] == "train":
+            for frame, (path, episode) in _frames(folder, entry):
+                if frame in held_out:
+                    repeated.setdefault(held_out[frame], []).append(f"{path}, episode {episode}")
+    for (path, episode), places in repeated.items():
+        yield f"{path}: episode {episode} repeats {len(places)} frames of the split train ({places[0]})"
+
+
+def _frames(folder: Path, entry: Entry) -> Iterator[tuple[bytes, tuple[str, int]]]:
+    """(hash of what a frame shows and holds, (path of its shard, its episode)) of every row."""
+    with open_shard(folder / entry["path"]) as file:
+        for batch in file.iter_batches(64, columns=[*schema.VIEWS, "observation.state", "action", "episode_index"]):
+            for row in batch.to_pylist():
+                content = hashlib.blake2b(digest_size=16)
+                for key in schema.VIEWS:
+                    content.update(row[key]["bytes"])
+                content.update(repr((row["observation.state"], row["action"])).encode())
+                yield content.digest(), (entry["path"], row["episode_index"])
+
+
+def _shard_problems(folder: Path, entry: Entry, next_episode: dict[str, int], quick: bool) -> Iterator[str]:
     path = folder / entry["path"]
+    if linked := next((part for part in (path, path.parent) if part.is_symlink()), None):
+        yield f"{linked.relative_to(folder)} is a link to {linked.readlink()}, which nobody else may have"
     first = next_episode.get(entry["split"], 0)
     next_episode[entry["split"]] = first + entry["episodes"]  # whatever is wrong here, the next shard is judged alone
-    if not path.is_file():
-        yield "missing"
-        return
-    size = path.stat().st_size
-    if size != entry["bytes"]:
-        what = "truncated" if size < entry["bytes"] else "too long"
-        yield f"{what}, {size} of {entry['bytes']} bytes"
+    if problem := size_problem(folder, entry):
+        yield problem
         return
     if sha256(path) != entry["sha256"]:
         yield "its SHA-256 differs from the manifest's: changed after it was built"
@@ -103,7 +197,7 @@ def _shard_problems(folder: Path, entry: Mapping[str, Any], next_episode: dict[s
         yield str(error)
 
 
-def _index_problems(table: pa.Table, entry: Mapping[str, Any], first: int) -> Iterator[str]:
+def _index_problems(table: pa.Table, entry: Entry, first: int) -> Iterator[str]:
     episodes, frames = numbers(table, "episode_index"), numbers(table, "frame_index")
     if len(episodes) != entry["rows"]:
         yield f"{len(episodes)} rows, the manifest says {entry['rows']}"

@@ -19,6 +19,7 @@ import numpy as np
 
 from stereovla.dataset_builder.dataset import shards
 from stereovla.dataset_builder.dataset.folders import INFO
+from stereovla.dataset_builder.dataset.manifest import read_manifest
 from stereovla.dataset_builder.dataset.schema import VIEWS
 from stereovla.processing.camera_geometry import StereoReport, measure_stereo_pair
 
@@ -109,7 +110,7 @@ def dataset_problems(folder: Path) -> list[str]:
     """Problems of all episodes of a dataset folder of ours, whose shards can be read: one line each."""
     info = shards.read_json(folder / INFO)
     problems = []
-    for entry in shards.read_json(folder / shards.MANIFEST)["shards"]:
+    for entry in read_manifest(folder):
         table = shards.read_table(folder / entry["path"])
         episodes, times = shards.numbers(table, "episode_index"), shards.numbers(table, "timestamp")
         for start in np.flatnonzero(np.diff(episodes, prepend=-1)):

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 from datasets import Features, Image, List, Value
 
-# what the numbers of a state that is a pose, and of the action that belongs to it, are, by how many they are
-POSES = {7: ("x", "y", "z", "roll", "pitch", "yaw", "gripper"), 5: ("x", "y", "z", "yaw", "gripper")}
+from stereovla.processing.state_entries import POSES
+
 STATE_DIM = ACTION_DIM = 7  # of most robots; "S" and "A" in the shapes below
 HISTORY = 4  # states that the policy is told, the present one included; the released model's number
 PLAN_LENGTH = 16  # steps of `action_plan` in data that our builder writes

@@ -242,7 +242,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing: is this folder a finished dataset?") from error
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number too long, nested too deeply
         raise ValueError(f"{path} is no valid JSON: {error}") from error
 
 

@@ -18,6 +18,7 @@ frame that the arm reports. Actions are the changes of the recorded pose from fr
 import dataclasses
 import hashlib
 import json
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +29,10 @@ import numpy as np
 from stereovla.command_line import option
 from stereovla.dataset_builder.dataset import shards
 from stereovla.dataset_builder.dataset.schema import CALIBRATION_KEYS
-from stereovla.dataset_builder.formats.importing import EpisodeError, ImportConfig, SourceEpisode
+from stereovla.dataset_builder.formats.importing import ImportConfig
 from stereovla.dataset_builder.formats.rig import Rig, Vector
-from stereovla.dataset_builder.formats.video import VideoError, read_all_frames
+from stereovla.dataset_builder.formats.source import EpisodeError, SourceEpisode
+from stereovla.dataset_builder.formats.video import VideoError, frame_times, read_all_frames
 from stereovla.extras import extra
 from stereovla.processing.normalization import rpy_to_matrix
 from stereovla.sources import existing_folder
@@ -41,6 +43,7 @@ with extra("data"):
 FPS = 15.0  # control rate of the DROID platform
 CAMERAS = ("wrist", "ext1", "ext2")
 RECORDED = "recorded"
+_FEW = 5  # frames that a recorder may write to one of video and trajectory only
 _STATE = Vector("robot_state", position=(0, 1, 2), rpy=(3, 4, 5), gripper=6, gripper_closed_open=(1.0, 0.0))
 _ACTION = Vector("gripper_position", kind="from_states", gripper=0, gripper_closed_open=(1.0, 0.0))
 
@@ -52,6 +55,16 @@ class DroidImportConfig(ImportConfig):
     annotations: str = option(
         "", "JSON file of instructions (aggregated-annotations-*.json); without it the metadata's current_task is used."
     )
+    cut_frames: int = option(
+        0,
+        "Where trajectory and video of an episode differ by up to so many frames, keep those that both have: what one "
+        "has more at its end is left out, and counted in meta/info.json. 0 refuses such episodes.",
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.cut_frames < 0:
+            raise ValueError(f"cut_frames={self.cut_frames} must not be negative")
 
 
 def open_droid(config: DroidImportConfig, rig: Rig) -> tuple["DroidSource", Rig]:
@@ -63,16 +76,20 @@ def open_droid(config: DroidImportConfig, rig: Rig) -> tuple["DroidSource", Rig]
     for key, value in rig.calibration_columns().items():
         if key != "transform_camera_to_base" or value != RECORDED:
             raise ValueError(f"{key} is {value!r}; only transform_camera_to_base can be {RECORDED!r}")
-    annotations = shards.read_json(Path(config.annotations)) if config.annotations else None
+    annotations = None
+    if config.annotations:
+        annotations = shards.read_json(Path(config.annotations))
+        if not isinstance(annotations, dict) or not all(isinstance(entry, dict) for entry in annotations.values()):
+            raise ValueError(f"{config.annotations}: expected {{uuid: {{language_instruction1: ...}}, ...}}")
     rig = dataclasses.replace(rig, state=_STATE, action=_ACTION)
-    return DroidSource(existing_folder(config.source, "recording of DROID"), rig, annotations), rig
+    return DroidSource(existing_folder(config.source, "recording of DROID"), rig, annotations, config.cut_frames), rig
 
 
 class DroidSource:
-    """See `importing.Source`; episodes are named by their folder below `folder`."""
+    """See `source.Source`; episodes are named by their folder below `folder`."""
 
-    def __init__(self, folder: Path, rig: Rig, annotations: dict[str, Any] | None):
-        self.folder, self.rig, self.annotations = folder, rig, annotations
+    def __init__(self, folder: Path, rig: Rig, annotations: dict[str, Any] | None, cut_frames: int = 0):
+        self.folder, self.rig, self.annotations, self.cut_frames = folder, rig, annotations, cut_frames
         self.fps = float(rig.fps or FPS)
         # a folder of an episode is one that has its metadata or its trajectory, so that a lost file is noticed
         found = [*folder.glob("**/trajectory.h5"), *folder.glob("**/metadata_*.json")]
@@ -81,30 +98,29 @@ class DroidSource:
             raise ValueError(f"{folder} holds no episodes: no trajectory.h5 and no metadata_*.json below it")
 
     def content(self) -> dict[str, Any]:
-        """See `importing.Source`."""
+        """See `source.Source`."""
         files = sorted(path for name in self._names for path in (self.folder / name).rglob("*") if path.is_file())
         listing = [[path.relative_to(self.folder).as_posix(), path.stat().st_size] for path in files]
         listing.append(["annotations", self.annotations])
         return {"format": "DROID raw", "sha256": hashlib.sha256(json.dumps(listing).encode()).hexdigest()}
 
     def splits(self) -> dict[str, list[str]]:
-        """See `importing.Source`."""
+        """See `source.Source`."""
         return {"train": self._names}
 
     def read(self, name: str) -> SourceEpisode:
-        """See `importing.Source`."""
+        """See `source.Source`."""
         metadata = self._metadata(name)
         camera = self.rig.cameras["stereo"]
         serial = self._serial(name)
         try:
             with h5py.File(self.folder / name / "trajectory.h5") as file:
-                state = file["observation/robot_state"]
-                poses = np.array(state["cartesian_position"], dtype=np.float64)
-                opening = np.array(state["gripper_position"], dtype=np.float64)
-                command = np.array(file["action/gripper_position"], dtype=np.float64)
-                times = np.array(file[f"observation/timestamp/cameras/{serial}_estimated_capture"], dtype=np.float64)
+                poses = _column(file, "observation/robot_state/cartesian_position", 6)
+                opening = _column(file, "observation/robot_state/gripper_position")
+                command = _column(file, "action/gripper_position")
+                times = _column(file, f"observation/timestamp/cameras/{serial}_estimated_capture")
                 key = f"observation/camera_extrinsics/{serial}_left"
-                extrinsics = np.array(file[key], dtype=np.float64) if key in file else None
+                extrinsics = _column(file, key, 6) if key in file else None
         except (OSError, KeyError) as error:
             raise EpisodeError(f"trajectory.h5 cannot be read: {error}") from error
         lengths = {"cartesian_position": len(poses), "gripper_position": len(opening), "commands": len(command)}
@@ -118,7 +134,8 @@ class DroidSource:
         if metadata.get("trajectory_length", length) != length:
             problems.append(f"trajectory.h5 has {length} frames, the metadata says {metadata['trajectory_length']}")
         if extrinsics is None and metadata.get(f"{camera}_cam_extrinsics") and camera != "wrist":
-            extrinsics = np.tile(np.array(metadata[f"{camera}_cam_extrinsics"], dtype=np.float64), (length, 1))
+            extrinsics = np.tile(_six(metadata, f"{camera}_cam_extrinsics"), (length, 1))
+        kept, cut = self._common(name, length)
         calibration = {key: self.rig.calibration[key] for key in CALIBRATION_KEYS}
         transforms = calibration.pop("transform_camera_to_base")
         if isinstance(transforms, str):
@@ -133,17 +150,30 @@ class DroidSource:
         if transforms is not None:
             values["transform_camera_to_base"] = transforms
         return SourceEpisode(
-            timestamps_s=(times - times[0]) / 1000,
-            states=np.concatenate([poses, opening[:, None]], axis=1),
-            actions=command[:, None],
-            tasks=[self._instruction(metadata)] * length,
-            calibration=values,
+            timestamps_s=(times[:kept] - times[0]) / 1000,
+            states=np.concatenate([poses, opening[:, None]], axis=1)[:kept],
+            actions=command[:kept, None],
+            tasks=[self._instruction(metadata)] * kept,
+            calibration={key: value[:kept] for key, value in values.items()},
             problems=problems,
+            cut=cut,
         )
 
+    def _common(self, name: str, length: int) -> tuple[int, int]:
+        """(how many of `length` frames are kept, how many that only the trajectory or only the video has are cut)."""
+        path = self._video(name)
+        if not self.cut_frames or not path.is_file():
+            return length, 0
+        try:
+            filmed = len(frame_times(path))
+        except VideoError:  # `pairs` says why
+            return length, 0
+        common, cut = min(length, filmed), abs(length - filmed)
+        return (common, cut) if common and cut <= self.cut_frames else (length, 0)
+
     def pairs(self, name: str, episode: SourceEpisode) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """See `importing.Source`."""
-        path = self.folder / name / "recordings/MP4" / f"{self._serial(name)}-stereo.mp4"
+        """See `source.Source`."""
+        path = self._video(name)
         if not path.is_file():
             raise VideoError(f"recordings/MP4/{path.name} is missing")
         length, frame = len(episode.timestamps_s), -1
@@ -151,27 +181,59 @@ class DroidSource:
             if frame < length:
                 half = image.shape[1] // 2
                 yield image[:, :half], image[:, half:]
-        if frame + 1 != length:
-            raise VideoError(f"frame {min(frame + 1, length)}: {path.name} has {frame + 1} frames, the data {length}")
+        count = frame + 1
+        if not length <= count <= length + episode.cut:
+            few = abs(count - length) <= _FEW
+            hint = f"; --cut_frames {abs(count - length)} leaves out what only one of them has" if few else ""
+            raise VideoError(f"frame {min(count, length)}: {path.name} has {count} frames, the data {length}{hint}")
+
+    def _video(self, name: str) -> Path:
+        return self.folder / name / "recordings/MP4" / f"{self._serial(name)}-stereo.mp4"
 
     def _metadata(self, name: str) -> dict[str, Any]:
         files = sorted((self.folder / name).glob("metadata_*.json"))
         if len(files) != 1:
             raise EpisodeError(f"there are {len(files)} files metadata_*.json, expected one")
         try:
-            return shards.read_json(files[0])
+            metadata = shards.read_json(files[0])
         except ValueError as error:
             raise EpisodeError(str(error)) from error
+        if not isinstance(metadata, dict):
+            raise EpisodeError(f"{files[0].name} is {reprlib.repr(metadata)}, expected keys and values")
+        return metadata
 
     def _serial(self, name: str) -> str:
         key = f"{self.rig.cameras['stereo']}_cam_serial"
         metadata = self._metadata(name)
-        if not metadata.get(key):
-            raise EpisodeError(f"the metadata has no {key}")
-        return str(metadata[key])
+        serial = metadata.get(key)
+        if not serial or not isinstance(serial, str | int):
+            raise EpisodeError(f"the metadata has no {key}" if not serial else f"{key} of the metadata is {serial!r}")
+        return str(serial)
 
     def _instruction(self, metadata: dict[str, Any]) -> str:
         """The first annotation, or without a file of these the metadata's task; empty where there is none."""
         if self.annotations is not None:
-            return str(self.annotations.get(metadata.get("uuid"), {}).get("language_instruction1", ""))
-        return str(metadata.get("current_task") or "")
+            said = self.annotations.get(str(metadata.get("uuid")), {}).get("language_instruction1")
+        else:
+            said = metadata.get("current_task")
+        if not isinstance(said, str | None):
+            raise EpisodeError(f"the instruction is {reprlib.repr(said)}, expected text")
+        return said or ""
+
+
+def _column(file: h5py.File, key: str, width: int | None = None) -> np.ndarray:
+    """Numbers of trajectory.h5 as float64, (n,) or (n, width); EpisodeError names what they are instead."""
+    item = file[key]
+    shape = () if width is None else (width,)
+    if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "fiu" or not item.shape or item.shape[1:] != shape:
+        raise EpisodeError(f"{key} of trajectory.h5 is {item}, expected numbers of shape {('n', *shape)}")
+    return np.array(item, dtype=np.float64)
+
+
+def _six(metadata: dict[str, Any], key: str) -> np.ndarray:
+    """x, y, z, roll, pitch, yaw of the metadata, float64 (6,)."""
+    value = metadata[key]
+    numbers = isinstance(value, list) and len(value) == 6 and all(isinstance(item, int | float) for item in value)
+    if not numbers or not np.isfinite(value).all():
+        raise EpisodeError(f"{key} of the metadata is {reprlib.repr(value)}, expected 6 numbers")
+    return np.array(value, dtype=np.float64)

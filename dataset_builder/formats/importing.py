@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -35,9 +35,11 @@ from stereovla.dataset_builder.dataset.folders import (
     describe_folder,
     work_folder,
 )
-from stereovla.dataset_builder.dataset.statistics import compute_statistics
-from stereovla.dataset_builder.formats.rig import Rig, check_value
+from stereovla.dataset_builder.dataset.statistics import angles_around_pi, compute_statistics
+from stereovla.dataset_builder.formats import plausibility
+from stereovla.dataset_builder.formats.rig import SHAPES, Rig, check_value
 from stereovla.dataset_builder.formats.robot_mapping import Motion, map_motion
+from stereovla.dataset_builder.formats.source import EpisodeError, Source, SourceEpisode
 from stereovla.dataset_builder.formats.video import VideoError
 from stereovla.dataset_builder.recording.parts import Task, split_tasks
 
@@ -84,48 +86,6 @@ class ImportConfig:
             raise ValueError(f"validation_episodes={self.validation_episodes} must not be negative")
 
 
-class EpisodeError(ValueError):
-    """An episode that cannot be read at all; the message says why."""
-
-
-@dataclass(frozen=True)
-class SourceEpisode:
-    """One episode as its source tells it.
-
-    Args:
-        timestamps_s: (n,) from the episode's start.
-        states, actions: (n, ...) vectors for `map_motion`; no actions where they follow from the states.
-        tasks: n instructions.
-        calibration: per key of the schema (n, ...) values, of the views before crop and resize.
-        problems: what the source found wrong itself.
-    """
-
-    timestamps_s: np.ndarray
-    states: np.ndarray
-    actions: np.ndarray | None
-    tasks: Sequence[str]
-    calibration: Mapping[str, np.ndarray]
-    problems: Sequence[str] = ()
-
-
-class Source(Protocol):
-    """A dataset of another format."""
-
-    fps: float
-
-    def content(self) -> dict[str, Any]:
-        """What identifies the data (JSON-able): an unfinished import goes on only where it is the same."""
-
-    def splits(self) -> dict[str, list[str]]:
-        """Names of the episodes of every split, in their order."""
-
-    def read(self, name: str) -> SourceEpisode:
-        """Everything of one episode but its pictures; EpisodeError where that fails."""
-
-    def pairs(self, name: str, episode: SourceEpisode) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Its pictures, uint8 (h, w, 3) RGB, left and right; VideoError where that fails."""
-
-
 @dataclass(frozen=True)
 class Finding:
     """What the check of one episode found."""
@@ -135,6 +95,7 @@ class Finding:
     state_dim: int = 0
     action_dim: int = 0
     judged: bool = True  # False: no pair has enough structure to be matched
+    cut: int = 0  # frames at the end that were left out, as was asked
 
 
 class ProblemsFound(ValueError):
@@ -224,25 +185,63 @@ def check_episode(source: Source, rig: Rig, name: str) -> Finding:
         return Finding(name, [str(error)])
     times = np.asarray(episode.timestamps_s, dtype=np.float32)  # as they are stored
     problems = [*episode.problems, *timestamp_problems(times, source.fps)]
+    if times[0] < 0:
+        problems.append(f"frame 0: the timestamp is {times[0]:.4f} s, expected 0 or more: from the episode's start")
     problems += [f"frame {frame}: there is no instruction" for frame, t in enumerate(episode.tasks) if not t.strip()]
-    problems += _calibration_problems(rig, episode)
+    calibration = _calibration_problems(rig, episode)
     motion = map_motion(rig, episode.states, episode.actions)
+    problems += calibration + motion.problems
+    if not calibration and not motion.problems:
+        problems += _motion_problems(rig, episode, motion, source.fps)
     found, judged = _picture_problems(source, rig, name, episode)
     sizes = (motion.states.shape[1], motion.actions.shape[1])
-    return Finding(name, problems + motion.problems + found, *sizes, judged)
+    return Finding(name, problems + found, *sizes, judged, episode.cut)
+
+
+def _motion_problems(rig: Rig, episode: SourceEpisode, motion: Motion, fps: float) -> list[str]:
+    """What is not plausible of poses and actions: units, kinds, and a tool that the camera does not see."""
+    if not rig.is_pose:
+        return []
+    problems: list[str] = []
+    if "units" not in rig.accept:
+        vectors = [("state", rig.state, episode.states)]
+        if rig.action.kind == "absolute":
+            vectors.append(("action", rig.action, episode.actions))
+        for name, vector, values in vectors:
+            positions, angles = values[:, vector.position], values[:, vector.rpy]
+            problems += plausibility.pose_problems(name, positions, angles)
+        problems = problems or plausibility.step_problems(motion.actions[:, :6])
+        if rig.action.kind == "delta":
+            problems = problems or plausibility.delta_problems(motion.states[:, :6], motion.actions[:, :6], fps)
+    if "camera_pose" not in rig.accept and not problems:
+        calibration = {
+            key: np.reshape(episode.calibration[key], (len(motion.states), *shape))
+            for key, shape in SHAPES.items()
+            if key != "baseline_m"
+        }
+        problems += filter(None, [plausibility.view_of_tool_problem(motion.states[:, :3], calibration, rig.size_px)])
+    return problems
 
 
 def _calibration_problems(rig: Rig, episode: SourceEpisode) -> list[str]:
     """Problems of those calibrations that differ from the frame before."""
-    problems = []
-    for key, values in episode.calibration.items():
-        for frame in range(len(values)):
-            if frame and np.array_equal(values[frame], values[frame - 1]):
-                continue
-            try:
-                check_value(key, values[frame], rig.size_px, f"frame {frame}")
-            except ValueError as error:
-                problems.append(str(error))
+    problems, before = [], None
+    for frame in range(len(episode.timestamps_s)):
+        given = {key: values[frame] for key, values in episode.calibration.items()}
+        if before is not None and all(np.array_equal(given[key], before[key]) for key in given):
+            continue
+        before, where = given, f"frame {frame}"
+        try:
+            checked = {key: check_value(key, value, rig.size_px, where, rig.accept) for key, value in given.items()}
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        point = rig.moved(checked)["principal_point_px"]
+        if not ((point >= 0) & (point <= rig.stored_size_px)).all():
+            problems.append(
+                f"{where}: after crop_px and resize_px, the principal point {point.tolist()} lies outside the view of "
+                f"{list(rig.stored_size_px)} px"
+            )
     return problems
 
 
@@ -322,7 +321,8 @@ def episode_rows(source: Source, rig: Rig, name: str, index: int) -> Iterator[di
     for frame, images in enumerate(islice(source.pairs(name, episode), length)):
         left, right = (rig.view(rig.part(image, side)) for image, side in zip(images, ("left", "right"), strict=True))
         calibration = {
-            key: check_value(key, values[frame], rig.size_px, name) for key, values in episode.calibration.items()
+            key: check_value(key, values[frame], rig.size_px, name, rig.accept)
+            for key, values in episode.calibration.items()
         }
         row = {
             "observation.images.left": left,
@@ -354,9 +354,15 @@ def _finish(
     """Statistics, info, card, and at last the manifest, which says that the dataset is whole."""
     imported = [(task.split, task.path, len(names)) for task, names in tasks]
     splits, sentences = count_shards(folder, imported)
-    shards.write_json(
-        folder / STATS, compute_statistics([folder / task.path for task, _ in tasks if task.split == "train"])
-    )
+    stats = compute_statistics([folder / task.path for task, _ in tasks if task.split == "train"])
+    shards.write_json(folder / STATS, stats)
+    around = angles_around_pi(stats[rig.embodiment]["state"]) if rig.is_pose else []
+    if around:
+        print(
+            f"{', '.join(around)} lies around pi, where its sign flips from frame to frame; the statistics go on "
+            "beyond pi, so that training sees no leap. Zero is a gripper that points straight down: does the rig lack "
+            "`tool`? A flange that looks down needs about [0, 0, 0.1, 3.14159, 0, 0]"
+        )
     first = next(finding for finding in findings.values() if not finding.problems)
     info = {
         "fps": source.fps,
@@ -367,10 +373,12 @@ def _finish(
         "state_dim": first.state_dim,
         "action_dim": first.action_dim,
         "state_is_pose": rig.is_pose,
+        "angles_around_pi": around,
         "vertical_misalignment_px": rig.stored_misalignment_px,
         "license": rig.license,
         "source": content["source"],
         "dropped": {name: finding.problems for name, finding in findings.items() if finding.problems},
+        "cut_frames": {name: finding.cut for name, finding in findings.items() if finding.cut and not finding.problems},
         "not_judged": [name for name, finding in findings.items() if not finding.judged],
         "import": content,
     }

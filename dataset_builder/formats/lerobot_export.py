@@ -23,6 +23,8 @@ from tqdm.auto import tqdm
 from stereovla.command_line import option
 from stereovla.dataset_builder.dataset import schema, shards
 from stereovla.dataset_builder.dataset.folders import INFO
+from stereovla.dataset_builder.dataset.manifest import read_manifest
+from stereovla.dataset_builder.formats.plausibility import CHECKS
 from stereovla.dataset_builder.formats.video import VideoWriter
 from stereovla.sources import existing_folder
 
@@ -60,7 +62,7 @@ def export_lerobot(config: LeRobotExportConfig) -> Path:
     if out.exists():
         raise ValueError(f"{out} exists; choose another --out")
     info = shards.read_json(folder / INFO)
-    entries = shards.read_json(folder / shards.MANIFEST)["shards"]
+    entries = read_manifest(folder)
     maps = [key for key in MAPS if config.with_depth and key in info["columns"]]
     if config.with_depth and not maps:
         raise ValueError(f"{folder} has no {' and no '.join(MAPS)}; leave --with_depth out")
@@ -293,4 +295,5 @@ def _rig(info: Mapping[str, Any], size: tuple[int, int, int]) -> dict[str, Any]:
         "state": state,
         "action": action,
         "vertical_misalignment_px": info["vertical_misalignment_px"],
+        "accept": list(CHECKS),  # views that were cropped, tools out of view: judged when the data was made
     }

@@ -1,10 +1,7 @@
 """Reads LeRobot datasets of the format v3.0 (parquet and mp4), without lerobot.
 
-Facts of the format, from lerobot's own dataset code (https://github.com/huggingface/lerobot): meta/info.json names
-`fps`, `features`, `splits` ("train": "0:50" are episodes) and the templates `data_path` and `video_path`;
-meta/tasks.parquet maps sentences (its index) to `task_index`; meta/episodes/*/*.parquet says per episode its `length`,
-in which data file it is, and per video the file and `from_timestamp`, `to_timestamp` (s) in it. A frame's picture is
-the one at from_timestamp + timestamp.
+A frame's picture is the one at from_timestamp + timestamp of its episode, see `lerobot_metadata`. The episodes of a
+video follow one another in it without gaps, so its number follows from the lengths too; both must name the same one.
 """
 
 import hashlib
@@ -16,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import snapshot_download
@@ -25,10 +21,14 @@ from PIL import Image
 from stereovla.command_line import option
 from stereovla.dataset_builder.dataset import shards
 from stereovla.dataset_builder.dataset.schema import CALIBRATION_KEYS
-from stereovla.dataset_builder.formats.importing import EpisodeError, ImportConfig, SourceEpisode
+from stereovla.dataset_builder.formats.importing import ImportConfig
+from stereovla.dataset_builder.formats.lerobot_metadata import INFO, fill, read_episodes, read_info, read_tasks
 from stereovla.dataset_builder.formats.rig import Rig
-from stereovla.dataset_builder.formats.video import VideoError, read_frames
+from stereovla.dataset_builder.formats.source import EpisodeError, SourceEpisode
+from stereovla.dataset_builder.formats.video import VideoError, first_beside, frame_times, read_frames
 from stereovla.sources import source_of
+
+_RATE = 0.01  # timestamps are frame_index / fps, to the rounding of float32
 
 
 @dataclass
@@ -42,7 +42,12 @@ def open_lerobot(config: LeRobotImportConfig, rig: Rig) -> "LeRobotSource":
     """The dataset in the folder `config.source`, or that of this id on the Hub, whose files are downloaded."""
     with source_of(config.source, "dataset") as folder:
         if folder is None:
-            patterns = ["meta/*", "data/*", *(f"videos/{key}/*" for key in dict.fromkeys(rig.cameras.values()))]
+            patterns = [
+                "meta/*",
+                "data/*",
+                "images/*",
+                *(f"videos/{key}/*" for key in dict.fromkeys(rig.cameras.values())),
+            ]
             folder = Path(
                 snapshot_download(config.source, repo_type="dataset", revision=config.revision, allow_patterns=patterns)
             )
@@ -50,20 +55,15 @@ def open_lerobot(config: LeRobotImportConfig, rig: Rig) -> "LeRobotSource":
 
 
 class LeRobotSource:
-    """See `importing.Source`; episodes are named "episode 7"."""
+    """See `source.Source`; episodes are named "episode 7"."""
 
     def __init__(self, folder: Path, rig: Rig):
         self.folder, self.rig = folder, rig
-        self.info = shards.read_json(folder / "meta/info.json")
-        version = str(self.info.get("codebase_version"))
-        if not version.startswith("v3."):
-            raise ValueError(
-                f"{folder} is a LeRobot dataset of version {version}; v3.0 is needed (lerobot converts older ones)"
-            )
-        self.fps = float(self.info["fps"])
+        self.info = read_info(folder)
+        self.fps = self.info.fps
         if set(rig.cameras) != {"left", "right"}:
             raise ValueError(f"cameras is {dict(rig.cameras)}; name the views left and right")
-        features = self.info["features"]
+        features = self.info.features
         images = [key for key, feature in features.items() if feature["dtype"] in ("video", "image")]
         for side, key in rig.cameras.items():
             if key not in images:
@@ -79,52 +79,48 @@ class LeRobotSource:
         for key in self._columns:
             if key not in features:
                 raise ValueError(f"{folder} has no column {key!r}; it has: {', '.join(features)}")
-        tasks = pd.read_parquet(folder / "meta/tasks.parquet")
-        self._tasks = dict(zip(tasks["task_index"].tolist(), tasks.index.tolist(), strict=True))
-        self._episodes = self._read_episodes()
-
-    def _read_episodes(self) -> dict[str, dict[str, Any]]:
-        files = sorted((self.folder / "meta/episodes").glob("*/*.parquet"))
-        if not files:
-            raise ValueError(f"{self.folder} has no meta/episodes/*/*.parquet")
-        columns = ["episode_index", "length", "data/chunk_index", "data/file_index"]
-        places = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
-        columns += [f"videos/{key}/{place}" for key in self._videos for place in places]
-        rows = [row for file in files for row in pq.read_table(file, columns=columns).to_pylist()]
-        return {f"episode {row['episode_index']}": row for row in sorted(rows, key=lambda row: row["episode_index"])}
+        self._tasks = read_tasks(folder)
+        entries = read_episodes(folder, self._videos)
+        self._episodes = {f"episode {entry['episode_index']}": entry for entry in entries}
+        # {(video, its file): lengths of the episodes in it, by their index}
+        self._filmed: dict[tuple[str, Path], dict[int, int]] = {}
+        for key in self._videos:
+            for entry in entries:
+                in_file = self._filmed.setdefault((key, self._video_file(entry, key)), {})
+                in_file[entry["episode_index"]] = entry["length"]
+        self._times: dict[Path, np.ndarray] = {}
 
     def content(self) -> dict[str, Any]:
-        """See `importing.Source`."""
+        """See `source.Source`."""
         names = ["info.json", "tasks.parquet"]
         hashes = {name: shards.sha256(self.folder / "meta" / name) for name in names}
         hashes |= {
             path.relative_to(self.folder / "meta").as_posix(): shards.sha256(path)
             for path in sorted((self.folder / "meta/episodes").glob("*/*.parquet"))
         }
-        folders = ["data", *(f"videos/{key}" for key in self._videos)]
+        folders = ["data", *(f"videos/{key}" for key in self._videos), *(["images"] if self._images else [])]
         files = sorted(path for name in folders for path in (self.folder / name).rglob("*") if path.is_file())
         listing = [[path.relative_to(self.folder).as_posix(), path.stat().st_size] for path in files]
         hashes["files"] = hashlib.sha256(json.dumps(listing).encode()).hexdigest()  # of their names and sizes
-        return {"format": f"LeRobot {self.info['codebase_version']}", "sha256": hashes}
+        return {"format": f"LeRobot {self.info.version}", "sha256": hashes}
 
     def splits(self) -> dict[str, list[str]]:
-        """See `importing.Source`."""
-        names = list(self._episodes)
-        splits, placed = {}, 0
-        for split, text in self.info["splits"].items():
-            start, stop = (int(number) for number in text.split(":"))
-            splits[split] = [name for name in names if start <= self._episodes[name]["episode_index"] < stop]
-            placed += len(splits[split])
-        total = self.info["total_episodes"]
-        if not placed == len(names) == total:
+        """See `source.Source`."""
+        splits = {
+            split: [name for name, entry in self._episodes.items() if entry["episode_index"] in numbers]
+            for split, numbers in self.info.splits.items()
+        }
+        placed = sorted(name for names in splits.values() for name in names)
+        if placed != sorted(self._episodes) or len(placed) != self.info.total_episodes:
+            ranges = {split: f"{numbers.start}:{numbers.stop}" for split, numbers in self.info.splits.items()}
             raise ValueError(
-                f"{self.folder}: info.json counts {total} episodes, meta/episodes holds {len(names)}, "
-                f"the splits {self.info['splits']} {placed}"
+                f"{self.folder}: info.json counts {self.info.total_episodes} episodes, meta/episodes holds "
+                f"{len(self._episodes)}, the splits {ranges} {len(placed)}; each must be in one split"
             )
         return splits
 
     def read(self, name: str) -> SourceEpisode:
-        """See `importing.Source`."""
+        """See `source.Source`."""
         entry = self._episodes[name]
         table = self._table(entry, [*self._columns, "timestamp", "frame_index", "task_index"])
         length = table.num_rows
@@ -133,26 +129,33 @@ class LeRobotSource:
             problems.append(f"the data has {length} frames, meta/episodes says {entry['length']}")
         if not length:
             raise EpisodeError("; ".join(problems) or "no frames")
-        frames = table.column("frame_index").to_numpy()
-        problems += [f"frame {i}: its frame_index is {frames[i]}" for i in np.flatnonzero(frames != np.arange(length))]
+        frames, times, indices = (_column(table, key) for key in ("frame_index", "timestamp", "task_index"))
+        problems += [
+            f"frame {i}: its frame_index is {frames[i]:g}" for i in np.flatnonzero(frames != np.arange(length))
+        ]
+        rate = (length - 1) / (times[-1] - times[0]) if length > 1 and times[-1] > times[0] else self.fps
+        if not abs(rate / self.fps - 1) <= _RATE:
+            problems.append(f"the timestamps run at {rate:.2f} Hz, {INFO} says {self.fps:g} Hz")
         for key in self._videos:
             seconds = entry[f"videos/{key}/to_timestamp"] - entry[f"videos/{key}/from_timestamp"]
             count = seconds * self.fps
-            if abs(count - length) > 0.5:
+            if not abs(count - length) <= 0.5:
                 problems.append(f"the video {key} spans {count:.1f} frames, the data {length}")
-        indices = table.column("task_index").to_pylist()
-        problems += [
-            f"frame {i}: task_index {index} is not in meta/tasks.parquet"
-            for i, index in enumerate(indices)
-            if index not in self._tasks
-        ]
+        sentences = [self._tasks.get(index) for index in indices.tolist()]
+        for frame, sentence in enumerate(sentences):
+            if sentence is None:
+                problems.append(f"frame {frame}: task_index {indices[frame]:g} is not in meta/tasks.parquet")
+            elif entry["tasks"] is not None and sentence not in entry["tasks"]:
+                problems.append(
+                    f"frame {frame}: its instruction is {sentence!r}, meta/episodes lists {entry['tasks']} as tasks"
+                )
         values = {key: _array(table, key) for key in self._columns}
         calibration = self.rig.calibration
         return SourceEpisode(
-            timestamps_s=table.column("timestamp").to_numpy(),
+            timestamps_s=times,
             states=values[self.rig.state.column],
             actions=None if self.rig.action.column is None else values[self.rig.action.column],
-            tasks=[self._tasks.get(index, "unknown") for index in indices],
+            tasks=["unknown" if sentence is None else sentence for sentence in sentences],
             calibration={
                 key: values[calibration[key]]
                 if isinstance(calibration[key], str)
@@ -163,7 +166,7 @@ class LeRobotSource:
         )
 
     def pairs(self, name: str, episode: SourceEpisode) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """See `importing.Source`."""
+        """See `source.Source`."""
         entry = self._episodes[name]
         streams = {key: self._video(entry, key, episode.timestamps_s) for key in self._videos}
         if self._images:
@@ -173,33 +176,56 @@ class LeRobotSource:
             images = {key: next(stream) for key, stream in streams.items()}
             yield images[self.rig.cameras["left"]], images[self.rig.cameras["right"]]
 
+    def _video_file(self, entry: dict[str, Any], key: str) -> Path:
+        place = {name: entry[f"videos/{key}/{name}"] for name in ("chunk_index", "file_index")}
+        return self.folder / fill(self.info.video_path, video_key=key, **place)
+
     def _video(self, entry: dict[str, Any], key: str, timestamps_s: np.ndarray) -> Iterator[np.ndarray]:
-        path = self.folder / self.info["video_path"].format(
-            video_key=key,
-            chunk_index=entry[f"videos/{key}/chunk_index"],
-            file_index=entry[f"videos/{key}/file_index"],
-        )
-        times = entry[f"videos/{key}/from_timestamp"] + np.asarray(timestamps_s, dtype=np.float64)
-        return read_frames(path, times, self.fps)
+        """Pictures of one episode; VideoError where lengths and times do not name the same ones."""
+        path = self._video_file(entry, key)
+        if path not in self._times:
+            self._times[path] = frame_times(path)
+        found, lengths = self._times[path], self._filmed[key, path]
+        if len(found) != sum(lengths.values()):
+            raise VideoError(f"{path.name} of {key} has {len(found)} frames, its episodes {sum(lengths.values())}")
+        first = sum(length for index, length in lengths.items() if index < entry["episode_index"])
+        found = found[first : first + len(timestamps_s)]
+        wanted = entry[f"videos/{key}/from_timestamp"] + np.asarray(timestamps_s, dtype=np.float64)
+        if len(found) != len(wanted):
+            raise VideoError(f"frame {len(found)}: {path.name} of {key} ends there, the data has {len(wanted)} frames")
+        if (beside := first_beside(found, wanted, self.fps)) is not None:
+            raise VideoError(
+                f"frame {beside}: it is picture {first + beside} of {path.name} of {key}, which is shown at "
+                f"{found[beside]:.4f} s; from_timestamp and timestamp ask for the one at {wanted[beside]:.4f} s"
+            )
+        return read_frames(path, found, self.fps)
 
     def _stored(self, table: pa.Table, key: str) -> Iterator[np.ndarray]:
+        """Pictures that the data holds, or whose files it names (as `datasets` writes them without embedding)."""
         for frame, value in enumerate(table.column(key).to_pylist()):
+            content, name = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
             try:
-                with Image.open(io.BytesIO(value["bytes"])) as image:
+                if content is None and isinstance(name, str):
+                    content = (self.folder / name).read_bytes()
+                if not isinstance(content, bytes):
+                    raise VideoError(f"frame {frame}: {key} holds neither a picture nor the path of one")
+                with Image.open(io.BytesIO(content)) as image:
                     yield np.array(image.convert("RGB"))
-            except (OSError, TypeError) as error:
-                raise VideoError(f"frame {frame}: {key} cannot be read: {error}") from error
+            except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for broken files
+                text = f"{key} in {name!r}" if isinstance(name, str) else key
+                raise VideoError(f"frame {frame}: {text} cannot be read: {error}") from error
 
     def _table(self, entry: dict[str, Any], columns: list[str]) -> pa.Table:
-        path = self.folder / self.info["data_path"].format(
-            chunk_index=entry["data/chunk_index"], file_index=entry["data/file_index"]
-        )
+        """The rows of one episode; EpisodeError where they cannot be read, or a column is missing."""
+        name = fill(self.info.data_path, chunk_index=entry["data/chunk_index"], file_index=entry["data/file_index"])
         try:
-            return pq.read_table(
-                path, columns=columns, filters=[("episode_index", "=", entry["episode_index"])], partitioning=None
-            )
+            names = pq.read_schema(self.folder / name).names
+            if missing := [key for key in (*columns, "episode_index") if key not in names]:
+                raise EpisodeError(f"{name} has no column {missing[0]!r}; it has: {', '.join(names)}")
+            filters = [("episode_index", "=", entry["episode_index"])]
+            return pq.read_table(self.folder / name, columns=columns, filters=filters, partitioning=None)
         except (pa.ArrowException, OSError) as error:
-            raise EpisodeError(f"{path.relative_to(self.folder)} cannot be read: {error}") from error
+            raise EpisodeError(f"{name} cannot be read: {error}") from error
 
 
 def _array(table: pa.Table, key: str) -> np.ndarray:
@@ -208,4 +234,15 @@ def _array(table: pa.Table, key: str) -> np.ndarray:
         values = np.array(table.column(key).to_pylist(), dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise EpisodeError(f"{key} holds other things than numbers, or rows of different lengths: {error}") from error
-    return values.reshape(len(values), -1)
+    values = values.reshape(len(values), -1)
+    if not values.shape[1]:
+        raise EpisodeError(f"{key} holds no numbers")
+    return values
+
+
+def _column(table: pa.Table, key: str) -> np.ndarray:
+    """Column of one number per row -> float64 (rows,)."""
+    values = _array(table, key)
+    if values.shape[1] != 1:
+        raise EpisodeError(f"{key} holds {values.shape[1]} numbers in each row, expected one")
+    return values[:, 0]

@@ -19,11 +19,12 @@ width, height]` and `resize_px: [width, height]` of both views, which the calibr
 pitch, yaw]`, the pose of our tool frame (see `schema`) in the frame that the robot reports; `fps` where the source does
 not say it; `vertical_misalignment_px`, rows that matching points of the views are known to lie apart at most: without
 it, episodes are refused from about one row on. A value of the calibration may also be the name of a column of the
-source, for a camera that moves.
+source, for a camera that moves. What looks like a mistake (see `plausibility`) and is none: `accept`, a list of
+field_of_view, principal_point, units, camera_pose.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,13 @@ import yaml
 from PIL import Image
 
 from stereovla.dataset_builder.dataset.schema import CALIBRATION_KEYS
+from stereovla.dataset_builder.formats import plausibility
 from stereovla.processing.camera_geometry import Calibration
 
-_SHAPES = {"focal_length_px": (2,), "principal_point_px": (2,), "baseline_m": (), "transform_camera_to_base": (4, 4)}
+SHAPES = {"focal_length_px": (2,), "principal_point_px": (2,), "baseline_m": (), "transform_camera_to_base": (4, 4)}
 KINDS = ("absolute", "delta", "from_states")
+_LARGEST_PX = 16384  # side of a view
+_LARGEST = 1e9  # of any number in the file
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ class Rig:
     tool: tuple[float, ...] = (0.0,) * 6
     fps: float | None = None
     vertical_misalignment_px: float = 0.0
+    accept: tuple[str, ...] = ()
 
     @property
     def stored_misalignment_px(self) -> float:
@@ -92,6 +97,11 @@ class Rig:
     def size_px(self) -> tuple[int, int]:
         """Width and height of the calibrated views."""
         return tuple(self.calibration["size_px"])
+
+    @property
+    def stored_size_px(self) -> tuple[int, int]:
+        """Width and height of what `view` makes of a view."""
+        return self.resize_px or (self.crop_px[2:] if self.crop_px else self.size_px)
 
     @property
     def is_pose(self) -> bool:
@@ -136,7 +146,7 @@ def read_rig(path: Path) -> Rig:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing; `stereovla data import lerobot --help` says more") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # values that are no dates, ...
         raise ValueError(f"{path} is no valid YAML: {error}") from error
     return make_rig(content, str(path))
 
@@ -155,7 +165,8 @@ def make_rig(content: Any, where: str) -> Rig:
         raise ValueError(
             f"{where}: state and action must both be poses (position, rpy, gripper) or both be taken as they are"
         )
-    values["calibration"] = _calibration(values["calibration"], f"{where}: calibration")
+    values["accept"] = _accepted(values.get("accept") or [], f"{where}: accept")
+    values["calibration"] = _calibration(values["calibration"], f"{where}: calibration", values["accept"])
     size = values["calibration"]["size_px"]
     for name, count in (("crop_px", 4), ("resize_px", 2)):
         if values.get(name) is not None:
@@ -166,19 +177,25 @@ def make_rig(content: Any, where: str) -> Rig:
             raise ValueError(
                 f"{where}: crop_px {[x, y, width, height]} does not lie within the view of {list(size)} px"
             )
-    if values.get("resize_px") and min(values["resize_px"]) < 1:
-        raise ValueError(f"{where}: resize_px {list(values['resize_px'])} must be positive")
+    if values.get("resize_px") and not all(1 <= side <= _LARGEST_PX for side in values["resize_px"]):
+        raise ValueError(f"{where}: resize_px {list(values['resize_px'])} must be positive, up to {_LARGEST_PX} px")
     if "tool" in values:
         values["tool"] = _numbers(values["tool"], 6, f"{where}: tool")
-    if values.get("fps") is not None and not (isinstance(values["fps"], int | float) and values["fps"] > 0):
-        raise ValueError(f"{where}: fps is {values['fps']!r}, expected a positive number")
+        problem = plausibility.tool_problem(np.array(values["tool"]))
+        if problem and "units" not in values["accept"]:
+            raise ValueError(f"{where}: {problem} {_unless('units')}")
+    if values.get("fps") is not None:
+        (values["fps"],) = _numbers([values["fps"]], 1, f"{where}: fps")
+        if not values["fps"] > 0:
+            raise ValueError(f"{where}: fps is {values['fps']!r}, expected a positive number")
     rows = values.get("vertical_misalignment_px", 0.0)
     if not isinstance(rows, int | float) or isinstance(rows, bool) or not 0 <= rows <= size[1]:
         raise ValueError(f"{where}: vertical_misalignment_px is {rows!r}, expected 0 ... {size[1]} rows")
     if values.get("parts_px") is not None:
         values["parts_px"] = _parts(values["parts_px"], size, f"{where}: parts_px")
-    if not isinstance(values["cameras"], Mapping):
-        raise ValueError(f"{where}: cameras is {values['cameras']!r}, expected names such as {{left: ..., right: ...}}")
+    cameras = values["cameras"]
+    if not isinstance(cameras, Mapping) or not all(isinstance(name, str) for name in [*cameras, *cameras.values()]):
+        raise ValueError(f"{where}: cameras is {cameras!r}, expected names such as {{left: ..., right: ...}}")
     return Rig(**values)
 
 
@@ -238,7 +255,18 @@ def _vector(content: Any, name: str, where: str) -> Vector:
     return Vector(**{**values, "gripper_closed_open": (closed, opened)})
 
 
-def _calibration(content: Any, where: str) -> dict[str, Any]:
+def _accepted(content: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(content, list | tuple) or not all(name in [*plausibility.CHECKS] for name in content):
+        raise ValueError(f"{where} is {content!r}, expected a list of {', '.join(plausibility.CHECKS)}")
+    return tuple(content)
+
+
+def _unless(check: str) -> str:
+    """The end of a message about what is not plausible."""
+    return f"Where it is meant so, the rig says `accept: [{check}]`"
+
+
+def _calibration(content: Any, where: str, accept: Sequence[str]) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise ValueError(f"{where} is {content!r}, expected keys and values")
     known = ["size_px", *CALIBRATION_KEYS]
@@ -253,26 +281,33 @@ def _calibration(content: Any, where: str) -> dict[str, Any]:
         raise ValueError(f"{where} lacks {', '.join(missing)}: without a calibration a pair says nothing about depth")
     values = dict(content)
     values["size_px"] = _numbers(content["size_px"], 2, f"{where}: size_px", whole=True)
+    if not all(1 <= side <= _LARGEST_PX for side in values["size_px"]):
+        raise ValueError(f"{where}: size_px is {content['size_px']}, expected 1 ... {_LARGEST_PX} px")
     for key in CALIBRATION_KEYS:
         if not isinstance(content[key], str):
-            values[key] = check_value(key, content[key], values["size_px"], where)
+            values[key] = check_value(key, content[key], values["size_px"], where, accept)
     return values
 
 
-def check_value(key: str, value: Any, size_px: tuple[int, int], where: str) -> np.ndarray:
-    """One value of a calibration as float64 of its shape; ValueError says what cannot be."""
+def check_value(key: str, value: Any, size_px: tuple[int, int], where: str, accept: Sequence[str] = ()) -> np.ndarray:
+    """One value of a calibration as float64 of its shape; ValueError says what cannot be, or is not plausible and not
+    named in `accept`.
+    """
     try:
         array = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {key} is {value!r}, expected {_SHAPES[key]} numbers") from error
-    if array.shape != _SHAPES[key] and array.size == np.prod(_SHAPES[key], dtype=int):
-        array = array.reshape(_SHAPES[key])  # columns of a table are flat
-    if array.shape != _SHAPES[key] or not np.isfinite(array).all():
-        raise ValueError(f"{where}: {key} is {value!r}, expected {_SHAPES[key]} finite numbers")
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{where}: {key} is {value!r}, expected {SHAPES[key]} numbers") from error
+    if array.shape != SHAPES[key] and array.size == np.prod(SHAPES[key], dtype=int):
+        array = array.reshape(SHAPES[key])  # columns of a table are flat
+    with np.errstate(over="ignore"):  # as it is stored
+        finite = np.isfinite(array.astype(np.float32)).all()
+    if array.shape != SHAPES[key] or not finite:
+        raise ValueError(f"{where}: {key} is {value!r}, expected {SHAPES[key]} finite numbers")
     if key == "focal_length_px" and (array < 1).any():
         raise ValueError(f"{where}: {key} is {array.tolist()}, must be at least 1 px")
     if key == "baseline_m" and not 1e-3 <= array <= 1:
-        raise ValueError(f"{where}: {key} is {array.tolist()}, must be in 0.001 ... 1 m")
+        hint = ": mm or cm for m?" if array > 1 else ""
+        raise ValueError(f"{where}: {key} is {array.tolist()}, must be in 0.001 ... 1 m{hint}")
     if key == "principal_point_px" and not ((array >= 0) & (array <= size_px)).all():
         raise ValueError(f"{where}: {key} {array.tolist()} lies outside the view of {list(size_px)} px")
     if key == "transform_camera_to_base":
@@ -282,7 +317,20 @@ def check_value(key: str, value: Any, size_px: tuple[int, int], where: str) -> n
             raise ValueError(f"{where}: {key} is no rigid transform: {array.tolist()}")
         u, _, v = np.linalg.svd(rotation)  # digits that were rounded by hand are made orthogonal
         array[:3, :3] = u @ v
+    if key in _PLAUSIBLE:
+        check, find = _PLAUSIBLE[key]
+        problem = None if check in accept else find(array, size_px)
+        if problem:
+            raise ValueError(f"{where}: {problem} {_unless(check)}")
     return array
+
+
+# key of the calibration: name of its check, and what finds its problem, or None, from value and size_px
+_PLAUSIBLE: dict[str, tuple[str, Callable[[np.ndarray, tuple[int, int]], str | None]]] = {
+    "focal_length_px": ("field_of_view", plausibility.focal_length_problem),
+    "principal_point_px": ("principal_point", plausibility.principal_point_problem),
+    "transform_camera_to_base": ("units", lambda transform, _: plausibility.camera_place_problem(transform)),
+}
 
 
 def _parts(content: Any, size: tuple[int, int], where: str) -> dict[str, tuple[int, ...]]:
@@ -298,6 +346,7 @@ def _parts(content: Any, size: tuple[int, int], where: str) -> dict[str, tuple[i
 def _numbers(value: Any, count: int, where: str, whole: bool = False) -> tuple:
     kinds = int if whole else int | float
     good = isinstance(value, list | tuple) and len(value) == count
-    if not good or not all(isinstance(item, kinds) and not isinstance(item, bool) for item in value):
+    good = good and all(isinstance(item, kinds) and not isinstance(item, bool) for item in value)
+    if not good or not all(-_LARGEST <= item <= _LARGEST for item in value):  # NaN is neither
         raise ValueError(f"{where} is {value!r}, expected {count} {'whole ' if whole else ''}numbers")
     return tuple(value) if whole else tuple(float(item) for item in value)

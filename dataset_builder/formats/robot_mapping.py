@@ -91,7 +91,8 @@ def _gripper(vector: Vector, values: np.ndarray) -> tuple[np.ndarray, list[tuple
 
 
 def _not_finite(values: np.ndarray, name: str) -> list[str]:
-    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    with np.errstate(over="ignore"):  # as they are stored
+        bad = np.flatnonzero(~np.isfinite(values.astype(np.float32)).all(axis=1))
     return [f"frame {frame}: the {name} is {values[frame].tolist()}" for frame in bad]
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from stereovla.extras import extra
 
@@ -19,6 +20,26 @@ class VideoError(RuntimeError):
     """A video that does not hold what is asked of it; the message says what, and at which frame."""
 
 
+def frame_times(path: Path) -> np.ndarray:
+    """Times (n,) s of all frames of a video from its start, rising; nothing is decoded."""
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            stamps = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
+            start = stream.start_time or 0
+    except (av.error.FFmpegError, IndexError, OSError) as error:
+        raise VideoError(f"{path.name} cannot be read: {error}") from error
+    if None in stamps:
+        raise VideoError(f"frame {stamps.index(None)}: {path.name} does not say when it is shown")
+    return np.array([float((stamp - start) * stream.time_base) for stamp in sorted(stamps)])
+
+
+def first_beside(found_s: np.ndarray, wanted_s: np.ndarray, fps: float) -> int | None:
+    """The first of equally many frames that lie at `found_s` and not where they are wanted; None = all do."""
+    beside = np.flatnonzero(~(np.abs(found_s - wanted_s) <= _SLACK / fps))  # NaN is beside
+    return int(beside[0]) if len(beside) else None
+
+
 def read_frames(path: Path, times_s: Sequence[float], fps: float) -> Iterator[np.ndarray]:
     """Decode the frames at `times_s` (rising, from the video's start), uint8 (h, w, 3) RGB each.
 
@@ -26,14 +47,17 @@ def read_frames(path: Path, times_s: Sequence[float], fps: float) -> Iterator[np
     must be exactly `len(times_s)` frames.
     """
     slack, number = _SLACK / fps, 0
+    if len(bad := np.flatnonzero(~np.isfinite(times_s))):
+        raise VideoError(f"frame {bad[0]}: {path.name} is asked for a picture at {times_s[bad[0]]} s")
     try:
         with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
+            stream = _single_threaded(container)
             start = stream.start_time or 0
             if times_s[0] > 1 / fps:  # the container seeks to the key frame before
                 container.seek(start + int((times_s[0] - slack) / stream.time_base), stream=stream)
             for frame in container.decode(stream):
+                if frame.pts is None:
+                    raise VideoError(f"frame {number}: {path.name} does not say when it is shown")
                 time = float((frame.pts - start) * stream.time_base)
                 if time < times_s[0] - slack:
                     continue
@@ -43,6 +67,7 @@ def read_frames(path: Path, times_s: Sequence[float], fps: float) -> Iterator[np
                     raise VideoError(f"frame {number}: {path.name} has no picture at {times_s[number]:.4f} s")
                 if time < times_s[number] - slack:
                     raise VideoError(f"frame {number}: {path.name} has a picture too many at {time:.4f} s")
+                _check_whole(frame, number, path)
                 yield frame.to_ndarray(format="rgb24")
                 number += 1
     except (av.error.FFmpegError, IndexError, OSError) as error:
@@ -53,14 +78,31 @@ def read_frames(path: Path, times_s: Sequence[float], fps: float) -> Iterator[np
 
 def read_all_frames(path: Path) -> Iterator[np.ndarray]:
     """Decode every frame in order, uint8 (h, w, 3) RGB each; VideoError where the file is damaged."""
-    number = 0
+    number, count = 0, len(frame_times(path))
     try:
         with av.open(str(path)) as container:
-            for frame in container.decode(container.streams.video[0]):
+            for frame in container.decode(_single_threaded(container)):
+                _check_whole(frame, number, path)
                 yield frame.to_ndarray(format="rgb24")
                 number += 1
     except (av.error.FFmpegError, IndexError, OSError) as error:
         raise VideoError(f"frame {number}: {path.name} cannot be read: {error}") from error
+    if number != count:
+        raise VideoError(f"frame {number}: {path.name} has {count} frames, {number} of them can be decoded")
+
+
+def _single_threaded(container: Any) -> Any:
+    """The video of an open file. Several threads lose frames before a damaged one, as many as there are threads: a file
+    would be judged differently on another processor.
+    """
+    stream = container.streams.video[0]
+    stream.codec_context.thread_count = 1
+    return stream
+
+
+def _check_whole(frame: Any, number: int, path: Path) -> None:
+    if frame.is_corrupt:  # decoders fill what is damaged with what lies around it
+        raise VideoError(f"frame {number}: {path.name} is damaged there")
 
 
 class VideoWriter:

@@ -1,18 +1,28 @@
 """Whole episodes, still encoded, out of a dataset that is streamed from a folder or from the Hub."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import load_dataset_builder
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.hf_api import RepoFile
 
 from stereovla.dataset_builder.dataset import schema
-from stereovla.dataset_builder.dataset.shards import ShardError, numbers
+from stereovla.dataset_builder.dataset.manifest import (
+    Entry,
+    compare_size,
+    listed,
+    parse_manifest,
+    read_manifest,
+    shard_problems,
+)
+from stereovla.dataset_builder.dataset.shards import MANIFEST, ShardError, numbers, read_json
 from stereovla.sources import source_of
 
 ROWS_PER_READ = 256
@@ -45,8 +55,77 @@ def filled_columns(file: pq.ParquetFile) -> frozenset[str]:
     )
 
 
+@dataclass(frozen=True)
+class OpenedShards:
+    """The shards of one split as the dataset's manifest lists them: where they are, how many rows they have, and what
+    is wrong with those that are not what it says, by `urls`; and the names of all splits.
+    """
+
+    splits: tuple[str, ...]
+    urls: list[str]
+    rows: list[int]
+    bad: dict[str, str]
+
+
+def open_shards(path: str | Path, split: str) -> OpenedShards:
+    """Compare the files of `split` with the manifest of the dataset `path`, a folder or Hub id; ValueError where it has
+    no manifest, no such split, or files of that split that the manifest does not know.
+    """
+    with source_of(path, "dataset") as folder:
+        return _open_shards(path, folder, split)
+
+
+def _open_shards(path: str | Path, folder: Path | None, split: str) -> OpenedShards:
+    if folder is not None:
+        whole = read_manifest(folder)
+        entries = _of_split(whole, split, path)
+        found = {file.relative_to(folder).as_posix() for file in (folder / "data").glob("*.parquet")}
+        problems, start = shard_problems(folder, entries), f"{folder}/"
+    else:
+        name, revision = split_revision(path)
+        sha = HfApi().dataset_info(name, revision=revision).sha  # what is read later is of this state too
+        file = hf_hub_download(name, MANIFEST.as_posix(), repo_type="dataset", revision=sha)
+        whole = parse_manifest(read_json(Path(file)), f"{MANIFEST} of {path}")
+        entries = _of_split(whole, split, path)
+        tree = HfApi().list_repo_tree(name, "data", repo_type="dataset", revision=sha)
+        files = {item.path: item for item in tree if isinstance(item, RepoFile)}
+        found, start = set(files), f"hf://datasets/{name}@{sha}/"
+        problems = {entry["path"]: text for entry in entries if (text := _remote_problem(files, entry))}
+    known = {entry["path"] for entry in entries}
+    more = sorted(name for name in found if name.startswith(f"data/{split}-") and name not in known)
+    if more:
+        raise ValueError(f"dataset {path} has {', '.join(more[:5])}, which {MANIFEST} does not list: `check` names all")
+    return OpenedShards(
+        splits=tuple(dict.fromkeys(entry["split"] for entry in whole)),
+        urls=[start + entry["path"] for entry in entries],
+        rows=[entry["rows"] for entry in entries],
+        bad={start + name: text for name, text in problems.items()},
+    )
+
+
+def _of_split(entries: Sequence[Entry], split: str, path: str | Path) -> list[Entry]:
+    own = sorted((entry for entry in entries if entry["split"] == split), key=lambda entry: entry["path"])
+    if not own:
+        splits = ", ".join(dict.fromkeys(entry["split"] for entry in entries))
+        raise ValueError(f"dataset {path} has no split {split!r}; it has: {splits}")
+    return own
+
+
+def _remote_problem(files: Mapping[str, RepoFile], entry: Entry) -> str | None:
+    """What is wrong with a shard on the Hub, which knows the SHA-256 of large files."""
+    file = files.get(entry["path"])
+    if file is None:
+        return "missing"
+    if problem := compare_size(file.size, entry):
+        return problem
+    if file.lfs is not None and file.lfs.sha256 != entry["sha256"]:
+        return "its SHA-256 differs from the manifest's"
+    return None
+
+
 class EpisodeSource:
-    """The shards of one split, read one after the other, images as bytes.
+    """The shards of one split, as the dataset's manifest lists them, read one after the other, images as bytes. Those
+    that are missing, or not what was built, are found when it is opened (ShardError).
 
     A shard that fails is tried again `retries` times, after `backoff_s`, twice that, and so on, from the last whole
     episode on; then ShardError names it. Where the shard has checksums (ours have), they are verified.
@@ -56,7 +135,8 @@ class EpisodeSource:
         split: "train", "validation", ...
         columns: optional columns that must be there; of the other optional ones only those in `wanted` are read, where
             present.
-        skip: whether a first shard that cannot be read may be passed over when looking for the columns.
+        skip: whether shards that are not the manifest's may be there, and be passed over; reading one of them is
+            ShardError at once.
 
     Attributes:
         splits: names of all splits.
@@ -75,15 +155,14 @@ class EpisodeSource:
         skip: bool = False,
     ):
         self.path, self.split, self.retries, self.backoff_s = str(path), split, retries, backoff_s
-        if Path(path).is_dir() and not any(Path(path).glob("**/*.parquet")):
-            raise ValueError(f"{path} has no parquet files: is this folder a dataset?")
-        name, revision = split_revision(path)
-        with source_of(path, "dataset"):
-            files = load_dataset_builder(name, revision=revision).config.data_files or {}
-        if split not in files:
-            raise ValueError(f"dataset {path} has no split {split!r}; it has: {', '.join(files) or 'none'}")
-        self.splits = tuple(files)
-        self.shards = [str(shard) for shard in files[split]]
+        opened = open_shards(path, split)
+        self.shards, self._rows, self._bad = opened.urls, opened.rows, opened.bad
+        if self._bad and not skip:
+            raise ShardError(
+                f"{len(self._bad)} of {len(self.shards)} shards of dataset {path}, split {split!r}, are not those of "
+                f"its manifest: {listed(self._bad)}. Fetch or build them again, or skip bad shards"
+            )
+        self.splits = opened.splits
         self._fields, self.filled = self._first_schema(skip)
         schema.check_columns(self._fields.names, source=f"dataset {path}, split {split!r},", needed=columns)
         chosen = {column.key for column in schema.ROW if not column.optional} | {*columns, *wanted}
@@ -92,10 +171,14 @@ class EpisodeSource:
     def _first_schema(self, skip: bool) -> tuple[pa.Schema, frozenset[str]]:
         """Columns of the first shard, and those that hold anything; with `skip`, of the first one that can be read."""
         for number in range(len(self.shards)):
+            if self.shards[number] in self._bad and number < len(self.shards) - 1:
+                continue
             for failures in range(1, self.retries + 2):
                 try:
                     with self._open(number) as file:
                         return file.schema_arrow, filled_columns(file)
+                except ShardError:
+                    raise
                 except Exception as error:  # see read
                     try:
                         self._wait_or_raise(number, 0, failures, error)
@@ -106,6 +189,9 @@ class EpisodeSource:
 
     @contextmanager
     def _open(self, shard: int) -> Iterator[pq.ParquetFile]:
+        name = self.shards[shard]
+        if name in self._bad:
+            raise ShardError(f"shard {name} of {self.path} is not that of the manifest: {self._bad[name]}")
         with fsspec.open(self.shards[shard], "rb") as file:
             yield pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=True)
 
@@ -141,6 +227,11 @@ class EpisodeSource:
         pending = None
         with self._open(shard) as file:
             self._check_schema(file.schema_arrow, shard)
+            if file.metadata.num_rows != self._rows[shard]:
+                raise ShardError(
+                    f"shard {self.shards[shard]} has {file.metadata.num_rows} rows, the manifest of {self.path} says "
+                    f"{self._rows[shard]}"
+                )
             ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
             groups = np.flatnonzero(ends > row).tolist()  # a resumed stream need not read what lies before
             position = int(ends[groups[0] - 1]) if groups and groups[0] else 0

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from huggingface_hub import hf_hub_download
 
+from stereovla.dataset_builder.dataset.manifest import count_problems, parse_manifest
+from stereovla.dataset_builder.dataset.schema import POSES
 from stereovla.dataset_builder.dataset.shards import read_json
 from stereovla.dataset_builder.dataset.statistics import mix_statistics
 from stereovla.dataset_builder.streaming.episodes import split_revision
@@ -33,10 +35,12 @@ def check_mixture(path: str | Path | Mixture) -> Mixture:
 
 def load_meta(path: str | Path | Mixture) -> dict[str, Any]:
     """What a dataset (folder, Hub id or `id@revision`) says of itself: meta/info.json (`tasks`, `fps`, `splits`, ...)
-    and `stats`.
+    and `stats`, and `state_names`, {embodiment: the names of a state's numbers}: of a pose, or [] where it is none.
+    ValueError where its counts are not those of its manifest.
 
     Of several datasets with weights: the `tasks` and the sums of the `splits` of all, and `stats` of the mixture (see
-    `mix_statistics`); and `fps`, `state_dim` and `action_dim`, which must be the same everywhere.
+    `mix_statistics`); `state_names`, of which an embodiment has one list; and `fps`, `state_dim` and `action_dim`,
+    which must be the same everywhere.
     """
     if isinstance(path, str | Path):
         return _load_meta(path)
@@ -53,13 +57,21 @@ def load_meta(path: str | Path | Mixture) -> dict[str, Any]:
             raise ValueError(f"the datasets have different {why.format(values)}")
         common[key] = next(iter(values.values()))
     splits: dict[str, Counter[str]] = {}
-    for meta in metas.values():
+    state_names: dict[str, list[str]] = {}
+    for name, meta in metas.items():
+        for embodiment, names in meta["state_names"].items():
+            if state_names.setdefault(embodiment, names) != names:
+                raise ValueError(
+                    f"the states of {embodiment!r} are {names or 'no poses'} in {name}, elsewhere "
+                    f"{state_names[embodiment] or 'no poses'}; an embodiment has one kind of state"
+                )
         for split, counts in meta["splits"].items():
             splits.setdefault(split, Counter()).update(counts)
     return {
         **common,
         "splits": {split: dict(counts) for split, counts in splits.items()},
         "tasks": sorted({task for meta in metas.values() for task in meta["tasks"]}),
+        "state_names": state_names,
         "stats": mix_statistics([(metas[str(name)]["stats"], weight) for name, weight in mixture]),
     }
 
@@ -73,4 +85,8 @@ def _load_meta(path: str | Path) -> dict[str, Any]:
                 return read_json(folder / "meta" / file)
             return read_json(Path(hf_hub_download(name, f"meta/{file}", repo_type="dataset", revision=revision)))
 
-    return {**read("info.json"), "stats": read("stats.json")}
+    info, manifest, stats = read("info.json"), read("manifest.json"), read("stats.json")
+    if problems := count_problems(info, parse_manifest(manifest, f"manifest.json of {path}")):
+        raise ValueError(f"dataset {path}: {'; '.join(problems)}")
+    names = POSES.get(info.get("state_dim"), ()) if info.get("state_is_pose", True) else ()
+    return {**info, "stats": stats, "state_names": {embodiment: list(names) for embodiment in stats}}

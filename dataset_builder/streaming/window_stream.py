@@ -54,8 +54,9 @@ class WindowStream(LaneStream):
             memory: about lanes * pool_episodes * (frames per episode) * 30 kB at 128x128.
         rank, world_size: of this process among those that train together.
         retries, backoff_s: see `EpisodeSource`.
-        on_bad_shard: after the retries, "raise" = ShardError that names the shard; "skip" = warn, count it in
-            `skipped_shards` and go on behind what is left of it.
+        on_bad_shard: what becomes of shards that are not the manifest's, and of those that cannot be read, after the
+            retries: "raise" = ShardError that names the shard, for the former when the stream is made; "skip" = warn,
+            count it in `skipped_shards` and go on behind what is left of it, which is nothing of the former.
         augmentation: changes the colours of every pair; None = as recorded.
     """
 

@@ -100,7 +100,8 @@ def _tool_positions(table: pa.Table, states: np.ndarray) -> np.ndarray:
         return states[:, :3]
     is_pose = table.column("state_is_pose").fill_null(True).to_numpy()
     positions = np.full((len(states), 3), np.nan, dtype=np.float32)
-    positions[is_pose] = states[is_pose, :3]
+    if is_pose.any():  # a state that is no pose may have fewer numbers
+        positions[is_pose] = states[is_pose, :3]
     return positions
 
 

@@ -1,11 +1,13 @@
-"""Damaged shards: cut at every 1,000th byte, with flipped bits, with broken images; named, or skipped and counted."""
+"""Damaged shards: cut at every 1,000th byte, with flipped bits, with broken images; named, or skipped and counted. What
+is damaged when a dataset is opened is found then, what is damaged later when it is read.
+"""
 
 import shutil
 import warnings
 
 import numpy as np
 import pytest
-from synthetic_dataset import make_row, write_dataset
+from synthetic_dataset import list_shards, make_row, write_dataset
 from torch.utils.data import DataLoader
 
 from stereovla.dataset_builder.dataset import shards
@@ -74,8 +76,14 @@ def test_a_shard_cut_at_every_1000th_byte_is_named_and_gives_no_window(dataset, 
     whole = (copy / SECOND).read_bytes()
     assert len(whole) > 50_000
     for length in range(0, len(whole), 1000):
+        (copy / SECOND).write_bytes(whole)
+        stream = stream_of(copy)
         (copy / SECOND).write_bytes(whole[:length])
-        windows, message = read_until_error(stream_of(copy))
+        with pytest.raises(
+            shards.ShardError, match=f"1 of 3 shards .*{SECOND.name}: truncated, {length} of {len(whole)}"
+        ):
+            stream_of(copy)
+        windows, message = read_until_error(stream)
         assert message and SECOND.name in message and "truncated or corrupt" in message, (length, message)
         assert len(windows) == sum(LENGTHS[:2])  # those of the first shard, and nothing of the broken one
         assert_prefix(windows, expected)
@@ -84,7 +92,9 @@ def test_a_shard_cut_at_every_1000th_byte_is_named_and_gives_no_window(dataset, 
 
 
 def test_a_flipped_bit_gives_the_named_error_or_changes_nothing(dataset, copy):
-    """Page checksums catch what parquet and the image decoders would take for data."""
+    """Page checksums catch what parquet and the image decoders would take for data, in a file that was whole when
+    it was opened; in any other the manifest's SHA-256 does, always.
+    """
     everything = {"mixture": None, "depth_map_share": 1.0}  # reads nearly all columns
     expected = list(stream_of(dataset, **everything))
     whole = (copy / SECOND).read_bytes()
@@ -92,8 +102,12 @@ def test_a_flipped_bit_gives_the_named_error_or_changes_nothing(dataset, copy):
     for place in range(500, len(whole), 1000):
         damaged = bytearray(whole)
         damaged[place] ^= 1 << (place // 1000 % 8)
+        (copy / SECOND).write_bytes(whole)
+        stream = stream_of(copy, **everything)
         (copy / SECOND).write_bytes(damaged)
-        windows, message = read_until_error(stream_of(copy, **everything))
+        with pytest.raises(shards.ShardError, match=f"{SECOND.name}: its SHA-256 differs from the manifest's"):
+            stream_of(copy)
+        windows, message = read_until_error(stream)
         caught += message is not None
         assert message is None or SECOND.name in message, (place, message)
         assert message is not None or len(windows) == len(expected), place
@@ -143,7 +157,7 @@ def test_an_image_that_was_stored_broken_is_named_with_its_frame(tmp_path):
     rows = [shards.encode_row(make_row(np.random.default_rng(0), 0, frame)) for frame in range(3)]
     rows[1]["observation.images.right"] = rows[1]["observation.images.right"][:200]
     shards.write_shard(tmp_path / shards.shard_path("train", 0, 1), rows, temporary=tmp_path / "t")
-    windows, message = read_until_error(stream_of(tmp_path))
+    windows, message = read_until_error(stream_of(list_shards(tmp_path)))
     assert len(windows) == 1
     for part in ("train-00000-of-00001", "episode_index 0, frame_index 1", "observation.images.right cannot be"):
         assert part in message

@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from synthetic_dataset import make_row, write_dataset
+from synthetic_dataset import make_row, write_dataset, write_finished_dataset
 
 from stereovla.dataset_builder.dataset import shards
 from stereovla.dataset_builder.dataset.checking import find_problems
@@ -137,3 +137,83 @@ def test_problems_of_one_shard_do_not_hide_those_of_the_next(copy):
     assert find_problems(copy) == [f"{first.as_posix()}: missing"]
     (copy / second).write_bytes(b"")
     assert len(find_problems(copy)) == 2
+
+
+@pytest.fixture
+def finished(tmp_path):
+    return write_finished_dataset(tmp_path / "finished")
+
+
+def test_a_finished_dataset_has_no_problems(finished):
+    assert find_problems(finished) == find_problems(finished, quick=True) == []
+
+
+def test_statistics_that_do_not_follow_from_the_data_are_named(finished):
+    stats = shards.read_json(finished / "meta/stats.json")
+    right = stats["franka_panda"]["state"]["mean"][1]
+    stats["franka_panda"]["state"]["mean"][1] += 0.1
+    stats["franka_panda"]["action"]["q99"] = stats["franka_panda"]["action"]["q99"][:6]
+    stats["other_arm"] = {"state": stats["franka_panda"].pop("keyframe_pose")}
+    shards.write_json(finished / "meta/stats.json", stats)
+    mean, quantile, lost, foreign = sorted(find_problems(finished), key=lambda line: "mean" not in line)[:4]
+    assert mean.startswith("meta/stats.json: mean of state of franka_panda is [") and str(round(right, 6)) in mean
+    assert "q99 of action of franka_panda is [" in quantile
+    assert "keyframe_pose of franka_panda is not in meta/stats.json" in lost
+    assert "state of other_arm is not in the split train" in foreign
+
+
+def test_statistics_of_another_split_are_named(finished):
+    shards.write_json(
+        finished / "meta/stats.json", compute_statistics(sorted((finished / "data").glob("validation-*")))
+    )
+    assert any("std of state of franka_panda" in problem for problem in find_problems(finished))
+
+
+def test_a_card_that_names_other_files_is_named(finished):
+    card = (finished / "README.md").read_text()
+    (finished / "README.md").write_text(card.replace("path: data/validation-*", "path: data/train-00001*"))
+    assert find_problems(finished) == [
+        "README.md: for the split 'validation' it names data/train-00001-of-00002.parquet, unlike meta/manifest.json",
+        "README.md: for the split 'validation' it does not name data/validation-00000-of-00001.parquet, unlike "
+        "meta/manifest.json",
+    ]
+    (finished / "README.md").write_text(card.replace("- split: validation", "- split: [1"))
+    (problem,) = find_problems(finished)
+    assert problem.startswith("README.md: no dataset can be loaded by its metadata: ")
+
+
+def test_a_validation_split_that_repeats_training_is_named(finished):
+    """One episode of three frames, of which two are also frames of episode 1 of the split train."""
+    held_out, train = shards.shard_path("validation", 0, 1), shards.shard_path("train", 0, 2)
+    rows = list(shards.read_rows(finished / held_out))
+    seen = [row for row in shards.read_rows(finished / train) if row["episode_index"] == 1]
+    for number in (1, 2):
+        rows[number] = {**seen[number], "episode_index": 0, "frame_index": number, "task": "another instruction"}
+    encoded = [shards.encode_row(row) for row in rows]
+    shards.write_shard(finished / held_out, encoded, temporary=finished / "temporary")
+    shards.write_manifest(finished, {"train": [train, shards.shard_path("train", 1, 2)], "validation": [held_out]})
+    assert find_problems(finished) == [
+        f"{held_out}: episode 0 repeats 2 frames of the split train ({train}, episode 1)"
+    ]
+
+
+def test_shards_that_are_links_are_named(finished, tmp_path):
+    path = shards.shard_path("train", 0, 2)
+    (finished / path).rename(tmp_path / "elsewhere.parquet")
+    (finished / path).symlink_to(tmp_path / "elsewhere.parquet")
+    assert find_problems(finished) == [
+        f"{path}: {path} is a link to {tmp_path / 'elsewhere.parquet'}, which nobody else may have"
+    ]
+    (finished / path).unlink()
+    (tmp_path / "elsewhere.parquet").rename(finished / path)
+    (finished / "data").rename(tmp_path / "data")
+    (finished / "data").symlink_to(tmp_path / "data")
+    assert len(find_problems(finished, quick=True)) == 3
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"splits": 3}', "3"])
+def test_descriptions_of_other_kinds_are_named(finished, content):
+    for name in ("info", "stats"):
+        (finished / f"meta/{name}.json").write_text(content)
+    problems = "\n".join(find_problems(finished))
+    assert "meta/info.json: split 'train' has None, meta/manifest.json says" in problems

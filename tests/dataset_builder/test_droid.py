@@ -13,8 +13,10 @@ import yaml
 pytest.importorskip("mujoco")
 
 from command_lines import data as main  # noqa: E402
+from mutations import mutate  # noqa: E402
 
 from stereovla.dataset_builder.dataset import schema, shards  # noqa: E402
+from stereovla.dataset_builder.formats.droid_source import DroidImportConfig  # noqa: E402
 from stereovla.dataset_builder.recording.recorder import Recorder, RecordingConfig  # noqa: E402
 from stereovla.processing.normalization import matrix_to_rpy, rpy_to_matrix  # noqa: E402
 from stereovla.simulation import WorldConfig  # noqa: E402
@@ -158,6 +160,46 @@ def _datasets(file: h5py.File) -> list[str]:
     return names
 
 
+def add_row(folder: Path) -> None:
+    """One more row, for which there is no picture."""
+    with h5py.File(folder / "trajectory.h5", "a") as file:
+        for name in _datasets(file):
+            values = file[name][()]
+            step = values[-1] - values[-2] if "timestamp" in name else 0
+            del file[name]
+            file[name] = np.concatenate([values, values[-1:] + step])
+    set_metadata("trajectory_length", 13)(folder)
+
+
+def test_frames_that_only_trajectory_or_video_has_are_cut_if_asked_and_counted(raw, simulated, tmp_path, capsys):
+    source = shutil.copytree(raw, tmp_path / "raw")
+    long, short = (f"LAB/success/2023-05-01/Mon_May__1_1{hour}:00:00_2023" for hour in (1, 0))
+    add_row(source / long)  # issue 54 of droid: the video is a frame short
+    count = len(simulated)
+    drop_frames(source / short)
+    set_metadata("trajectory_length", count - 2)(source / short)  # here the trajectory is two short
+    arguments = command(source, tmp_path, simulated)
+    assert main(arguments) == 1
+    printed = capsys.readouterr().out
+    assert f"{long}: frame 12: {SERIAL}-stereo.mp4 has 12 frames, the data 13; --cut_frames 1 leaves out" in printed
+    assert f"{short}: frame {count - 2}: {SERIAL}-stereo.mp4 has {count} frames, the data {count - 2}; --cut" in printed
+    assert main([*arguments, "--cut_frames", "1"]) == 1  # two are more than one
+    printed = capsys.readouterr().out
+    assert long not in printed and short in printed
+    assert main([*arguments, "--cut_frames", "2"]) == 0
+    assert f"{long}: 1 frames at the end left out" in capsys.readouterr().out
+    info = shards.read_json(tmp_path / "out/meta/info.json")
+    assert info["cut_frames"] == {short: 2, long: 1} and info["dropped"] == {}
+    assert info["splits"]["train"]["frames"] == count - 2 + 12
+    rows = list(shards.read_rows(tmp_path / "out" / shards.shard_path("train", 0, 1)))
+    for row, wanted in zip(rows, [*simulated[: count - 2], *simulated[:12]], strict=True):
+        np.testing.assert_allclose(row["observation.state"][:3], wanted["observation.state"][:3], atol=1e-6)
+        assert np.abs(row["observation.images.left"].astype(float) - wanted["observation.images.left"]).mean() < 4
+    assert f"{long}: 1 frames at the end" in (tmp_path / "out/README.md").read_text()
+    with pytest.raises(ValueError, match="cut_frames=-1 must not be negative"):
+        DroidImportConfig(source="a", config="b", out="c", cut_frames=-1)
+
+
 def set_data(name: str, place, value):
     def change(folder: Path) -> None:
         with h5py.File(folder / "trajectory.h5", "a") as file:
@@ -170,6 +212,23 @@ def set_metadata(key: str, value):
     def change(folder: Path) -> None:
         (path,) = folder.glob("metadata_*.json")
         path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+
+    return change
+
+
+def write(text: str):
+    def change(folder: Path) -> None:
+        (path,) = folder.glob("metadata_*.json")
+        path.write_text(text)
+
+    return change
+
+
+def replace_data(name: str, values: np.ndarray):
+    def change(folder: Path) -> None:
+        with h5py.File(folder / "trajectory.h5", "a") as file:
+            del file[name]
+            file[name] = values
 
     return change
 
@@ -194,6 +253,18 @@ def remove(pattern: str):
         (set_data("observation/robot_state/gripper_position", 3, 1.5), "frame 3: the state's gripper is 1.5"),
         (remove("recordings/MP4/*"), "recordings/MP4/23404442-stereo.mp4 is missing"),
         (remove("trajectory.h5"), "trajectory.h5 cannot be read"),
+        (set_metadata("ext1_cam_serial", [1]), "ext1_cam_serial of the metadata is [1]"),
+        (set_metadata("uuid", ["a"]), "frame 0: there is no instruction"),
+        (write("[1, 2]"), "metadata_LAB+a+2.json is [1, 2], expected keys and values"),
+        (
+            replace_data("observation/robot_state/cartesian_position", np.zeros((12, 7))),
+            "observation/robot_state/cartesian_position of trajectory.h5 is <HDF5 dataset",
+        ),
+        (
+            replace_data("action/gripper_position", np.array(["a"] * 12, dtype=object)),
+            "action/gripper_position of trajectory.h5 is <HDF5 dataset",
+        ),
+        (replace_data("observation/robot_state", np.zeros(3)), "trajectory.h5 cannot be read"),
         (remove("metadata_*"), "there are 0 files metadata_*.json, expected one"),
     ],
 )
@@ -208,6 +279,48 @@ def test_damage_is_named_with_episode_and_frame(raw, simulated, tmp_path, capsys
     assert "1 of 2 episodes have problems; nothing was imported" in printed
     assert main([*arguments, "--skip-bad-episodes"]) == 0
     assert list(shards.read_json(tmp_path / "out/meta/info.json")["dropped"]) == [bad]
+
+
+def test_an_instruction_that_is_no_text_is_named(raw, simulated, tmp_path, capsys):
+    source = shutil.copytree(raw, tmp_path / "raw")
+    for path in source.rglob("metadata_*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"current_task": 7}))
+    assert main(command(source, tmp_path, simulated, annotated=False)) == 1
+    assert "11:00:00_2023: the instruction is 7, expected text" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_mutated_metadata_gives_an_error_in_words_or_the_same_rows(raw, simulated, tmp_path, capsys):
+    """200 times one value of an episode's metadata, or of the annotations, is gone, renamed or odd."""
+    episode = "LAB/success/2023-05-01/Mon_May__1_11:00:00_2023"
+    small = tmp_path / "small"
+    shutil.copytree(raw / episode, small / episode)
+    shutil.copy(raw / "aggregated-annotations-030724.json", small)
+    assert main([*command(small, tmp_path, simulated), "--cut_frames", "1"]) == 0
+    name = shards.shard_path("train", 0, 1)
+    expected = (tmp_path / "out" / name).read_bytes()
+    rng, counts = np.random.default_rng(21), {0: 0, 1: 0, 2: 0}
+    for number in range(200):
+        source = shutil.copytree(small, tmp_path / "mutated/source")
+        (path,) = source.glob("*.json" if number % 4 == 0 else f"{episode}/metadata_*.json")
+        content = json.loads(path.read_text())
+        mutate(content, rng)
+        path.write_text(json.dumps(content))
+        capsys.readouterr()
+        status = main([*command(source, tmp_path / "mutated", simulated), "--cut_frames", "1"])
+        said = capsys.readouterr()
+        counts[status] += 1
+        entry = content.get("LAB+a+2")
+        text = entry.get("language_instruction1") if isinstance(entry, dict) else "task 2"
+        if status == 0 and text != "task 2":  # another instruction is one
+            assert {row["task"] for row in shards.read_rows(tmp_path / "mutated/out" / name)} == {text}
+        elif status == 0:
+            assert (tmp_path / "mutated/out" / name).read_bytes() == expected, (number, path.read_text())
+        else:
+            assert "error: " in said.err or "nothing was imported" in said.out, (number, said)
+        shutil.rmtree(tmp_path / "mutated")
+    print(f"200 mutated files: {counts[0]} imported alike, {counts[1] + counts[2]} refused in words")
+    assert counts[0] > 20 and counts[1] > 20
 
 
 @pytest.mark.parametrize(

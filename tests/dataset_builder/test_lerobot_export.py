@@ -132,3 +132,14 @@ def test_wrong_exports_are_named(imported, exported, capsys):
     assert main([*command, str(exported)]) == 2 and "exists; choose another --out" in capsys.readouterr().err
     assert main([*command, "x", "--codec", "mpeg4"]) == 2 and "codec='mpeg4' is unknown" in capsys.readouterr().err
     assert main([*command, "x", "--with-depth"]) == 2 and "has no observation.depth" in capsys.readouterr().err
+
+
+def test_what_a_crop_moved_off_the_middle_is_exported_and_imported_again(tmp_path):
+    """The export's rig accepts what its data has: it was judged when the data was made."""
+    cropped = import_folder(import_config(WRITTEN, tmp_path, rig={"crop_px": [24, 0, 72, 96]}))
+    out = tmp_path / "lerobot"
+    assert main(["export", "lerobot", "--dataset", str(cropped), "--out", str(out)]) == 0
+    command = ["import", "lerobot", "--source", str(out), "--config", str(out / "meta/rig.yaml")]
+    assert main([*command, "--out", str(tmp_path / "again")]) == 0
+    for row in rows_of(tmp_path / "again", "train"):
+        np.testing.assert_allclose(row["calibration.principal_point_px"], [24, 48])

@@ -32,12 +32,14 @@ from lerobot_folder import (
     rows_of,
     write_lerobot,
 )
+from PIL import Image
 from stereo_scene import poses, textured_pair
 
 from stereovla.dataset_builder.dataset import schema, shards
 from stereovla.dataset_builder.dataset.checking import find_problems
 from stereovla.dataset_builder.formats import importing
 from stereovla.dataset_builder.formats.importing import ProblemsFound
+from stereovla.dataset_builder.formats.video import VideoWriter
 from stereovla.dataset_builder.streaming.window_stream import WindowStream
 
 ROOT = Path(__file__).parents[2]
@@ -230,6 +232,7 @@ def cut_video(source):
     [
         (lose_row(9), ["episode 1: the data has 4 frames, meta/episodes says 5", "frame 2: its frame_index is 3"]),
         (set_value("timestamp", 9, 0.05), ["episode 1: frame 2: the timestamp does not rise"]),
+        (set_value("timestamp", 7, -0.05), ["episode 1: frame 0: the timestamp is -0.0500 s, expected 0 or more"]),
         (set_value("timestamp", 11, 2.0), ["episode 1: frame 4: the timestamp leaps 21.0 frames ahead"]),
         (set_value("task_index", 8, 7), ["episode 1: frame 1: task_index 7 is not in meta/tasks.parquet"]),
         (set_value("action", 10, [float("nan")] * 7), ["episode 1: frame 3: the action is [nan"]),
@@ -240,9 +243,13 @@ def cut_video(source):
         ),
         (
             set_entry("videos/observation.images.eye_a/from_timestamp", 3.0),
-            ["episode 1: frame 0: file-000.mp4 ends after 0 of 5 frames"],
+            [
+                "episode 1: frame 0: it is picture 7 of file-000.mp4 of observation.images.eye_a, which is shown at "
+                "0.5833 s; from_timestamp and timestamp ask for the one at 3.0000 s"
+            ],
         ),
-        (cut_video, [f"episode {episode}: frame {frame}: file-000.mp4" for episode, frame in ((0, 6), (1, 0), (2, 0))]),
+        # frames are missing somewhere: no episode of the file is sure to have its own
+        (cut_video, [f"episode {n}: file-000.mp4 of observation.images.eye_b has 9 frames, its" for n in range(3)]),
     ],
 )
 def test_damage_is_named_with_episode_and_frame(copy, tmp_path, damage, expected, capsys):
@@ -326,3 +333,199 @@ def test_vectors_of_any_size_and_views_in_one_picture(tmp_path):
     schema.validate_window(window)
     assert window["state_history"].shape == (4, 14) and window["actions"].shape == (3, 5)
     assert np.isnan(window["points"]).all()  # nothing points at a tool whose pose is not known
+
+
+def number(row):
+    """Which of the episodes' frames, counted through, the right view of a row of `filmed` shows: its grey says it."""
+    return round(float(row["observation.images.right"].mean()) / 12)
+
+
+@pytest.fixture
+def filmed(tmp_path):
+    """Three episodes of 6 rows whose pictures are grey, frame k of all being 12 * k bright: none can be mistaken."""
+    states = np.cumsum(np.random.default_rng(0).normal(0, 0.01, (6, 5)), axis=0)
+    source = write_lerobot(tmp_path / "source", states, states, rows=(0, 0, 0))
+    with VideoWriter(source / "videos/eyes/chunk-000/file-000.mp4", FPS, (2 * SIZE, SIZE), "libx264", 12) as writer:
+        for frame in range(18):
+            writer.write(np.full((SIZE, 2 * SIZE, 3), 12 * frame, np.uint8))
+    return source
+
+
+def imported_numbers(source, tmp_path):
+    return [number(row) for row in rows_of(import_folder(import_config(source, tmp_path, rig=AS_THEY_ARE)), "train")]
+
+
+def test_every_row_has_its_own_picture(filmed, tmp_path):
+    assert imported_numbers(filmed, tmp_path) == list(range(18))
+
+
+def shifted(frames, key="from_timestamp"):
+    def change(rows):
+        rows[1][f"videos/eyes/{key}"] += frames / FPS
+
+    return change
+
+
+def all_drift(rows):
+    for episode, row in enumerate(rows):  # as durations that are too long by a twentieth add up
+        for key in ("from_timestamp", "to_timestamp"):
+            row[f"videos/eyes/{key}"] += 0.3 * episode / FPS
+
+
+def exchanged(rows):
+    for key in ("from_timestamp", "to_timestamp"):
+        rows[0][f"videos/eyes/{key}"], rows[1][f"videos/eyes/{key}"] = (
+            rows[1][f"videos/eyes/{key}"],
+            rows[0][f"videos/eyes/{key}"],
+        )
+
+
+def by_one(rows):
+    for key in ("from_timestamp", "to_timestamp"):
+        shifted(1, key)(rows)
+
+
+def not_a_number(key):
+    def change(rows):
+        rows[1][f"videos/eyes/{key}"] = float("nan")
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (not_a_number("from_timestamp"), ["episode 1: the video eyes spans nan frames", "ask for the one at nan s"]),
+        (not_a_number("to_timestamp"), ["episode 1: the video eyes spans nan frames, the data 6"]),
+        (
+            by_one,
+            ["episode 1: frame 0: it is picture 6 of file-000.mp4 of eyes, which is shown at 0.5000 s", "0.5833 s"],
+        ),
+        (exchanged, ["episode 0: frame 0: it is picture 0 of", "episode 1: frame 0: it is picture 6 of"]),
+        (all_drift, ["episode 1: frame 0: it is picture 6 of", "episode 2: frame 0: it is picture 12 of"]),
+        (shifted(-1.4), ["episode 1: the video eyes spans 7.4 frames, the data 6"]),
+        (shifted(0.2), None),  # containers round times
+    ],
+)
+def test_times_that_name_other_pictures_are_refused(filmed, tmp_path, change, expected):
+    edit_episodes(filmed, change)
+    if expected is None:
+        assert imported_numbers(filmed, tmp_path) == list(range(18))
+        return
+    with pytest.raises(ProblemsFound) as error:
+        imported_numbers(filmed, tmp_path)
+    assert all(line in str(error.value) for line in expected), error.value
+
+
+@pytest.mark.parametrize("lost", [0, 8, 17])
+def test_a_frame_that_the_recorder_lost_refuses_every_episode_of_the_file(filmed, tmp_path, lost):
+    """The frames after it carry the times of those before: nothing but their number tells."""
+    with VideoWriter(filmed / "videos/eyes/chunk-000/file-000.mp4", FPS, (2 * SIZE, SIZE), "libx264", 12) as writer:
+        for frame in range(18):
+            if frame != lost:
+                writer.write(np.full((SIZE, 2 * SIZE, 3), 12 * frame, np.uint8))
+    with pytest.raises(ProblemsFound) as error:
+        imported_numbers(filmed, tmp_path)
+    for episode in range(3):
+        assert f"episode {episode}: file-000.mp4 of eyes has 17 frames, its episodes 18" in str(error.value)
+
+
+def test_lengths_that_only_add_up_are_refused(filmed, tmp_path):
+    def change(rows):
+        rows[0]["length"], rows[1]["length"] = 7, 5
+
+    edit_episodes(filmed, change)
+    with pytest.raises(ProblemsFound, match="episode 0: the data has 6 frames, meta/episodes says 7"):
+        imported_numbers(filmed, tmp_path)
+
+
+def test_instructions_that_meta_episodes_does_not_list_are_refused(copy, tmp_path):
+    tasks = pq.read_table(copy / "meta/tasks.parquet").to_pydict()
+    pq.write_table(pa.table(tasks | {"task_index": tasks["task_index"][::-1]}), copy / "meta/tasks.parquet")
+    with pytest.raises(ProblemsFound, match="episode 0: frame 0: its instruction is 'open the drawer', meta/episodes"):
+        import_folder(import_config(copy, tmp_path))
+
+
+def test_a_rate_that_is_not_that_of_the_timestamps_is_refused(copy, tmp_path):
+    path = copy / "meta/info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fps": 13}))
+    with pytest.raises(ProblemsFound, match="episode 1: the timestamps run at 12.00 Hz, meta/info.json says 13 Hz"):
+        import_folder(import_config(copy, tmp_path))
+
+
+def as_files(source, place=lambda row: f"images/{row}.png"):
+    """The wide pictures of `write_lerobot` as files of their own, which the column names."""
+    (source / "images").mkdir()
+    path = source / "data/chunk-000/file-000.parquet"
+    table, values = pq.read_table(path), []
+    for row in range(table.num_rows):
+        Image.fromarray(np.concatenate(textured_pair(row % 5, SIZE, SIZE), axis=1)).save(source / f"images/{row}.png")
+        values.append({"bytes": None, "path": place(row)})
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    pq.write_table(table.append_column("eyes", pa.array(values, kind)), path)
+    info = json.loads((source / "meta/info.json").read_text())
+    info["features"]["eyes"]["dtype"] = "image"
+    (source / "meta/info.json").write_text(json.dumps(info))
+    shutil.rmtree(source / "videos")
+
+
+def test_pictures_that_are_stored_as_files_are_read(tmp_path):
+    states = np.arange(10, dtype=np.float32).reshape(5, 2)
+    source = write_lerobot(tmp_path / "source", states, states, [0, 0])
+    as_files(source)
+    whole = {"crop_px": None, "resize_px": None}
+    rows = rows_of(import_folder(import_config(source, tmp_path, rig=AS_THEY_ARE | whole)), "train")
+    assert len(rows) == 10
+    for row in rows:
+        for side, image in zip(("left", "right"), textured_pair(row["frame_index"], SIZE, SIZE), strict=True):
+            assert np.abs(row[f"observation.images.{side}"].astype(float) - image).mean() < 4
+    (source / "images/3.png").write_bytes(b"no picture")
+    with pytest.raises(
+        ProblemsFound, match="episode 0: frame 3: eyes in 'images/3.png' cannot be read: cannot identify"
+    ):
+        import_folder(import_config(source, tmp_path, "other", rig=AS_THEY_ARE))
+    (source / "images/3.png").unlink()
+    with pytest.raises(
+        ProblemsFound, match="episode 0: frame 3: eyes in 'images/3.png' cannot be read: .*No such file"
+    ):
+        import_folder(import_config(source, tmp_path, "other", rig=AS_THEY_ARE))
+
+
+def test_a_column_of_pictures_without_any_is_named(tmp_path):
+    states = np.arange(10, dtype=np.float32).reshape(5, 2)
+    source = write_lerobot(tmp_path / "source", states, states)
+    as_files(source, place=lambda row: None)
+    with pytest.raises(ProblemsFound, match="episode 0: frame 0: eyes holds neither a picture nor the path of one"):
+        import_folder(import_config(source, tmp_path, rig=AS_THEY_ARE))
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (2, 2), (3, 1), (2, 9), (14, 5)])
+def test_a_state_of_any_size_is_imported_and_read(tmp_path, sizes):
+    rng = np.random.default_rng(0)
+    states, actions = (rng.normal(size=(5, size)).astype(np.float32) for size in sizes)
+    source = write_lerobot(tmp_path / "source", states, actions)
+    out = import_folder(import_config(source, tmp_path, rig=AS_THEY_ARE))
+    assert find_problems(out) == []
+    stream = WindowStream(out, mixture={"action": 1.0}, depth_map_share=0.0, epochs=1, lanes=1, shuffle=False)
+    windows = list(stream)
+    np.testing.assert_array_equal([window["state_history"][-1] for window in windows], states)
+    np.testing.assert_array_equal([window["actions"][0] for window in windows], actions)
+
+
+def test_numbers_that_no_row_can_hold_are_found_before_anything_is_written(tmp_path):
+    states = np.ones((5, 3))
+    states[2, 1] = 1e30
+    source = write_lerobot(tmp_path / "source", states, states)
+    path = source / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(path)
+    values = [[1.0, 1e300 if row == 2 else 1.0, 1.0] for row in range(5)]  # finite, but not in float32
+    pq.write_table(table.set_column(table.column_names.index("joints"), "joints", pa.array(values)), path)
+    with pytest.raises(ProblemsFound, match=r"episode 0: frame 2: the state is \[1.0, 1e\+300, 1.0\]"):
+        import_folder(import_config(source, tmp_path, rig=AS_THEY_ARE))
+
+
+def test_a_principal_point_that_the_crop_leaves_out_is_found_by_the_check(tmp_path):
+    with pytest.raises(
+        ProblemsFound, match=r"frame 0: after crop_px and resize_px, the principal point \[-12.0, 48.0\]"
+    ):
+        import_folder(import_config(WRITTEN, tmp_path, rig={"crop_px": [60, 0, 36, 96]}))

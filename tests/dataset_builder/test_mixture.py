@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from synthetic_dataset import make_row, write_dataset
 
 from stereovla.dataset_builder.dataset import shards
+from stereovla.dataset_builder.dataset.manifest import count_splits, read_manifest
 from stereovla.dataset_builder.dataset.statistics import compute_statistics, mix_statistics
 from stereovla.dataset_builder.streaming.lanes import merge_states
 from stereovla.dataset_builder.streaming.mixture import load_meta
@@ -33,8 +34,10 @@ def datasets(tmp_path_factory):
         ]
         paths.append(shards.shard_path("train", index, 2))
         shards.write_shard(folder / "second" / paths[-1], rows, temporary=folder / "temporary")
+    shards.write_manifest(folder / "second", {"train": paths})
     for name, task in (("first", "pick up the red cube"), ("second", "stack it")):
-        meta = {"fps": 10, "state_dim": 7, "action_dim": 7, "tasks": [task], "splits": {}}
+        splits = count_splits(read_manifest(folder / name))
+        meta = {"fps": 10, "state_dim": 7, "action_dim": 7, "tasks": [task], "splits": splits}
         shards.write_json(folder / name / "meta/info.json", meta)
         stats = compute_statistics(sorted((folder / name / "data").iterdir()))
         shards.write_json(folder / name / "meta/stats.json", stats)

@@ -150,6 +150,7 @@ def test_without_labels_the_same_episode_is_recorded_with_views_alone(recorder, 
         for key in set(wanted) - labels:
             np.testing.assert_array_equal(row[key], wanted[key], err_msg=key)
     shards.write_shard(tmp_path / shards.shard_path("train", 0, 1), encoded, temporary=tmp_path / "t")
+    shards.write_manifest(tmp_path, {"train": [shards.shard_path("train", 0, 1)]})
     options = {"epochs": 1, "lanes": 1, "mixture": {"action": 1}}
     assert len(list(WindowStream(tmp_path, depth_map_share=0.0, **options))) == len(full)
     with pytest.raises(shards.ShardError, match=r"observation\.depth is null; was the data recorded without labels"):

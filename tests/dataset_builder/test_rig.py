@@ -7,8 +7,10 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mutations import mutate
 from stereo_scene import poses
 
+from stereovla.dataset_builder.dataset.schema import CALIBRATION_KEYS
 from stereovla.dataset_builder.formats.rig import make_rig, read_rig
 from stereovla.dataset_builder.formats.robot_mapping import map_motion, next_keyframes
 from stereovla.processing.normalization import matrix_to_rpy
@@ -67,6 +69,14 @@ def changed(path: str, value):
         (changed("tool", [0, 0]), "tool is .*expected 6 numbers"),
         (changed("parts_px", {"left": [0, 0, 10, 10], "right": [0, 0, 10, 10]}), "must be the calibration's size_px"),
         (changed("fps", 0), "fps is 0"),
+        (changed("fps", float("nan")), r"fps is \[nan\], expected 1 numbers"),
+        (changed("fps", float("inf")), r"fps is \[inf\], expected 1 numbers"),
+        (changed("fps", True), r"fps is \[True\], expected 1 numbers"),
+        (changed("tool", [float("nan")] * 6), "tool is .*nan.*, expected 6 numbers"),
+        (changed("state.gripper_closed_open", [0, float("nan")]), "gripper_closed_open is .*nan.*, expected 2 numbers"),
+        (changed("calibration.size_px", [640, 0]), r"size_px is \[640, 0\], expected 1 ... 16384 px"),
+        (changed("calibration.baseline_m", 1e300), "baseline_m is 1e.300, expected .* finite numbers"),
+        (changed("cameras", {"left": ["a"], "right": "b"}), r"cameras is .*\['a'\].*, expected names such as"),
         (changed("vertical_misalignment_px", -1), "vertical_misalignment_px is -1, expected 0 ... 480 rows"),
         (changed("vertical_misalignment_px", "1"), "vertical_misalignment_px is '1', expected 0 ... 480 rows"),
         ({}, "lacks embodiment, license, cameras, calibration"),
@@ -76,6 +86,40 @@ def changed(path: str, value):
 def test_wrong_files_are_named(content, message):
     with pytest.raises(ValueError, match=message):
         make_rig(content, "rig.yaml")
+
+
+FULL = {"crop_px": [80, 0, 480, 480], "resize_px": [240, 120], "tool": [0.0] * 6, "fps": 10, "accept": ["units"]}
+FULL |= {"parts_px": {"left": [0, 0, 640, 480], "right": [640, 0, 640, 480]}, "vertical_misalignment_px": 1.0}
+
+
+def test_whatever_stands_in_the_file_is_a_rig_or_an_error_in_words():
+    """1,000 contents of which one or two values are of other kinds, gone, or under another name."""
+    rng, counts = np.random.default_rng(0), {True: 0, False: 0}
+    for _ in range(1000):
+        content = copy.deepcopy(CONTENT | FULL)
+        for _ in range(rng.integers(1, 3)):
+            mutate(content, rng)
+        try:
+            found = make_rig(content, "rig.yaml")
+        except ValueError as error:
+            assert str(error).startswith("rig.yaml"), error
+            counts[False] += 1
+            continue
+        counts[True] += 1
+        if not found.calibration_columns():
+            moved = found.moved({key: found.calibration[key] for key in CALIBRATION_KEYS})
+            assert all(np.isfinite(value).all() for value in moved.values())
+    assert min(counts.values()) > 20
+
+
+@pytest.mark.parametrize(
+    "text", ["license: 2020-13-40", "a: \xff", "[" * 1500, "a: &a [*a, *a]", "? [1, 2]\n: 3", "a: 0x_"]
+)
+def test_text_that_is_no_yaml_is_named(tmp_path, text):
+    path = tmp_path / "rig.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match="rig.yaml"):
+        read_rig(path)
 
 
 def test_a_file_is_read(tmp_path):

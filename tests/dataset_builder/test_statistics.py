@@ -13,6 +13,7 @@ from stereovla.dataset_builder.dataset.statistics import (
     compute_statistics,
     smallest_arc,
 )
+from stereovla.processing.normalization import Normalizer
 
 
 def _assert_equal(result, values):
@@ -114,3 +115,53 @@ def test_camera_ranges_are_those_of_the_frames(tmp_path):
 )
 def test_azimuths_go_on_beyond_180(angles, arc):
     assert smallest_arc(angles) == pytest.approx(arc)
+
+
+def write_states(folder, states, **columns):
+    """One shard of one episode with these states (n, S) and keyframes; returns its path."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for frame, state in enumerate(np.asarray(states, np.float32)):
+        row = make_row(rng, 0, frame) | {"observation.state": state, "keyframe_pose": state} | columns
+        rows.append(shards.encode_row(row))
+    path = folder / shards.shard_path("train", 0, 1)
+    shards.write_shard(path, rows, temporary=folder / ".temporary")
+    return path
+
+
+@pytest.mark.parametrize("share", [0.5, 0.98])
+def test_angles_around_pi_span_what_they_turn(tmp_path, share):
+    """A flange that looks down: its roll is pi +- 0.05, written with either sign, the rarer one below the quantiles."""
+    rng = np.random.default_rng(1)
+    states = rng.uniform(-0.3, 0.3, (200, 7))
+    around = np.quantile(rng.uniform(-0.05, 0.05, 200), rng.permutation(200) / 199)
+    around += 0.05 * (1 - 2 * share)  # so that this share of the frames has the positive sign
+    states[:, 3] = (2 * np.pi + around) % (2 * np.pi) - np.pi
+    states[:, 6] = 1.0
+    stats = compute_statistics([write_states(tmp_path, states)])["franka_panda"]["state"]
+    written = np.asarray(states, np.float32)[:, 3].astype(np.float64) % (2 * np.pi)
+    assert stats["min"][3] == pytest.approx(written.min(), abs=1e-6) and stats["min"][3] < np.pi
+    assert stats["max"][3] == pytest.approx(written.max(), abs=1e-6) and stats["max"][3] > np.pi
+    assert stats["q99"][3] - stats["q01"][3] < 0.11
+    normalizer = Normalizer({"arm": {"state": stats}}, angles=lambda embodiment, key: [3, 4, 5])
+    normalised = normalizer.normalize(states, "arm", "state")
+    assert np.abs(normalised[:, 3]).max() < 1.1  # was 60 where the sign flips rarely, and +-1 in turn where often
+    np.testing.assert_allclose(normalizer.unnormalize(normalised, "arm", "state"), states, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(-2.0, -1.0), (0.5, 3.0), (-0.4, 0.4), (-np.pi, np.pi), (-3.1, 0.2)], ids=str
+)
+def test_angles_that_do_not_cross_pi_stay_as_they_are(tmp_path, low, high):
+    states = np.zeros((50, 7))
+    states[:, 5] = np.linspace(low, high, 50)
+    stats = compute_statistics([write_states(tmp_path, states)])["franka_panda"]["state"]
+    assert (stats["min"][5], stats["max"][5]) == pytest.approx((low, high), abs=1e-6)
+
+
+def test_numbers_of_a_state_that_is_no_pose_are_no_angles(tmp_path):
+    states = np.zeros((40, 7))
+    states[:, 3] = np.where(np.arange(40) % 2, 3.1, -3.1)
+    path = write_states(tmp_path, states, state_is_pose=False)
+    stats = compute_statistics([path])["franka_panda"]["state"]
+    assert (stats["min"][3], stats["max"][3]) == pytest.approx((-3.1, 3.1))

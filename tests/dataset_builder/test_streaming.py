@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from synthetic_dataset import make_row, write_dataset
+from synthetic_dataset import list_shards, make_row, write_dataset
 from torch.utils.data import DataLoader
 
 from stereovla.dataset_builder.dataset import schema, shards
@@ -238,13 +238,17 @@ def test_broken_shard_is_named_after_retries(dataset, tmp_path):
     path = folder / shards.shard_path("train", 2, 4)
     whole = path.read_bytes()
     for length in (0, 100, len(whole) // 2, len(whole) - 3):
+        path.write_bytes(whole)
+        stream = stream_of(folder, epochs=1, retries=2)
         path.write_bytes(whole[:length])
         with pytest.raises(shards.ShardError, match=rf"{path.name}.*truncated or corrupt.*3 tries"):
-            list(stream_of(folder, epochs=1, retries=2))
-    path.unlink()
-    stream = stream_of(dataset)
+            list(stream)
+
+
+def test_a_position_in_another_dataset_is_refused(dataset, tmp_path):
+    fewer = write_dataset(tmp_path, LENGTHS[:9], 3)
     with pytest.raises(ValueError, match=r"num_shards=\[3\]"):
-        stream.load_state_dict(stream_of(folder).state_dict())
+        stream_of(dataset).load_state_dict(stream_of(fewer).state_dict())
 
 
 def test_first_shard_broken_is_named_when_opening(dataset, tmp_path):
@@ -272,6 +276,7 @@ def test_episode_that_begins_in_the_middle_is_named(tmp_path):
     rng = np.random.default_rng(0)
     rows = [shards.encode_row(make_row(rng, 0, frame)) for frame in (3, 4, 5)]
     shards.write_shard(tmp_path / shards.shard_path("train", 0, 1), rows, temporary=tmp_path / "t")
+    list_shards(tmp_path)
     with pytest.raises(shards.ShardError, match=r"episode 0 has the frames \[3, 4, 5\]"):
         next(iter(stream_of(tmp_path)))
 
@@ -279,7 +284,7 @@ def test_episode_that_begins_in_the_middle_is_named(tmp_path):
 def test_bad_arguments_are_named(dataset, tmp_path):
     with pytest.raises(ValueError, match="no split 'test'; it has: train"):
         stream_of(dataset, split="test")
-    with pytest.raises(ValueError, match="has no parquet files"):
+    with pytest.raises(ValueError, match="manifest.json is missing: is this folder a finished dataset"):
         stream_of(tmp_path)
     with pytest.raises(ValueError, match=r"rank=2 must be in \[0, world_size=2\)"):
         stream_of(dataset, rank=2, world_size=2)

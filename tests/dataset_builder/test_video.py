@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stereovla.dataset_builder.formats.video import VideoError, VideoWriter, read_all_frames, read_frames
+from stereovla.dataset_builder.formats.video import VideoError, VideoWriter, frame_times, read_all_frames, read_frames
 
 FPS, LENGTH = 10, 24
 
@@ -62,6 +62,36 @@ def test_everything_is_read_in_order(video):
 def test_missing_and_surplus_frames_are_named(video, times, message):
     with pytest.raises(VideoError, match=message):
         list(read_frames(video, times, FPS))
+
+
+def test_times_of_all_frames_are_known_without_decoding(video):
+    np.testing.assert_allclose(frame_times(video), np.arange(LENGTH) / FPS, atol=1e-6)
+
+
+@pytest.mark.parametrize("times", [[0.5, float("nan")], [float("inf"), 0.5]])
+def test_times_that_are_no_times_give_no_picture(video, times):
+    with pytest.raises(VideoError, match="is asked for a picture at (nan|inf) s"):
+        list(read_frames(video, times, FPS))
+
+
+def test_what_a_damaged_file_gives_does_not_depend_on_the_processor(video, tmp_path):
+    """Decoders with several threads lose frames before the damage; every whole frame before it must come."""
+    with av.open(str(video)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(container.streams.video[0]) if packet.size]
+    whole, (position, size) = bytearray(video.read_bytes()), packets[15]
+    whole[position : position + size] = bytes(size)
+    damaged = tmp_path / "damaged.mp4"
+    damaged.write_bytes(whole)
+    found: list[int] = []
+    with pytest.raises(VideoError, match=r"frame \d+: damaged.mp4"):
+        for image in read_all_frames(damaged):
+            found += numbers([image])
+    assert found[:14] == list(range(14))  # packet 15 of H.264 may be shown as frame 14
+    found.clear()
+    with pytest.raises(VideoError, match="frame 1[45]: damaged.mp4"):
+        for image in read_frames(damaged, np.arange(LENGTH) / FPS, FPS):
+            found += numbers([image])
+    assert 14 <= len(found) and found == list(range(len(found)))
 
 
 def test_damaged_files_and_odd_sizes_are_named(video, tmp_path):

@@ -1,5 +1,6 @@
 """Projection and disparity against homogeneous coordinates; the pair check on rendered-like, real and broken pairs."""
 
+import sys
 import time
 from pathlib import Path
 
@@ -153,3 +154,34 @@ def test_the_check_is_cheap():
     for _ in range(10):
         cg.measure_stereo_pair(left, right)
     assert (time.process_time() - start) / 10 < 0.05
+
+
+def calls_of(function, *arguments) -> int:
+    """How many calls of Python and C functions one call makes: its work in operations, whatever the machine."""
+    count = 0
+
+    def watch(frame, event, argument):
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(watch)
+    try:
+        function(*arguments)
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_the_check_grows_with_the_pixels_alone():
+    """A view of 1 x 200,000 px took 40 s: its blocks were added up one row and column of a block at a time."""
+    narrow, wide = (np.zeros((2, 16, width, 3), np.uint8) for width in (320, 16_384))
+    assert calls_of(cg.measure_stereo_pair, *wide) == calls_of(cg.measure_stereo_pair, *narrow)
+
+
+@pytest.mark.parametrize("size", [(96, 128), (250, 330), (720, 1280), (1, 16_384), (30, 16_000)])
+def test_block_means_are_exact(size):
+    image = np.random.default_rng(3).integers(0, 256, (*size, 3), np.uint8)
+    factor = -(-size[1] // 160)
+    height, width = size[0] // factor, size[1] // factor
+    blocks = image[: height * factor, : width * factor].astype(np.float64).reshape(height, factor, width, factor, 3)
+    np.testing.assert_array_equal(cg._gray(image, factor), blocks.mean(axis=(1, 3, 4)).astype(np.float32))

@@ -14,7 +14,7 @@ from PIL import Image
 
 from stereovla.processing import StereoImageProcessorPil
 from stereovla.processing.camera_geometry import Calibration
-from stereovla.processing.image_processing_stereovla import ViewGeometry
+from stereovla.processing.image_processing_stereovla import ViewGeometry, view_array
 
 GOLDENS = Path(__file__).parents[2] / ".." / "shared" / "goldens" / "stereovla_miniature"
 needs_goldens = pytest.mark.skipif(not GOLDENS.is_dir(), reason="recorded reference tensors are not here")
@@ -215,3 +215,35 @@ def test_save_and_load(tmp_path):
     assert again.geometry((48, 80)) == ours.geometry((48, 80)) and again.resample == ours.resample
     saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert saved["auto_map"]["AutoImageProcessor"] == "image_processing_stereovla.StereoImageProcessorPil"
+
+
+@pytest.mark.parametrize(
+    ("shape", "accepted"),
+    [
+        ((1, 200_000, 3), False),
+        ((200_000, 1, 3), False),
+        ((3, 1, 200_000), False),
+        ((1, 16_384, 3), True),
+        ((16_384, 1, 3), True),
+        ((16_384, 2049, 3), False),
+        ((4320, 7680, 3), True),
+    ],
+)
+def test_views_larger_than_a_camera_s_are_refused(shape, accepted):
+    view = np.broadcast_to(np.uint8(7), shape)  # without the memory
+    as_images = {"array": view, "tensor": torch.from_numpy(np.zeros(1, np.uint8)).expand(shape)}
+    for image in as_images.values():
+        if accepted:
+            assert view_array(image, "left view").shape == shape
+        else:
+            with pytest.raises(
+                ValueError, match=r"left view has the shape .*16,384 px a side and 33,554,432 px in all"
+            ):
+                view_array(image, "left view")
+
+
+def test_a_large_picture_is_refused_before_it_is_decoded():
+    picture = Image.new("RGB", (20_000, 1))
+    picture.load = None  # decoding would call it
+    with pytest.raises(ValueError, match=r"\(20000, 1\)"):
+        view_array(picture, "left view")

@@ -1,5 +1,6 @@
 """StereoProcessor: every objective and its inverse, batches, errors, saving, remote loading."""
 
+import copy
 import json
 import os
 import subprocess
@@ -12,8 +13,10 @@ import torch
 from PIL import Image
 
 from stereovla.processing import StereoImageProcessorPil, StereoProcessor, build_tokenizer
+from stereovla.processing import normalization as nm
 from stereovla.processing.answers import CameraParameters, action_prompt
 from stereovla.processing.camera_geometry import Calibration, StereoPairError, project_points
+from stereovla.processing.state_entries import POSES
 
 RNG = np.random.default_rng(0)
 LOW, HIGH = np.array([0.2, -0.4, 0.0, -0.5, -0.5, -1.0, 0.0]), np.array([0.8, 0.4, 0.5, 0.5, 0.5, 1.0, 1.0])
@@ -86,6 +89,14 @@ def test_action(processor):
     text = processor.tokenizer(action_prompt("pick up the red cube"), add_special_tokens=False)["input_ids"]
     assert row[: 17 + len(text)] == [1] + [processor.image_token_id] * 16 + text
     assert processor.bins.is_bin(row[17 + len(text) : -1]).all() and len(row) == 17 + len(text) + 28 + 7 + 1
+
+
+def test_a_short_chunk_of_a_robot_that_never_does_zero():
+    """Targets between 100.0 and 100.001: the zeros behind a short chunk are not the robot's, and no error."""
+    stats = {"arm": STATS["arm"] | {"action": statistics([100.0] * 7, [100.001] * 7)}}
+    batch = make_processor(norm_stats=stats)(pair(), **robot(actions=np.full((3, 7), 100.001)))
+    np.testing.assert_allclose(batch["actions"][0, :3], 1.0, atol=1e-4)
+    assert not batch["actions"][0, 3:].any()
 
 
 def test_pose_has_no_action_loss(processor):
@@ -172,17 +183,97 @@ def test_disparity_and_points(processor):
     np.testing.assert_allclose(packed["disparity"], batch["disparity"], atol=2e-3)
 
 
+def displacement(processor, state, keyframe, embodiment="arm"):
+    values = {"state": state, "keyframe_pose": keyframe, "embodiment": embodiment, "target_px": [3.0, 4.0]}
+    batch = processor(pair(), "pick up the red cube", objective="pose", return_labels=True, **values)
+    return batch["displacement"][0].double().numpy()
+
+
+def turned(pose, rotation_vector):
+    """The pose after a turn about the axes of the base, by quaternions, which know no Euler angles."""
+    angle = np.linalg.norm(rotation_vector)
+    w, v = np.cos(angle / 2), np.sin(angle / 2) * np.asarray(rotation_vector) / angle
+    now = nm.rpy_to_quaternion(pose[3:6])
+    product = [w * now[0] - v @ now[1:], *(w * now[1:] + now[0] * v + np.cross(v, now[1:]))]
+    return np.concatenate([pose[:3], nm.quaternion_to_rpy(product), pose[6:]])
+
+
 def test_displacement_from_state_to_keyframe(processor):
-    """With the state's statistics on both sides, adding it to the normalised state gives the keyframe back."""
-    keyframe = POSE + 0.03
-    pose = robot(objective="pose", keyframe_pose=keyframe, target_px=[3.0, 4.0])
-    batch = processor(pair(), **pose, return_labels=True)
-    reached = batch["state"][0, -1] + batch["displacement"][0]
-    embodiment = pose["embodiment"]
-    np.testing.assert_allclose(processor.normalizer.unnormalize(reached, embodiment, "state"), keyframe, atol=1e-5)
+    """In the state's scales the way leads to the keyframe: numbers are added, the rotation R(d) is applied."""
+    turn = np.array([0.2, -0.1, 0.4])
+    keyframe = turned(POSE + [0.03, -0.02, 0.01, 0, 0, 0, -1], turn)
+    found = displacement(processor, POSE, keyframe)
+    scale = (HIGH - LOW) / 2
+    np.testing.assert_allclose(found[[0, 1, 2, 6]] * scale[[0, 1, 2, 6]], [0.03, -0.02, 0.01, -1], atol=1e-6)
+    np.testing.assert_allclose(found[3:6] * 1.0, turn, atol=1e-6)  # 1.0: the largest of the angles' scales, of the yaw
     box = processor(pair(), objective="box", text="blue ball", boxes=BOXES, target_px=[3.0, 4.0], return_labels=True)
     assert box["displacement"].isnan().all()
     assert "displacement" not in processor(pair(), **robot(target_px=[3.0, 4.0]))
+
+
+UNIT = statistics([-1.0] * 7, [1.0] * 7)
+
+
+@pytest.mark.parametrize("angle", [3, 4, 5])
+def test_a_small_turn_across_pi_is_a_small_displacement(angle):
+    """From pi - 0.02 to -pi + 0.02 about each axis is 0.04 rad, and not -6.24."""
+    processor = make_processor(norm_stats={"arm": {"state": UNIT, "keyframe_pose": UNIT}})
+    here, there = np.zeros(7), np.zeros(7)
+    here[angle], there[angle] = np.pi - 0.02, 0.02 - np.pi
+    expected = np.zeros(7)
+    expected[angle] = 0.04
+    np.testing.assert_allclose(displacement(processor, here, there), expected, atol=1e-6)
+    np.testing.assert_allclose(displacement(processor, there, here), -expected, atol=1e-6)
+
+
+def test_a_turn_is_as_large_at_every_attitude():
+    """Of 0.04 rad about any axis, from any attitude, gimbal lock (pitch 90 degrees) among them."""
+    processor = make_processor(norm_stats={"arm": {"state": UNIT, "keyframe_pose": UNIT}})
+    rng = np.random.default_rng(0)
+    for pitch in (0.3, np.pi / 2 - 1e-3, -np.pi / 2 + 1e-3, np.pi / 2):
+        pose = np.array([0.1, 0.2, 0.3, rng.uniform(-3, 3), pitch, rng.uniform(-3, 3), 1.0])
+        turn = rng.normal(size=3)
+        turn *= 0.04 / np.linalg.norm(turn)
+        found = displacement(processor, pose, turned(pose, turn))
+        np.testing.assert_allclose(found, [0, 0, 0, *turn, 0], atol=1e-5)
+
+
+def test_a_state_s_names_say_what_is_a_rotation():
+    """A yaw alone goes the shorter way round, two arms have a rotation each, joints none, whatever their number."""
+    five = [0.1, 0.2, 0.3, 3.1, 1.0], [0.1, 0.2, 0.3, -3.1, 1.0]
+    seven = [0.0] * 3 + [3.1, 0.0, 0.0, 1.0], [0.0] * 3 + [-3.1, 0.0, 0.0, 1.0]
+    short, long = 2 * np.pi - 6.2, -6.2
+    arms = [f"{side}_{name}" for side in ("left", "right") for name in POSES[7]]
+    joints = [*(f"joint_{i}" for i in range(6)), "gripper"]
+    for state_names, (state, keyframe), index, expected in (
+        (None, five, 3, short),
+        (None, seven, 3, short),
+        ({"arm": joints}, seven, 3, long),
+        ({"arm": []}, seven, 3, long),
+        ({"arm": ["a", "b", "c", "wrist_roll", "d", "e", "f"]}, seven, 3, long),
+        ({"arm": arms}, [part * 2 for part in seven], 10, short),
+        (None, [part * 2 for part in seven], 10, long),
+    ):
+        unit = statistics([-1.0] * len(state), [1.0] * len(state))
+        processor = make_processor(
+            norm_stats={"arm": {"state": unit, "keyframe_pose": unit}}, state_dim=len(state), state_names=state_names
+        )
+        found = displacement(processor, state, keyframe)
+        assert found[index] == pytest.approx(expected, abs=1e-6), state_names
+        assert not np.delete(found, [3, index]).any()
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (["x", "y"], r"state_names\['arm'\] are \['x', 'y'\]; a state has 7 numbers"),
+        (["x"] * 7, "each needs a name of its own"),
+        ("roll", "is 'roll'; expected a list of names"),
+    ],
+)
+def test_wrong_state_names(names, message):
+    with pytest.raises(ValueError, match=message):
+        make_processor(state_names={"arm": names})
 
 
 def test_disparity_of_a_letterboxed_view(processor):
@@ -327,6 +418,37 @@ def test_too_long_is_an_error():
         make_processor(max_length=length + 7)(pair(), **robot(text=text))
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"state": np.full(7, 3e38, np.float32)}, r"sample 0: state\[0, 0\] is 3e\+38, .* at most 10000 is taken"),
+        ({"state": POSE + [0, 0, 1e6, 0, 0, 0, 0]}, r"state\[0, 2\] is 1e\+06, 4e\+06 normalised for 'arm'"),
+        ({"state": ["0.5"] * 7}, "state is .*; expected numbers"),
+        ({"state": [True] * 7}, "state is .*; expected numbers"),
+        ({"state": [0.5, [0.1]]}, "state is no array of numbers"),
+        ({"state": [None] * 7}, "state is .*; expected numbers"),
+        ({"state": {"x": 1}}, "state is .*; expected numbers"),
+        ({"text": "cube " * 2000}, "a text has 10,0.. characters, at most 8,192 are read"),
+        ({"text": ["a"] * 10**6}, r"text is \['a', 'a', 'a', 'a', 'a', 'a', \.\.\.\];"),
+        ({"embodiment": "leg" * 10**6}, r"unknown embodiment 'leg.*\.\.\..*'; valid"),
+        ({"embodiment": ["arm"]}, r"unknown embodiment \['arm'\]; valid"),
+    ],
+)
+def test_what_is_refused_before_it_is_worked_on(processor, changes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        processor([pair()], **{name: [value] for name, value in (robot() | changes).items()})
+    assert len(str(error.value)) < 400
+
+
+def test_the_bounds_themselves_are_taken(processor):
+    """A number at the limit, and a text whose tokens still fit, are answered."""
+    state = LOW + 1e4 * (HIGH - LOW) / 2
+    assert processor(pair(), **robot(state=state))["state"].max() == pytest.approx(1e4 - 1)
+    wide = make_processor(max_length=20_000)
+    longest = " ".join(["cube"] * 1600)
+    assert wide(pair(), **robot(text=longest))["input_ids"].shape[1] > 1600
+
+
 def test_pair_check():
     """On by default outside training, off in training, and either way at the caller's word."""
     processor = make_processor(check_stereo=True)
@@ -340,6 +462,112 @@ def test_pair_check():
     processor([left, left], **train)
     with pytest.raises(StereoPairError):
         processor([left, left], **train, check_stereo=True)
+
+
+# ------------------------------------------------------------------------------------------------- options that change
+
+
+EDITS = {
+    "norm_stats edited": lambda p: p.norm_stats["arm"]["state"]["q99"].__setitem__(0, 1.0),
+    "norm_stats assigned": lambda p: setattr(p, "norm_stats", {"arm": STATS["other"] | {"keyframe_pose": UNIT}}),
+    "normalization": lambda p: setattr(p, "normalization", "min_max"),
+    "chunk_size": lambda p: setattr(p, "chunk_size", 3),
+    "state_history": lambda p: setattr(p, "state_history", 2),
+    "max_length": lambda p: setattr(p, "max_length", 64),
+    "num_visual_tokens": lambda p: setattr(p, "num_visual_tokens", 9),
+    "num_bins": lambda p: setattr(p, "num_bins", 32),
+    "depth_unit_m": lambda p: setattr(p, "depth_unit_m", 1e-3),
+    "state_names": lambda p: setattr(p, "state_names", {"arm": []}),
+    "size": lambda p: p.image_processor.size.__setitem__("height", 32),
+}
+
+
+def outcome(processor) -> str:
+    """All that a training sample becomes, or what is said of it."""
+    depth = np.full((64, 64), 5000, np.uint16)
+    values = robot(actions=np.full((3, 7), 0.01), keyframe_pose=turned(POSE, [0.2, -0.1, 0.4]), target_px=[3.0, 4.0])
+    try:
+        batch = processor(pair(), **values, calibration=CALIBRATION, depth_map=depth, return_labels=True)
+    except ValueError as error:
+        return str(error)
+    sums = {name: (tuple(tensor.shape), tensor.double().nan_to_num().sum().item()) for name, tensor in batch.items()}
+    return str(sums) + str(processor.decode_actions(np.full((1, 2, 7), 0.3), "arm").tolist())
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_what_counts_after_an_edit_is_what_is_saved(edit, tmp_path):
+    """The processor that was edited does what the one does that is loaded from what it saved; before, it did other."""
+    numbers = {"min": (LOW - 1).tolist(), "max": (HIGH + 2).tolist()}
+    stats = {key: {**value, **numbers} for key, value in STATS["arm"].items()}
+    processor = make_processor(norm_stats={"arm": copy.deepcopy(stats)})
+    before = outcome(processor)
+    EDITS[edit](processor)
+    after = outcome(processor)
+    processor.save_pretrained(tmp_path)
+    assert after == outcome(StereoProcessor.from_pretrained(tmp_path))
+    assert after != before
+
+
+def test_an_edit_to_a_value_that_cannot_be_used_is_refused_and_not_saved(tmp_path):
+    for name, value, message in (
+        ("normalization", "quantile", "valid modes"),
+        ("chunk_size", 0, "chunk_size is 0"),
+        ("norm_stats", {"arm": {"state": {"q01": [0.0]}}}, "lacks"),
+        ("num_bins", 10_000, "below the vocabulary size"),
+    ):
+        processor = make_processor()
+        setattr(processor, name, value)
+        with pytest.raises(ValueError, match=message):
+            processor.save_pretrained(tmp_path)
+        assert not (tmp_path / "processor_config.json").exists()
+
+
+def test_tokens_that_are_added_move_no_bin(tmp_path):
+    """None counts the tokenizer once; what was counted is kept and saved."""
+    processor = make_processor()
+    counted, before = len(processor.tokenizer), processor(pair(), **robot())["input_ids"]
+    assert processor.action_vocab_size == counted
+    processor.tokenizer.add_tokens(["<late>"])
+    assert torch.equal(processor(pair(), **robot())["input_ids"], before)
+    processor.save_pretrained(tmp_path)
+    again = StereoProcessor.from_pretrained(tmp_path)
+    assert len(again.tokenizer) == counted + 1 and again.action_vocab_size == counted
+    assert torch.equal(again(pair(), **robot())["input_ids"], before)
+
+
+def test_bins_of_a_tokenizer_with_more_after_them_are_found(tmp_path):
+    """A folder that was saved before the number was, and whose tokenizer has grown since."""
+    processor = make_processor()
+    before, counted = processor(pair(), **robot())["input_ids"], processor.action_vocab_size
+    processor.tokenizer.add_tokens(["<late>"])
+    processor.save_pretrained(tmp_path)
+    path = tmp_path / "processor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"action_vocab_size": None}))
+    again = StereoProcessor.from_pretrained(tmp_path)
+    assert again.action_vocab_size == counted and torch.equal(again(pair(), **robot())["input_ids"], before)
+
+
+def test_keyframes_of_another_size_than_the_state(tmp_path):
+    """A state of 9 numbers whose keyframes are poses of 7."""
+    nine = statistics([-1.0] * 9, [1.0] * 9)
+    stats = {"arm": STATS["arm"] | {"state": nine}}
+    processor = make_processor(norm_stats=stats, state_dim=9, pose_dim=7)
+    values = robot(state=np.zeros(9), keyframe_pose=POSE, objective="pose", target_px=[3.0, 4.0])
+    batch = processor(pair(), **values, return_labels=True)
+    ids = answer_ids(batch)  # current state, pose, EOS
+    assert len(ids) == 9 + 7 + 1 and "displacement" not in batch and "points" in batch
+    poses, valid = processor.decode_poses([ids[9:]], "arm")
+    np.testing.assert_allclose(poses[0], POSE, atol=((HIGH - LOW) / 126).max() + 1e-6)
+    assert valid.tolist() == [True]
+    length = processor(pair(), **robot(state=np.zeros(9)))["input_ids"].shape[1]
+    processor.max_length = length + 7
+    with pytest.raises(ValueError, match="8 for the answer"):  # seven numbers and EOS
+        processor(pair(), **robot(state=np.zeros(9)))
+    processor.max_length = None
+    with pytest.raises(ValueError, match=r"keyframe_pose has shape \(9,\); expected \(7,\)"):
+        processor(pair(), **values | {"keyframe_pose": np.zeros(9)}, return_labels=True)
+    processor.save_pretrained(tmp_path)
+    assert StereoProcessor.from_pretrained(tmp_path).pose_dim == 7 and make_processor(state_dim=5).pose_dim == 5
 
 
 # ---------------------------------------------------------------------------------------------------------- save, load

@@ -223,7 +223,9 @@ def test_learning_rate_warms_up_stays_and_falls_to_zero():
 def test_a_dataset_without_held_out_episodes_is_refused_at_once_or_trained_without(tmp_path):
     write_dataset(tmp_path / "data", [4, 4], 1, size=64)
     meta = {"fps": 10, "state_dim": 7, "action_dim": 7, "tasks": ["pick up the red cube"]}
-    write_json(tmp_path / "data" / "meta/info.json", meta | {"splits": {"train": {"episodes": 2, "frames": 8}}})
+    write_json(
+        tmp_path / "data" / "meta/info.json", meta | {"splits": {"train": {"episodes": 2, "frames": 8, "shards": 2}}}
+    )
     write_json(tmp_path / "data" / "meta/stats.json", compute_statistics(sorted((tmp_path / "data/data").iterdir())))
     own = [*arguments(str(tmp_path / "data"), tmp_path / "run"), "--steps", "1"]
     with pytest.raises(ValueError, match="no split 'validation'; it has: train"):

@@ -1,0 +1,63 @@
+"""What the numbers of a robot's state are, which of them make up a rotation, and the way from one state to another."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from .normalization import matrix_to_rotation_vector, rpy_to_matrix, wrap_angle
+
+# the numbers of a state that is a pose of the tool (m, rad, gripper opening), by how many they are
+POSES = {7: ("x", "y", "z", "roll", "pitch", "yaw", "gripper"), 5: ("x", "y", "z", "yaw", "gripper")}
+_ANGLES = ("roll", "pitch", "yaw")
+_ANGLE = re.compile(rf"(?:(.*)[_.])?({'|'.join(_ANGLES)})")  # "left_yaw" is the yaw of "left"
+
+
+def rotations_in(names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """Indices of the numbers that are a rotation: (roll, pitch, yaw) of each body, or (yaw,) of one that only turns
+    about the vertical. Other angles, such as a joint's, are numbers: between two of them there is only one way.
+    """
+    bodies: dict[str, dict[str, int]] = {}
+    for index, name in enumerate(names):
+        if match := _ANGLE.fullmatch(name.lower()):
+            bodies.setdefault(match[1] or "", {})[match[2]] = index
+    groups = [tuple(body[angle] for angle in _ANGLES if angle in body) for body in bodies.values()]
+    alone = {body["yaw"] for body in bodies.values() if len(body) == 1 and "yaw" in body}
+    return tuple(group for group in groups if len(group) == 3 or group[0] in alone)
+
+
+def rotations_of_states(
+    state_names: Mapping[str, Sequence[str]] | None, embodiment: str, size: int
+) -> tuple[tuple[int, ...], ...]:
+    """`rotations_in` the state of a robot, `size` numbers: by its names, or as a pose where none are given for it."""
+    names = (state_names or {}).get(embodiment)
+    return rotations_in(POSES.get(size, ()) if names is None else names)
+
+
+def check_state_names(state_names: Mapping[str, Sequence[str]] | None, size: int) -> None:
+    """ValueError if `state_names` are not {embodiment: as many different names as a state has numbers, or none}."""
+    for embodiment, names in (state_names or {}).items():
+        where = f"state_names[{embodiment!r}]"
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{where} is {names!r}; expected a list of names such as {list(POSES[7])}")
+        if names and (len(names) != size or len(set(names)) != size):
+            raise ValueError(
+                f"{where} are {list(names)}; a state has {size} numbers, each needs a name of its own, or none has one "
+                "([], a state without rotations)"
+            )
+
+
+def differences(targets: np.ndarray, states: np.ndarray, rotations: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """The way from `states` to `targets`, both (..., D) in robot units: float64 (..., D).
+
+    Numbers are subtracted. A rotation's three are the rotation vector d (rad, axis times angle, at most pi long, in the
+    base frame) with R_target = R(d) R_state, as in an action; a single yaw's is the shorter way round.
+    """
+    way = np.asarray(targets, dtype=np.float64) - np.asarray(states, dtype=np.float64)
+    for group in rotations:
+        if len(group) == 1:
+            way[..., group] = wrap_angle(way[..., group])
+        else:
+            now, then = (rpy_to_matrix(np.asarray(values)[..., group]) for values in (states, targets))
+            way[..., group] = matrix_to_rotation_vector(then @ np.swapaxes(now, -1, -2))
+    return way
