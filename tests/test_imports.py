@@ -118,7 +118,7 @@ def reach(path) -> set:
     return found
 
 
-def test_only_extras_and_command_line_are_below_the_rooms():
+def test_nothing_is_below_the_base():
     assert all(not file_graph()[ROOT / f"{name}.py"] for name in BASE)
 
 

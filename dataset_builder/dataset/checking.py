@@ -19,6 +19,7 @@ from stereovla.dataset_builder.dataset.shards import (
     read_json,
     sha256,
 )
+from stereovla.untrusted import inside
 
 _MOST = 20  # problems of rows that are listed of one shard; damage tends to hit many
 _STATISTICS = {"min", "max", "q01", "q99", "mean", "std"}
@@ -79,9 +80,13 @@ def _description_problems(folder: Path, entries: list[Mapping[str, Any]]) -> Ite
 
 
 def _shard_problems(folder: Path, entry: Mapping[str, Any], next_episode: dict[str, int], quick: bool) -> Iterator[str]:
-    path = folder / entry["path"]
     first = next_episode.get(entry["split"], 0)
     next_episode[entry["split"]] = first + entry["episodes"]  # whatever is wrong here, the next shard is judged alone
+    try:
+        path = inside(folder, entry["path"])
+    except ValueError as error:
+        yield str(error)
+        return
     if not path.is_file():
         yield "missing"
         return

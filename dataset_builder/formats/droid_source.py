@@ -18,6 +18,7 @@ frame that the arm reports. Actions are the changes of the recorded pose from fr
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,11 +34,13 @@ from stereovla.dataset_builder.formats.rig import Rig, Vector
 from stereovla.dataset_builder.formats.video import VideoError, read_all_frames
 from stereovla.extras import extra
 from stereovla.processing.normalization import rpy_to_matrix
+from stereovla.untrusted import inside
 
 with extra("data"):
     import h5py
 
 FPS = 15.0  # control rate of the DROID platform
+MOST_NUMBERS = 10**7  # in a column; 6 numbers at 15 Hz for 30 hours
 CAMERAS = ("wrist", "ext1", "ext2")
 RECORDED = "recorded"
 _STATE = Vector("robot_state", position=(0, 1, 2), rpy=(3, 4, 5), gripper=6, gripper_closed_open=(1.0, 0.0))
@@ -96,15 +99,16 @@ class DroidSource:
         camera = self.rig.cameras["stereo"]
         serial = self._serial(name)
         try:
-            with h5py.File(self.folder / name / "trajectory.h5") as file:
-                state = file["observation/robot_state"]
-                poses = np.array(state["cartesian_position"], dtype=np.float64)
-                opening = np.array(state["gripper_position"], dtype=np.float64)
-                command = np.array(file["action/gripper_position"], dtype=np.float64)
-                times = np.array(file[f"observation/timestamp/cameras/{serial}_estimated_capture"], dtype=np.float64)
-                key = f"observation/camera_extrinsics/{serial}_left"
-                extrinsics = np.array(file[key], dtype=np.float64) if key in file else None
-        except (OSError, KeyError) as error:
+            with h5py.File(inside(self.folder, f"{name}/trajectory.h5")) as file:
+                poses = _column(file, "observation/robot_state/cartesian_position")
+                opening = _column(file, "observation/robot_state/gripper_position")
+                command = _column(file, "action/gripper_position")
+                times = _column(file, f"observation/timestamp/cameras/{serial}_estimated_capture")
+                try:
+                    extrinsics = _column(file, f"observation/camera_extrinsics/{serial}_left")
+                except KeyError:
+                    extrinsics = None
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise EpisodeError(f"trajectory.h5 cannot be read: {error}") from error
         lengths = {"cartesian_position": len(poses), "gripper_position": len(opening), "commands": len(command)}
         lengths |= {"timestamps": len(times)} | ({} if extrinsics is None else {"camera_extrinsics": len(extrinsics)})
@@ -142,7 +146,7 @@ class DroidSource:
 
     def pairs(self, name: str, episode: SourceEpisode) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """See `importing.Source`."""
-        path = self.folder / name / "recordings/MP4" / f"{self._serial(name)}-stereo.mp4"
+        path = inside(self.folder, f"{name}/recordings/MP4/{self._serial(name)}-stereo.mp4")
         if not path.is_file():
             raise VideoError(f"recordings/MP4/{path.name} is missing")
         length, frame = len(episode.timestamps_s), -1
@@ -158,7 +162,7 @@ class DroidSource:
         if len(files) != 1:
             raise EpisodeError(f"there are {len(files)} files metadata_*.json, expected one")
         try:
-            return shards.read_json(files[0])
+            return shards.read_json(inside(self.folder, files[0].relative_to(self.folder)))
         except ValueError as error:
             raise EpisodeError(str(error)) from error
 
@@ -167,10 +171,31 @@ class DroidSource:
         metadata = self._metadata(name)
         if not metadata.get(key):
             raise EpisodeError(f"the metadata has no {key}")
-        return str(metadata[key])
+        serial = str(metadata[key])
+        if not re.fullmatch(r"\w{1,40}", serial):
+            raise EpisodeError(f"the metadata's {key} is {serial[:60]!r}; a serial number has letters and digits")
+        return serial
 
     def _instruction(self, metadata: dict[str, Any]) -> str:
         """The first annotation, or without a file of these the metadata's task; empty where there is none."""
         if self.annotations is not None:
             return str(self.annotations.get(metadata.get("uuid"), {}).get("language_instruction1", ""))
         return str(metadata.get("current_task") or "")
+
+
+def _column(file: "h5py.File", key: str) -> np.ndarray:
+    """Numbers of a file as float64; ValueError for what lies outside of it, or declares more than an episode has.
+
+    HDF5 has links to other files, data in other files, and data that are assembled from other files.
+    """
+    place = file
+    for part in key.split("/"):
+        link = place.get(part, getlink=True)
+        if link is not None and not isinstance(link, h5py.HardLink):
+            raise ValueError(f"{key} is a link to something else; put the data in its place")
+        place = place[part]
+    if not isinstance(place, h5py.Dataset) or place.external or place.is_virtual:
+        raise ValueError(f"{key} holds no data of its own")
+    if place.size > MOST_NUMBERS:
+        raise ValueError(f"{key} declares {place.shape} numbers; at most {MOST_NUMBERS} are read")
+    return np.array(place, dtype=np.float64)

@@ -8,7 +8,6 @@ the one at from_timestamp + timestamp.
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import snapshot_download
-from PIL import Image
 
 from stereovla.command_line import option
 from stereovla.dataset_builder.dataset import shards
@@ -28,6 +26,7 @@ from stereovla.dataset_builder.dataset.schema import CALIBRATION_KEYS
 from stereovla.dataset_builder.formats.importing import EpisodeError, ImportConfig, SourceEpisode
 from stereovla.dataset_builder.formats.rig import Rig
 from stereovla.dataset_builder.formats.video import VideoError, read_frames
+from stereovla.untrusted import fill_template, inside, open_image, split_name
 
 
 @dataclass
@@ -111,6 +110,7 @@ class LeRobotSource:
         names = list(self._episodes)
         splits, placed = {}, 0
         for split, text in self.info["splits"].items():
+            split_name(split)
             start, stop = (int(number) for number in text.split(":"))
             splits[split] = [name for name in names if start <= self._episodes[name]["episode_index"] < stop]
             placed += len(splits[split])
@@ -173,25 +173,30 @@ class LeRobotSource:
             yield images[self.rig.cameras["left"]], images[self.rig.cameras["right"]]
 
     def _video(self, entry: dict[str, Any], key: str, timestamps_s: np.ndarray) -> Iterator[np.ndarray]:
-        path = self.folder / self.info["video_path"].format(
+        name = fill_template(
+            self.info["video_path"],
             video_key=key,
             chunk_index=entry[f"videos/{key}/chunk_index"],
             file_index=entry[f"videos/{key}/file_index"],
         )
+        path = inside(self.folder, name)
         times = entry[f"videos/{key}/from_timestamp"] + np.asarray(timestamps_s, dtype=np.float64)
         return read_frames(path, times, self.fps)
 
     def _stored(self, table: pa.Table, key: str) -> Iterator[np.ndarray]:
         for frame, value in enumerate(table.column(key).to_pylist()):
             try:
-                with Image.open(io.BytesIO(value["bytes"])) as image:
+                with open_image(value["bytes"]) as image:
                     yield np.array(image.convert("RGB"))
-            except (OSError, TypeError) as error:
+            except (OSError, TypeError, ValueError) as error:
                 raise VideoError(f"frame {frame}: {key} cannot be read: {error}") from error
 
     def _table(self, entry: dict[str, Any], columns: list[str]) -> pa.Table:
-        path = self.folder / self.info["data_path"].format(
-            chunk_index=entry["data/chunk_index"], file_index=entry["data/file_index"]
+        path = inside(
+            self.folder,
+            fill_template(
+                self.info["data_path"], chunk_index=entry["data/chunk_index"], file_index=entry["data/file_index"]
+            ),
         )
         try:
             return pq.read_table(

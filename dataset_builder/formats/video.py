@@ -10,6 +10,8 @@ with extra("data"):
     import av
 import numpy as np
 
+from stereovla.untrusted import MOST_PIXELS, check_pixels
+
 # Frames this far (in frame durations) from the time asked for are that frame: containers round times to their time
 # base, and LeRobot adds up durations.
 _SLACK = 0.25
@@ -17,6 +19,21 @@ _SLACK = 0.25
 
 class VideoError(RuntimeError):
     """A video that does not hold what is asked of it; the message says what, and at which frame."""
+
+
+def _open(path: Path) -> "av.container.InputContainer":
+    """A video, as mp4 whatever its bytes look like: FFmpeg's playlists may name any file and address. VideoError for
+    pictures that are too large, also those that begin in the middle.
+    """
+    container = av.open(str(path), format="mp4")
+    for stream in container.streams.video:
+        stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
+        try:
+            check_pixels(stream.width, stream.height, path.name)
+        except ValueError as error:
+            container.close()
+            raise VideoError(str(error)) from error
+    return container
 
 
 def read_frames(path: Path, times_s: Sequence[float], fps: float) -> Iterator[np.ndarray]:
@@ -27,7 +44,7 @@ def read_frames(path: Path, times_s: Sequence[float], fps: float) -> Iterator[np
     """
     slack, number = _SLACK / fps, 0
     try:
-        with av.open(str(path)) as container:
+        with _open(path) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             start = stream.start_time or 0
@@ -55,7 +72,7 @@ def read_all_frames(path: Path) -> Iterator[np.ndarray]:
     """Decode every frame in order, uint8 (h, w, 3) RGB each; VideoError where the file is damaged."""
     number = 0
     try:
-        with av.open(str(path)) as container:
+        with _open(path) as container:
             for frame in container.decode(container.streams.video[0]):
                 yield frame.to_ndarray(format="rgb24")
                 number += 1

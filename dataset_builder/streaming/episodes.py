@@ -1,5 +1,6 @@
 """Whole episodes, still encoded, out of a dataset that is streamed from a folder or from the Hub."""
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from datasets import load_dataset_builder
 
 from stereovla.dataset_builder.dataset import schema
 from stereovla.dataset_builder.dataset.shards import ShardError, numbers
+from stereovla.untrusted import inside
 
 ROWS_PER_READ = 256
 
@@ -58,6 +60,9 @@ class EpisodeSource:
         if split not in files:
             raise ValueError(f"dataset {path} has no split {split!r}; it has: {', '.join(files) or 'none'}")
         self.shards = [str(shard) for shard in files[split]]
+        if Path(path).is_dir():  # the card of a dataset says where its shards are
+            for shard in self.shards:
+                inside(path, os.path.relpath(shard, path))
         self._fields = self._first_schema(skip)
         schema.check_columns(self._fields.names, source=f"dataset {path}, split {split!r},", needed=columns)
         chosen = {column.key for column in schema.ROW if not column.optional} | {*columns, *wanted}
