@@ -26,7 +26,7 @@ from transformers.cache_utils import DynamicCache
 from stereovla.modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
 from stereovla.modeling_stereovla.configuration_stereovla import PRESETS
 from stereovla.modeling_stereovla.convert_files import DTYPES
-from stereovla.modeling_stereovla.layer_caches import RecordingCache
+from stereovla.modeling_stereovla.layer_caches import CACHE, RecordingCache
 from stereovla.modeling_stereovla.modeling_stereovla import PARTS
 
 WORDS = 8  # text tokens of a short instruction
@@ -185,7 +185,7 @@ def measure(options: InferenceOptions) -> None:
         return [encoder(pixels[:, 0]) for encoder in (towers.semantic, towers.spatial) if encoder is not None]
 
     def prefill(cache):
-        return model.model(inputs_embeds=embeds, attention_mask=mask, past_key_values=cache, use_cache=True)
+        return model.model(inputs_embeds=embeds, attention_mask=mask, **{CACHE: cache}, use_cache=True)
 
     prefix = DynamicCache()
     hidden = prefill(prefix).last_hidden_state

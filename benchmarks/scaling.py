@@ -23,7 +23,7 @@ from transformers.initialization import no_init_weights
 
 from stereovla.modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
 from stereovla.modeling_stereovla.configuration_stereovla import PRESETS
-from stereovla.modeling_stereovla.layer_caches import RecordingCache
+from stereovla.modeling_stereovla.layer_caches import CACHE, RecordingCache
 from stereovla.modeling_stereovla.modeling_stereovla import PARTS
 from stereovla.train import adapters
 from stereovla.training.models import blocks
@@ -98,7 +98,7 @@ def parts(model: StereoVLAForActionPrediction, batch: int) -> dict[str, Callable
     def read() -> list[torch.Tensor]:
         positions = torch.arange(tokens).expand(batch, -1)
         output = model.model.language_model(
-            inputs_embeds=hidden, position_ids=positions, past_key_values=recorder, use_cache=False
+            inputs_embeds=hidden, position_ids=positions, use_cache=False, **{CACHE: recorder}
         )
         return [output.last_hidden_state, *(state for pair in recorder.states.values() for state in pair)]
 

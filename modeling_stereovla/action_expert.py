@@ -14,7 +14,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaModel
 
 from .flow_matching import time_embedding
-from .layer_caches import ChunkCache, ReadOnlyCache
+from .layer_caches import CACHE, ChunkCache, ReadOnlyCache
 from .quantization import input_dtype
 
 
@@ -190,7 +190,7 @@ class ActionExpert(nn.Module):
                 hidden,
                 attention_mask=mask,
                 position_embeddings=position_embeddings,
-                past_key_values=cache,
                 is_causal=False,
+                **{CACHE: cache},
             )
         return self.transformer.norm(hidden)

@@ -8,6 +8,10 @@ run twice.
 import torch
 import torch.nn.functional as F
 from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+# what transformers calls the argument and the output that hold keys and values: "cache" from 5.24 on
+CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 class RecordingCache(Cache):

@@ -1,9 +1,7 @@
 """StereoVLA (arXiv 2512.21970): a vision-language-action model that sees with two eyes."""
 
-import difflib
 import inspect
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -12,13 +10,13 @@ from torch import nn
 from transformers import GenerationMixin, LlamaModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.utils import ModelOutput, TransformersKwargs, cached_file
+from transformers.utils import cached_file
 
 from .action_expert import ActionExpert
 from .configuration_stereovla import StereoVLAConfig
 from .flow_matching import Draws, euler_integrate, euler_times, interpolate
-from .layer_caches import RecordingCache
+from .layer_caches import CACHE, RecordingCache
+from .model_outputs import StereoVLAModelOutput, StereoVLAOutput, refuse_unknown_inputs
 from .objectives import Predictions, Targets, count_targets, objectives_of, sum_losses
 from .pointing import Pointers
 from .quantization import WHOLE, input_dtype
@@ -39,63 +37,6 @@ PARTS = {
 }
 
 
-@dataclass
-class StereoVLAModelOutput(BaseModelOutputWithPast):
-    """
-    last_hidden_state: (B, L, hidden), one state for each input id.
-    visual_tokens: (B, N, hidden), the projected tokens, when images were given.
-    disparity: (B, 1, H/4, W/4), initial disparity in quarter-resolution px, when images were given.
-    """
-
-    visual_tokens: torch.Tensor | None = None
-    disparity: torch.Tensor | None = None
-
-
-@dataclass
-class StereoVLAOutput(ModelOutput):
-    """
-    loss: weighted sum of the losses below, when any of them could be computed.
-    action_loss, language_loss, disparity_loss, pointing_loss, keyframe_loss: each alone, unweighted.
-    pointing_accuracy: share of the known points that lie in the visual token which is pointed at.
-    sample_action_loss (B,), sample_language_loss (B,): means of each sample, NaN where it has none; without gradient.
-    sample_token_accuracy (B,): share of the labelled tokens whose argmax is right, NaN where there is none.
-    logits: (B, L, vocabulary) or the part that `logits_to_keep` names; with labels, only those of the labelled tokens
-        (T, vocabulary).
-    velocity: (B', K, chunk, action_dim) of the samples that have an action loss.
-    disparity: (B, 1, H/4, W/4), quarter-resolution px.
-    """
-
-    loss: torch.Tensor | None = None
-    action_loss: torch.Tensor | None = None
-    language_loss: torch.Tensor | None = None
-    disparity_loss: torch.Tensor | None = None
-    pointing_loss: torch.Tensor | None = None
-    keyframe_loss: torch.Tensor | None = None
-    pointing_accuracy: torch.Tensor | None = None
-    sample_action_loss: torch.Tensor | None = None
-    sample_language_loss: torch.Tensor | None = None
-    sample_token_accuracy: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    velocity: torch.Tensor | None = None
-    disparity: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-
-
-# what transformers' attention and Trainer may pass through a model, beside its own inputs
-PASSED_ON = frozenset(TransformersKwargs.__annotations__) | {"cache_position"}
-
-
-def refuse_unknown_inputs(keywords: dict, own: Iterable[str]) -> None:
-    """TypeError for an input that is neither the model's nor one of transformers' own, naming the nearest one."""
-    own = [name for name in own if name not in ("self", "kwargs")]
-    for name in keywords.keys() - PASSED_ON:
-        near = difflib.get_close_matches(name, own, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(own)}"
-        raise TypeError(f"forward has no input {name!r}; {hint}")
-
-
 def valid_positions(attention_mask: torch.Tensor) -> torch.Tensor:
     """Position of each token among the valid ones of its row, (B, L) int64; 0 on leading padding."""
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
@@ -109,7 +50,7 @@ class StereoVLAPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["LlamaDecoderLayer", "SiglipEncoderLayer", "Dinov2WithRegistersLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -190,6 +131,7 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_disparity: bool = False,
@@ -201,6 +143,7 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
             input_ids: (B, L) int64, with `config.num_visual_tokens` image tokens in each row when images are given.
             pixel_values: (B, 2, 3, H, W), RGB in [0, 1], left view first.
             attention_mask: (B, L) or (B, cached + L), 1 = valid token.
+            cache: keys and values of earlier tokens; before transformers 5.24, past_key_values.
             output_disparity: also return the stereo encoder's disparity.
             disparity_rows: (B,) bool, the samples that the stereo encoder learns from, and whose disparity is returned,
                 where `config.stereo_learns_from` is "disparity"; None = all.
@@ -225,17 +168,17 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache,
+            **{CACHE: past_key_values if cache is None else cache},
             **kwargs,
         )
         return StereoVLAModelOutput(
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             visual_tokens=tokens,
             disparity=predicted_disparity,
+            **{CACHE: outputs[CACHE] if CACHE in outputs else None},
         )
 
 
@@ -349,6 +292,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
         counts: dict[str, torch.Tensor] | None = None,
         position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -393,7 +337,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
             pixel_values=pixel_values,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=recorder if acts else past_key_values,
+            cache=recorder if acts else past_key_values if cache is None else cache,
             inputs_embeds=inputs_embeds,
             use_cache=False if acts or labels is not None else use_cache,
             output_disparity=output_disparity or targets.disparity is not None,
@@ -419,9 +363,9 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
             logits=logits,
             velocity=predictions.velocity[: len(targets.acting)] if acts else None,
             disparity=outputs.disparity,
-            past_key_values=None if acts or labels is not None else outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE: None if acts or CACHE not in outputs else outputs[CACHE]},
             **sum_losses(self.objectives, predictions, targets, counts),
         )
         return output if return_dict is not False else output.to_tuple()
@@ -521,7 +465,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             pixel_values=pixel_values,
             attention_mask=attention_mask,
-            past_key_values=cache,
+            cache=cache,
             use_cache=chain_of_thought,
         )
         prefix_mask = attention_mask
@@ -563,17 +507,13 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
             generated.append(token)
             mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=-1)
             state = self.model(
-                input_ids=token[:, None], attention_mask=mask, past_key_values=cache, use_cache=True
+                input_ids=token[:, None], attention_mask=mask, cache=cache, use_cache=True
             ).last_hidden_state[:, -1]
         return torch.stack(generated, dim=1), mask
 
-    def prepare_inputs_for_generation(
-        self, input_ids, past_key_values=None, pixel_values=None, is_first_iteration=False, **kwargs
-    ):
+    def prepare_inputs_for_generation(self, input_ids, pixel_values=None, is_first_iteration=False, **kwargs):
         """Images enter with the prompt only; later steps read them from the cache."""
-        inputs = super().prepare_inputs_for_generation(
-            input_ids, past_key_values=past_key_values, is_first_iteration=is_first_iteration, **kwargs
-        )
+        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
         if is_first_iteration or not kwargs.get("use_cache", True):
             inputs["pixel_values"] = pixel_values
         return inputs

@@ -23,6 +23,7 @@ from stereovla.dataset_builder.dataset.manifest import (
     shard_problems,
 )
 from stereovla.dataset_builder.dataset.shards import MANIFEST, ShardError, numbers, read_json
+from stereovla.untrusted import inside
 
 ROWS_PER_READ = 256
 
@@ -54,6 +55,8 @@ def open_shards(path: str | Path, split: str) -> OpenedShards:
         folder = Path(path)
         entries = _of_split(read_manifest(folder), split, path)
         found = {file.relative_to(folder).as_posix() for file in (folder / "data").glob("*.parquet")}
+        for entry in entries:
+            inside(folder, entry["path"])
         problems, start = shard_problems(folder, entries), f"{folder}/"
     else:
         name, revision = split_revision(path)

@@ -16,6 +16,7 @@ from stereovla.modeling_stereovla.action_expert import expert_mask
 from stereovla.modeling_stereovla.convert_files import WeightSource
 from stereovla.modeling_stereovla.convert_stereovla import released_rules
 from stereovla.modeling_stereovla.flow_matching import interpolate, time_embedding
+from stereovla.modeling_stereovla.layer_caches import CACHE
 
 pytestmark = pytest.mark.skipif(not GOLDENS.is_dir(), reason=f"no recorded tensors at {GOLDENS}")
 RECORDED = recorded_tensors() if GOLDENS.is_dir() else {}
@@ -171,7 +172,7 @@ def inference_tensors(model, recorded, case) -> dict[str, torch.Tensor]:
     positions = case["inference"]["kv_positions"]
     # the published suffix is one sequence; ours reads the state tokens once and then the chunk behind them
     (state_given, _), (chunk_given, _) = calls["layer"][:2]
-    states, state_tokens = state_given["past_key_values"].states, state_given[0]
+    states, state_tokens = state_given[CACHE].states, state_given[0]
     prefix_mask = torch.ones(1, states[0][0].shape[2], dtype=torch.long)
     assert chunk_given["attention_mask"] is None  # without padding the chunk sees everything
     velocity_x = inputs.normal("velocity_x", (1, 5, 7), seed)
@@ -279,4 +280,4 @@ def test_direct_path_skips_the_pose(model, case):
     with Watch(layer=model.action_expert.transformer.layers[0], head=model.lm_head) as calls:
         model.predict_action(**prompt(model, case), noise=RECORDED["noise"], chain_of_thought=False, num_steps=1)
     assert calls["head"] == []
-    assert calls["layer"][0][0]["past_key_values"].states[0][0].shape[2] == 306
+    assert calls["layer"][0][0][CACHE].states[0][0].shape[2] == 306

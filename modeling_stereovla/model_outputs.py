@@ -1,0 +1,61 @@
+"""What the model returns, and inputs that it does not know."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils import TransformersKwargs
+
+
+@dataclass
+class StereoVLAModelOutput(BaseModelOutputWithPast):
+    """
+    last_hidden_state: (B, L, hidden), one state for each input id.
+    visual_tokens: (B, N, hidden), the projected tokens, when images were given.
+    disparity: (B, 1, H/4, W/4), initial disparity in quarter-resolution px, when images were given.
+    """
+
+    visual_tokens: torch.Tensor | None = None
+    disparity: torch.Tensor | None = None
+
+
+@dataclass
+class StereoVLAOutput(CausalLMOutputWithPast):
+    """
+    loss: weighted sum of the losses below, when any of them could be computed.
+    action_loss, language_loss, disparity_loss, pointing_loss, keyframe_loss: each alone, unweighted.
+    pointing_accuracy: share of the known points that lie in the visual token which is pointed at.
+    sample_action_loss (B,), sample_language_loss (B,): means of each sample, NaN where it has none; without gradient.
+    sample_token_accuracy (B,): share of the labelled tokens whose argmax is right, NaN where there is none.
+    logits: (B, L, vocabulary) or the part that `logits_to_keep` names; with labels, only those of the labelled tokens
+        (T, vocabulary).
+    velocity: (B', K, chunk, action_dim) of the samples that have an action loss.
+    disparity: (B, 1, H/4, W/4), quarter-resolution px.
+    """
+
+    action_loss: torch.Tensor | None = None
+    language_loss: torch.Tensor | None = None
+    disparity_loss: torch.Tensor | None = None
+    pointing_loss: torch.Tensor | None = None
+    keyframe_loss: torch.Tensor | None = None
+    pointing_accuracy: torch.Tensor | None = None
+    sample_action_loss: torch.Tensor | None = None
+    sample_language_loss: torch.Tensor | None = None
+    sample_token_accuracy: torch.Tensor | None = None
+    velocity: torch.Tensor | None = None
+    disparity: torch.Tensor | None = None
+
+
+# what transformers' attention and Trainer may pass through a model, beside its own inputs
+PASSED_ON = frozenset(TransformersKwargs.__annotations__) | {"cache_position"}
+
+
+def refuse_unknown_inputs(keywords: dict, own: Iterable[str]) -> None:
+    """TypeError for an input that is neither the model's nor one of transformers' own, naming the nearest one."""
+    own = [name for name in own if name not in ("self", "kwargs")]
+    for name in keywords.keys() - PASSED_ON:
+        near = difflib.get_close_matches(name, own, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(own)}"
+        raise TypeError(f"forward has no input {name!r}; {hint}")
