@@ -133,7 +133,11 @@ def weight_files(path: str | Path) -> list[Path]:
         raise FileNotFoundError(f"{path} is no weight file and holds none of {', '.join(WEIGHT_FILES)}")
     if found.suffix != ".json":
         return [found]
-    return [path / name for name in sorted(set(json.loads(found.read_text())["weight_map"].values()))]
+    names = sorted(set(json.loads(found.read_text())["weight_map"].values()))
+    # beside the index, as the Hub has them; elsewhere a stranger's index is not followed
+    if outside := [name for name in names if Path(name).name != name or name in (".", "..")]:
+        raise ValueError(f"{found} names {', '.join(outside)}; valid: names of files in {path}")
+    return [path / name for name in names]
 
 
 def open_weights(path: str | Path) -> WeightSource:

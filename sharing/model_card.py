@@ -16,6 +16,7 @@ from stereovla.dataset_builder.dataset.card_edits import update_card
 from stereovla.dataset_builder.streaming.mixture import load_meta
 from stereovla.sharing.folders import REFERENCE, base_of, dataset_names, is_local, public_datasets
 from stereovla.sources import HUB_ID
+from stereovla.untrusted import inside
 
 PICTURE = Path("images/sample.png")
 FILM = "rollout.gif"  # of a report: shown first, before its plots
@@ -220,7 +221,7 @@ def write_pictures(folder: Path, views: list, images: Sequence[str], report: Pat
     (folder / PICTURE).parent.mkdir(exist_ok=True)
     both.save(folder / PICTURE)
     for name in images:
-        (folder / name).write_bytes((report / name).read_bytes())
+        inside(folder, name).write_bytes(inside(report, name).read_bytes())
 
 
 def evaluated_on(options: CardOptions, training: Mapping, names: Sequence[str]) -> str | None:

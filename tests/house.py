@@ -5,13 +5,15 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-BASE = {"command_line", "extras", "sources"}  # files of the root that every room may use, but for what ships to the Hub
+# files of the root that every room may use, but for what ships to the Hub
+BASE = {"command_line", "extras", "sources", "untrusted"}
 WINGS = {f"dataset_builder.{wing}" for wing in ("dataset", "recording", "streaming", "formats")}
 # room, wing of a room, or file of the root: what it may import beside itself
 RULES: dict[str, set[str]] = {
     "extras": set(),
     "command_line": set(),
     "sources": set(),
+    "untrusted": set(),
     "modeling_stereovla": set(),
     "processing": set(),
     "simulation": BASE,

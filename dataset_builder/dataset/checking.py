@@ -24,6 +24,7 @@ from stereovla.dataset_builder.dataset.shards import (
     sha256,
 )
 from stereovla.dataset_builder.dataset.statistics import compute_statistics
+from stereovla.untrusted import inside
 
 _MOST = 20  # problems of rows that are listed of one shard; damage tends to hit many
 _ROUNDING = 1e-4  # of a statistic, as a share of its span: sums in another order, on another processor
@@ -176,11 +177,15 @@ def _frames(folder: Path, entry: Entry) -> Iterator[tuple[bytes, tuple[str, int]
 
 
 def _shard_problems(folder: Path, entry: Entry, next_episode: dict[str, int], quick: bool) -> Iterator[str]:
-    path = folder / entry["path"]
-    if linked := next((part for part in (path, path.parent) if part.is_symlink()), None):
-        yield f"{linked.relative_to(folder)} is a link to {linked.readlink()}, which nobody else may have"
     first = next_episode.get(entry["split"], 0)
     next_episode[entry["split"]] = first + entry["episodes"]  # whatever is wrong here, the next shard is judged alone
+    try:
+        path = inside(folder, entry["path"])
+    except ValueError as error:
+        yield str(error)
+        return
+    if linked := next((part for part in (path, path.parent) if part.is_symlink()), None):
+        yield f"{linked.relative_to(folder)} is a link to {linked.readlink()}, which nobody else may have"
     if problem := size_problem(folder, entry):
         yield problem
         return

@@ -22,6 +22,7 @@ from stereovla.dataset_builder.dataset.folders import INFO
 from stereovla.dataset_builder.dataset.manifest import read_manifest
 from stereovla.dataset_builder.dataset.schema import VIEWS
 from stereovla.processing.camera_geometry import StereoReport, measure_stereo_pair
+from stereovla.untrusted import inside
 
 # A step of two frame durations or more means that a frame is missing between; recorders jitter by less.
 _GAP = 2.0
@@ -111,7 +112,7 @@ def dataset_problems(folder: Path) -> list[str]:
     info = shards.read_json(folder / INFO)
     problems = []
     for entry in read_manifest(folder):
-        table = shards.read_table(folder / entry["path"])
+        table = shards.read_table(inside(folder, entry["path"]))
         episodes, times = shards.numbers(table, "episode_index"), shards.numbers(table, "timestamp")
         for start in np.flatnonzero(np.diff(episodes, prepend=-1)):
             part = times[start : start + (episodes == episodes[start]).sum()]

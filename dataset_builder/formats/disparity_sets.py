@@ -4,7 +4,7 @@ for each view and one for the disparity.
 A *pair* is {"left", "right": uint8 (H, W, 3) RGB, "disparity": float32 (H, W) px of the left view, 0 = unknown}.
 """
 
-import io
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from datasets import Dataset, Image, get_dataset_split_names, load_dataset
-from PIL import Image as PillowImage
+from datasets import Dataset, Image, config, get_dataset_split_names, load_dataset
 
 from stereovla.dataset_builder.streaming.episodes import split_revision
 from stereovla.dataset_builder.streaming.lanes import LaneStream
 from stereovla.sources import existing_folder, source_of
+from stereovla.untrusted import inside, open_image
 
 Split = Literal["train", "validation"]
 
@@ -53,7 +53,7 @@ FORMATS = ("columns", *LAYOUTS)
 def decode_view(data: bytes, name: str) -> np.ndarray:
     """Image file -> uint8 (H, W, 3) RGB; grey is repeated, transparency dropped. ValueError names what cannot be."""
     try:
-        with PillowImage.open(io.BytesIO(data)) as image:
+        with open_image(data) as image:
             if image.mode not in ("RGB", "RGBA", "L", "P"):
                 raise ValueError(f"Pillow's mode is {image.mode}; valid: RGB, RGBA, L, P")
             return np.array(image.convert("RGB"))
@@ -90,7 +90,7 @@ def decode_disparity(data: bytes | Sequence[Any], unit: float, name: str) -> np.
             if data.startswith(b"Pf"):
                 values = read_pfm(data)
             else:
-                with PillowImage.open(io.BytesIO(data), formats=("PNG", "TIFF")) as image:
+                with open_image(data, ("PNG", "TIFF")) as image:
                     if image.mode not in ("F", "I", "I;16", "L"):
                         raise ValueError(f"Pillow's mode is {image.mode}; valid: one channel, F, I, I;16 or L")
                     values = np.array(image)
@@ -132,13 +132,14 @@ class FilePairs:
 class ColumnPairs:
     """Pairs of a dataset with columns `names` = (left, right, disparity).
 
-    The views are images. The disparity is an image, the bytes of a file, or numbers; see `decode_disparity`.
+    The views are images. The disparity is an image, the bytes of a file, or numbers; see `decode_disparity`. Images
+    that are not in the dataset but beside it lie in `folder`.
     """
 
-    def __init__(self, dataset: Dataset, names: Sequence[str], unit: float, source: str):
+    def __init__(self, dataset: Dataset, names: Sequence[str], unit: float, source: str, folder: Path):
         if missing := [name for name in names if name not in dataset.column_names]:
             raise ValueError(f"{source} has no column {', '.join(missing)}; it has: {', '.join(dataset.column_names)}")
-        self.names, self.unit, self.source = names, unit, source
+        self.names, self.unit, self.source, self.folder = names, unit, source, folder
         self.dataset = dataset.select_columns(list(names))
         for name in names:
             if isinstance(dataset.features[name], Image):
@@ -152,7 +153,10 @@ class ColumnPairs:
         for name in self.names:
             value = row[name]
             if isinstance(value, dict):  # an image that is not decoded: its file, in the dataset or beside it
-                value = Path(value["path"]).read_bytes() if value["bytes"] is None else value["bytes"]
+                stored, path = value["bytes"], value["path"]
+                if stored is None:
+                    stored = inside(self.folder, os.path.relpath(path, self.folder)).read_bytes()
+                value = stored
             data.append(value)
         where = [f"{self.source}, row {index}, {name}" for name in self.names]
         views = [decode_view(value, name) for value, name in zip(data[:2], where, strict=False)]
@@ -166,9 +170,9 @@ def list_files(folder: str | Path, form: str) -> list[tuple[Path, Path, Path]]:
     layout, folder = LAYOUTS[form], existing_folder(folder, f"set of {form}")
     files, missing = [], []
     for left in sorted(folder.glob(layout.views)):
-        inside = left.relative_to(folder).as_posix()
-        others = [folder / re.sub(*rule, inside) for rule in (layout.right, layout.disparity)]
-        files.append((left, *others))
+        name = left.relative_to(folder).as_posix()
+        others = [inside(folder, re.sub(*rule, name)) for rule in (layout.right, layout.disparity)]
+        files.append((inside(folder, name), *others))
         missing += [path for path in others if not path.is_file()]
     if not files:
         raise ValueError(f"{folder} has no file {layout.views}: is it a folder of {form}?")
@@ -205,7 +209,8 @@ def open_pairs(
     dataset = load_dataset(name, revision=revision, split=split if whole else "train")
     if not whole:
         dataset = dataset.select(_range(len(dataset), split, held_out, name))
-    return ColumnPairs(dataset, columns, unit, f"{name}, split {split}")
+    folder = Path(name) if Path(name).is_dir() else Path(config.HF_CACHE_HOME)
+    return ColumnPairs(dataset, columns, unit, f"{name}, split {split}", folder)
 
 
 def _range(count: int, split: Split, held_out: float, source: str) -> range:

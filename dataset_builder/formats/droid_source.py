@@ -18,6 +18,7 @@ frame that the arm reports. Actions are the changes of the recorded pose from fr
 import dataclasses
 import hashlib
 import json
+import re
 import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,11 +37,13 @@ from stereovla.dataset_builder.formats.video import VideoError, frame_times, rea
 from stereovla.extras import extra
 from stereovla.processing.normalization import rpy_to_matrix
 from stereovla.sources import existing_folder
+from stereovla.untrusted import inside
 
 with extra("data"):
     import h5py
 
 FPS = 15.0  # control rate of the DROID platform
+MOST_NUMBERS = 10**7  # in a column; 6 numbers at 15 Hz for 30 hours
 CAMERAS = ("wrist", "ext1", "ext2")
 RECORDED = "recorded"
 _FEW = 5  # frames that a recorder may write to one of video and trajectory only
@@ -114,14 +117,18 @@ class DroidSource:
         camera = self.rig.cameras["stereo"]
         serial = self._serial(name)
         try:
-            with h5py.File(self.folder / name / "trajectory.h5") as file:
+            with h5py.File(inside(self.folder, f"{name}/trajectory.h5")) as file:
                 poses = _column(file, "observation/robot_state/cartesian_position", 6)
                 opening = _column(file, "observation/robot_state/gripper_position")
                 command = _column(file, "action/gripper_position")
                 times = _column(file, f"observation/timestamp/cameras/{serial}_estimated_capture")
-                key = f"observation/camera_extrinsics/{serial}_left"
-                extrinsics = _column(file, key, 6) if key in file else None
-        except (OSError, KeyError) as error:
+                try:
+                    extrinsics = _column(file, f"observation/camera_extrinsics/{serial}_left", 6)
+                except KeyError:
+                    extrinsics = None
+        except EpisodeError:
+            raise
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise EpisodeError(f"trajectory.h5 cannot be read: {error}") from error
         lengths = {"cartesian_position": len(poses), "gripper_position": len(opening), "commands": len(command)}
         lengths |= {"timestamps": len(times)} | ({} if extrinsics is None else {"camera_extrinsics": len(extrinsics)})
@@ -188,14 +195,14 @@ class DroidSource:
             raise VideoError(f"frame {min(count, length)}: {path.name} has {count} frames, the data {length}{hint}")
 
     def _video(self, name: str) -> Path:
-        return self.folder / name / "recordings/MP4" / f"{self._serial(name)}-stereo.mp4"
+        return inside(self.folder, f"{name}/recordings/MP4/{self._serial(name)}-stereo.mp4")
 
     def _metadata(self, name: str) -> dict[str, Any]:
         files = sorted((self.folder / name).glob("metadata_*.json"))
         if len(files) != 1:
             raise EpisodeError(f"there are {len(files)} files metadata_*.json, expected one")
         try:
-            metadata = shards.read_json(files[0])
+            metadata = shards.read_json(inside(self.folder, files[0].relative_to(self.folder)))
         except ValueError as error:
             raise EpisodeError(str(error)) from error
         if not isinstance(metadata, dict):
@@ -208,6 +215,8 @@ class DroidSource:
         serial = metadata.get(key)
         if not serial or not isinstance(serial, str | int):
             raise EpisodeError(f"the metadata has no {key}" if not serial else f"{key} of the metadata is {serial!r}")
+        if not re.fullmatch(r"\w{1,40}", str(serial)):
+            raise EpisodeError(f"the metadata's {key} is {str(serial)[:60]!r}; a serial number has letters and digits")
         return str(serial)
 
     def _instruction(self, metadata: dict[str, Any]) -> str:
@@ -222,10 +231,25 @@ class DroidSource:
 
 
 def _column(file: h5py.File, key: str, width: int | None = None) -> np.ndarray:
-    """Numbers of trajectory.h5 as float64, (n,) or (n, width); EpisodeError names what they are instead."""
-    item = file[key]
+    """Numbers of trajectory.h5 as float64, (n,) or (n, width); EpisodeError names what they are instead, ValueError
+    what lies outside of the file, or declares more than an episode has.
+
+    HDF5 has links to other files, data in other files, and data that are assembled from other files.
+    """
+    item = file
+    for part in key.split("/"):
+        if not isinstance(item, h5py.Group):
+            raise ValueError(f"{key} is not there, but data in the place of {item.name}")
+        link = item.get(part, getlink=True)
+        if link is not None and not isinstance(link, h5py.HardLink):
+            raise ValueError(f"{key} is a link to something else; put the data in its place")
+        item = item[part]
+    if not isinstance(item, h5py.Dataset) or item.external or item.is_virtual:
+        raise ValueError(f"{key} holds no data of its own")
+    if item.size > MOST_NUMBERS:
+        raise ValueError(f"{key} declares {item.shape} numbers; at most {MOST_NUMBERS} are read")
     shape = () if width is None else (width,)
-    if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "fiu" or not item.shape or item.shape[1:] != shape:
+    if item.dtype.kind not in "fiu" or not item.shape or item.shape[1:] != shape:
         raise EpisodeError(f"{key} of trajectory.h5 is {item}, expected numbers of shape {('n', *shape)}")
     return np.array(item, dtype=np.float64)
 

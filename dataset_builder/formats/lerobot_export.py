@@ -27,6 +27,7 @@ from stereovla.dataset_builder.dataset.manifest import read_manifest
 from stereovla.dataset_builder.formats.plausibility import CHECKS
 from stereovla.dataset_builder.formats.video import VideoWriter
 from stereovla.sources import existing_folder
+from stereovla.untrusted import inside
 
 MAPS = ("observation.depth", "observation.segmentation")
 CODECS = {"libx264": ("h264", 18), "libsvtav1": ("av1", 20)}  # encoder: (name of the codec, quality)
@@ -75,7 +76,7 @@ def export_lerobot(config: LeRobotExportConfig) -> Path:
     size = None
     for number, entry in enumerate(tqdm(entries, desc="exporting", unit="shard")):
         place = {"chunk_index": number // CHUNK, "file_index": number % CHUNK}
-        table = shards.read_table(folder / entry["path"])
+        table = shards.read_table(inside(folder, entry["path"]))
         size = size or shards.decode_image(schema.VIEWS[0], table.column(schema.VIEWS[0])[0].as_py()["bytes"]).shape
         found = _write_file(partial, table, place, info, config, maps, tasks, episodes, size)
         for key, values in found.items():

@@ -9,7 +9,6 @@ data file it is, and per video the file and `from_timestamp`, `to_timestamp` (s)
 import math
 import re
 import reprlib
-import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stereovla.dataset_builder.dataset import shards
+from stereovla.untrusted import fill_template, split_name
 
 INFO, TASKS, EPISODES = "meta/info.json", "meta/tasks.parquet", "meta/episodes"
 _KINDS = {dict: "keys and values", str: "text", int: "a whole number", float: "a number"}
@@ -35,7 +35,7 @@ class Info:
     Args:
         features: {column: {"dtype": ...}}.
         splits: {name: numbers of its episodes}.
-        data_path, video_path: templates for `fill`; None where there are no videos.
+        data_path, video_path: templates for `untrusted.fill_template`; None where there are no videos.
     """
 
     version: str
@@ -158,11 +158,6 @@ def whole_numbers(table: pa.Table, key: str, where: str) -> list[int]:
     return values
 
 
-def fill(template: str, **values: Any) -> str:
-    """Path within the dataset of a checked `data_path` or `video_path`."""
-    return template.format(**values)
-
-
 def _floats(table: pa.Table, key: str, where: str) -> list[float]:
     kind = table.schema.field(key).type
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
@@ -189,6 +184,10 @@ def _value(content: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
 
 
 def _episodes_of(splits: Mapping[str, Any], name: str, where: str) -> range:
+    try:
+        split_name(name)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     found = re.fullmatch(r"([0-9]{1,12}):([0-9]{1,12})", _value(splits, name, str, where))
     if found is None or int(found[1]) > int(found[2]):
         raise ValueError(f'{where}: {name} is {_short(splits[name])}, expected "first:end" such as "0:50"')
@@ -198,16 +197,9 @@ def _episodes_of(splits: Mapping[str, Any], name: str, where: str) -> range:
 def _template(content: Mapping[str, Any], key: str, fields: Sequence[str], where: str) -> str:
     text = _value(content, key, str, where)
     try:
-        parts = [part for part in string.Formatter().parse(text) if part[1] is not None]
-    except ValueError:
-        parts = [("", "", "", None)]
-    for _, name, form, conversion in parts:
-        if name not in fields or conversion or not re.fullmatch(r"(0?[0-9]d)?" if name != "video_key" else "", form):
-            raise ValueError(
-                f"{where}: {key} is {_short(text)}, expected a path with "
-                + " and ".join(f"{{{field}}}" for field in fields)
-                + ", indices such as {chunk_index:03d}"
-            )
+        fill_template(text, **{field: "a" if field == "video_key" else 0 for field in fields})
+    except ValueError as error:
+        raise ValueError(f"{where}: {key}: {error}") from error
     return text
 
 

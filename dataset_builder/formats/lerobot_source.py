@@ -5,7 +5,6 @@ video follow one another in it without gaps, so its number follows from the leng
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,17 +15,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import snapshot_download
-from PIL import Image
 
 from stereovla.command_line import option
 from stereovla.dataset_builder.dataset import shards
 from stereovla.dataset_builder.dataset.schema import CALIBRATION_KEYS
 from stereovla.dataset_builder.formats.importing import ImportConfig
-from stereovla.dataset_builder.formats.lerobot_metadata import INFO, fill, read_episodes, read_info, read_tasks
+from stereovla.dataset_builder.formats.lerobot_metadata import INFO, read_episodes, read_info, read_tasks
 from stereovla.dataset_builder.formats.rig import Rig
 from stereovla.dataset_builder.formats.source import EpisodeError, SourceEpisode
 from stereovla.dataset_builder.formats.video import VideoError, first_beside, frame_times, read_frames
 from stereovla.sources import source_of
+from stereovla.untrusted import fill_template, inside, open_image
 
 _RATE = 0.01  # timestamps are frame_index / fps, to the rounding of float32
 
@@ -178,7 +177,7 @@ class LeRobotSource:
 
     def _video_file(self, entry: dict[str, Any], key: str) -> Path:
         place = {name: entry[f"videos/{key}/{name}"] for name in ("chunk_index", "file_index")}
-        return self.folder / fill(self.info.video_path, video_key=key, **place)
+        return inside(self.folder, fill_template(self.info.video_path, video_key=key, **place))
 
     def _video(self, entry: dict[str, Any], key: str, timestamps_s: np.ndarray) -> Iterator[np.ndarray]:
         """Pictures of one episode; VideoError where lengths and times do not name the same ones."""
@@ -206,10 +205,10 @@ class LeRobotSource:
             content, name = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
             try:
                 if content is None and isinstance(name, str):
-                    content = (self.folder / name).read_bytes()
+                    content = inside(self.folder, name).read_bytes()
                 if not isinstance(content, bytes):
                     raise VideoError(f"frame {frame}: {key} holds neither a picture nor the path of one")
-                with Image.open(io.BytesIO(content)) as image:
+                with open_image(content) as image:
                     yield np.array(image.convert("RGB"))
             except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for broken files
                 text = f"{key} in {name!r}" if isinstance(name, str) else key
@@ -217,13 +216,15 @@ class LeRobotSource:
 
     def _table(self, entry: dict[str, Any], columns: list[str]) -> pa.Table:
         """The rows of one episode; EpisodeError where they cannot be read, or a column is missing."""
-        name = fill(self.info.data_path, chunk_index=entry["data/chunk_index"], file_index=entry["data/file_index"])
+        place = {name: entry[f"data/{name}"] for name in ("chunk_index", "file_index")}
+        name = fill_template(self.info.data_path, **place)
+        path = inside(self.folder, name)
         try:
-            names = pq.read_schema(self.folder / name).names
+            names = pq.read_schema(path).names
             if missing := [key for key in (*columns, "episode_index") if key not in names]:
                 raise EpisodeError(f"{name} has no column {missing[0]!r}; it has: {', '.join(names)}")
             filters = [("episode_index", "=", entry["episode_index"])]
-            return pq.read_table(self.folder / name, columns=columns, filters=filters, partitioning=None)
+            return pq.read_table(path, columns=columns, filters=filters, partitioning=None)
         except (pa.ArrowException, OSError) as error:
             raise EpisodeError(f"{name} cannot be read: {error}") from error
 

@@ -30,12 +30,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from PIL import Image
 
 from stereovla.dataset_builder.dataset.schema import CALIBRATION_KEYS
 from stereovla.dataset_builder.formats import plausibility
 from stereovla.processing.camera_geometry import Calibration
+from stereovla.untrusted import read_yaml
 
 SHAPES = {"focal_length_px": (2,), "principal_point_px": (2,), "baseline_m": (), "transform_camera_to_base": (4, 4)}
 KINDS = ("absolute", "delta", "from_states")
@@ -143,10 +143,10 @@ class Rig:
 def read_rig(path: Path) -> Rig:
     """Read and check the YAML file; ValueError names file, key, value and what is valid."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing; `stereovla data import lerobot --help` says more") from error
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # values that are no dates, ...
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no valid YAML: {error}") from error
     return make_rig(content, str(path))
 

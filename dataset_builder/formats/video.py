@@ -11,6 +11,8 @@ with extra("data"):
     import av
 import numpy as np
 
+from stereovla.untrusted import MOST_PIXELS, check_pixels
+
 # Frames this far (in frame durations) from the time asked for are that frame: containers round times to their time
 # base, and LeRobot adds up durations.
 _SLACK = 0.25
@@ -20,10 +22,25 @@ class VideoError(RuntimeError):
     """A video that does not hold what is asked of it; the message says what, and at which frame."""
 
 
+def _open(path: Path) -> "av.container.InputContainer":
+    """A video, as mp4 whatever its bytes look like: FFmpeg's playlists may name any file and address. VideoError for
+    pictures that are too large, also those that begin in the middle.
+    """
+    container = av.open(str(path), format="mp4")
+    for stream in container.streams.video:
+        stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
+        try:
+            check_pixels(stream.width, stream.height, path.name)
+        except ValueError as error:
+            container.close()
+            raise VideoError(str(error)) from error
+    return container
+
+
 def frame_times(path: Path) -> np.ndarray:
     """Times (n,) s of all frames of a video from its start, rising; nothing is decoded."""
     try:
-        with av.open(str(path)) as container:
+        with _open(path) as container:
             stream = container.streams.video[0]
             stamps = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
             start = stream.start_time or 0
@@ -50,7 +67,7 @@ def read_frames(path: Path, times_s: Sequence[float], fps: float) -> Iterator[np
     if len(bad := np.flatnonzero(~np.isfinite(times_s))):
         raise VideoError(f"frame {bad[0]}: {path.name} is asked for a picture at {times_s[bad[0]]} s")
     try:
-        with av.open(str(path)) as container:
+        with _open(path) as container:
             stream = _single_threaded(container)
             start = stream.start_time or 0
             if times_s[0] > 1 / fps:  # the container seeks to the key frame before
@@ -80,7 +97,7 @@ def read_all_frames(path: Path) -> Iterator[np.ndarray]:
     """Decode every frame in order, uint8 (h, w, 3) RGB each; VideoError where the file is damaged."""
     number, count = 0, len(frame_times(path))
     try:
-        with av.open(str(path)) as container:
+        with _open(path) as container:
             for frame in container.decode(_single_threaded(container)):
                 _check_whole(frame, number, path)
                 yield frame.to_ndarray(format="rgb24")

@@ -24,6 +24,7 @@ from stereovla.dataset_builder.dataset.manifest import (
 )
 from stereovla.dataset_builder.dataset.shards import MANIFEST, ShardError, numbers, read_json
 from stereovla.sources import source_of
+from stereovla.untrusted import inside
 
 ROWS_PER_READ = 256
 
@@ -80,6 +81,8 @@ def _open_shards(path: str | Path, folder: Path | None, split: str) -> OpenedSha
         whole = read_manifest(folder)
         entries = _of_split(whole, split, path)
         found = {file.relative_to(folder).as_posix() for file in (folder / "data").glob("*.parquet")}
+        for entry in entries:
+            inside(folder, entry["path"])
         problems, start = shard_problems(folder, entries), f"{folder}/"
     else:
         name, revision = split_revision(path)

@@ -199,16 +199,25 @@ def test_a_validation_split_that_repeats_training_is_named(finished):
 
 def test_shards_that_are_links_are_named(finished, tmp_path):
     path = shards.shard_path("train", 0, 2)
-    (finished / path).rename(tmp_path / "elsewhere.parquet")
-    (finished / path).symlink_to(tmp_path / "elsewhere.parquet")
-    assert find_problems(finished) == [
-        f"{path}: {path} is a link to {tmp_path / 'elsewhere.parquet'}, which nobody else may have"
-    ]
-    (finished / path).unlink()
-    (tmp_path / "elsewhere.parquet").rename(finished / path)
-    (finished / "data").rename(tmp_path / "data")
-    (finished / "data").symlink_to(tmp_path / "data")
-    assert len(find_problems(finished, quick=True)) == 3
+    for kept, words in (
+        (finished / "kept.parquet", f"{path} is a link to {finished / 'kept.parquet'}, which nobody else may have"),
+        (
+            tmp_path / "kept.parquet",
+            f"is a link to {tmp_path / 'kept.parquet'}, outside of it; put a copy in its place",
+        ),
+    ):
+        (finished / path).rename(kept)
+        (finished / path).symlink_to(kept)
+        (problem,) = find_problems(finished)
+        assert problem.startswith(f"{path}: ") and words in problem
+        (finished / path).unlink()
+        kept.rename(finished / path)
+    (finished / "data").rename(finished / "other")
+    (finished / "data").symlink_to(finished / "other")
+    problems = find_problems(finished, quick=True)
+    assert [problem.partition(": ")[2] for problem in problems] == [
+        f"data is a link to {finished / 'other'}, which nobody else may have"
+    ] * 3
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"splits": 3}', "3"])

@@ -214,6 +214,21 @@ def test_damaged_or_other_files_are_refused(tmp_path):
         read_statistics(tmp_path / "swapped")
 
 
+@pytest.mark.parametrize("name", ["../other/a.safetensors", "/etc/passwd", "b/a.safetensors", ".."])
+def test_an_index_names_files_beside_it(tmp_path, name):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "model").mkdir()
+    for folder in ("other", "model"):
+        save_file({"a": torch.zeros(3)}, tmp_path / folder / "a.safetensors")
+    index = tmp_path / "model/model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "a.safetensors"}}))
+    assert list(open_weights(tmp_path / "model").outlines) == ["a"]
+    index.write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(ValueError, match="valid: names of files in") as error:
+        open_weights(tmp_path / "model")
+    assert name in str(error.value)
+
+
 # ---- the parts, each through its own command
 
 
