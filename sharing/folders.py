@@ -29,7 +29,8 @@ _OF_MODELS = (
 WRITTEN = {
     "model": _OF_MODELS,
     "adapter": _OF_MODELS,
-    "dataset": r"README\.md|LICENSE|data/[\w.]+-\d{5}-of-\d{5}\.parquet|meta/(info|stats|manifest|build)\.json",
+    "dataset": r"README\.md|LICENSE|data/[\w.]+-\d{5}-of-\d{5}\.parquet|meta/(info|stats|manifest|build)\.json|"
+    r"images/samples\.png",
 }
 # pickles, or may hold one
 EXECUTABLE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npy", ".npz", ".joblib", ".h5", ".hdf5", ".keras")

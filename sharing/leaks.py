@@ -51,7 +51,7 @@ _PLACEHOLDER = re.compile(rb"(?i)example|placeholder|your|xxxx|\.\.\.|password|c
 _GENERIC_URI = "betterleaks.generic-credential-uri"  # also finds user:password@localhost; see TEXT_RULES
 # and whether something in it is named
 HOME = re.compile(rb"((?<![\w.~/-])/(home|Users|root)/|:\\{1,2}Users\\{1,2})[\w.-]{2,}([/\\])?")
-NOBODY = re.compile(rb"(?i)[/\\](user|username|you|me|your[\w-]*|name)$")  # whose home folder stands in examples
+NOBODY = re.compile(rb"(?i)[/\\](user|username|you|me|your[\w-]*|name)[/\\]?$")  # whose home folder stands in examples
 # a quoted absolute path, which is a leak where it exists on this machine; what every machine has is none
 PATH = re.compile(r"""["'](/[\w.-]+/[^"'\n]{1,300})["']""")
 EVERYWHERE = re.compile(r"/(bin|boot|dev|etc|lib\w*|proc|run|sbin|sys|usr|var/(lib|log|run|tmp))(/|$)")

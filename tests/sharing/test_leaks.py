@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from secrets_in_containers import CONTAINERS, FORMS, secrets
 
 from stereovla.sharing.folders import check_folder, public_datasets, published_files, replacements, staged
 from stereovla.sharing.leaks import find_leaks
@@ -163,3 +164,41 @@ def test_folders_that_are_not_whole_are_named(tmp_path):
     (tmp_path / "adapter_config.json").touch()
     with pytest.raises(FileNotFoundError, match="no complete adapter: it lacks adapter_model.safetensors, processor"):
         check_folder(tmp_path)
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_a_secret_is_found_in_every_container(tmp_path, container):
+    token = secrets(1, seed=3)[0]
+    CONTAINERS[container](tmp_path / container, token)
+    leaks = find_leaks(tmp_path)
+    assert leaks and token not in "".join(leaks)
+    (tmp_path / container).unlink()
+    CONTAINERS[container](tmp_path / container, "nothing of worth")
+    closed = container.startswith(("a.txt.gz", "a.bz2", "a.xz", "a.zip", "renamed", "a.tar", "a.h5", "events"))
+    assert [line for line in find_leaks(tmp_path) if "cannot be searched" not in line] == []
+    assert bool(find_leaks(tmp_path)) == closed
+
+
+@pytest.mark.parametrize("form", range(len(FORMS)))
+def test_every_kind_of_secret_is_found(tmp_path, form):
+    for seed in range(5):
+        (tmp_path / "a.md").write_text(f"it is {secrets(form + 1, seed)[form]}\n")
+        assert len(find_leaks(tmp_path)) >= 1, FORMS[form]
+
+
+def test_secrets_in_names_are_found_and_not_repeated(tmp_path):
+    token = secrets(1, seed=4)[0]
+    (tmp_path / f"{token}.md").write_text("x")
+    assert find_leaks(tmp_path) == ["the name of file number 1 in the order of names: a Hugging Face token"]
+
+
+@pytest.mark.slow
+def test_200_secrets_are_found_in_every_container(tmp_path):
+    missed, count = [], 0
+    for number, token in enumerate(secrets(200, seed=5)):
+        for container, write in CONTAINERS.items():
+            write(tmp_path / container, token)
+            missed += [] if find_leaks(tmp_path) else [(number, container)]
+            count += 1
+            (tmp_path / container).unlink()
+    assert not missed, f"{len(missed)} of {count} missed: {missed[:20]}"
