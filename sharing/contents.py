@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +37,8 @@ PACKED = {
 }
 _ENCODED = re.compile(rb"[A-Za-z0-9+/_-]{24,}")
 _HEXADECIMAL = re.compile(rb"\b(?:[0-9a-fA-F]{2}){16,}\b")
-_ESCAPE = re.compile(rb"\\u([0-9a-fA-F]{4})|\\x([0-9a-fA-F]{2})")
+_ESCAPE = re.compile(rb"\\u([0-9a-fA-F]{4})|\\x([0-9a-fA-F]{2})|\\([\"'/\\])")
+_SLICE, _OVERLAP = 2**26, 2**12  # bytes of a tensor at a time
 _MOST_LAYERS = 3  # of encodings in encodings
 
 
@@ -75,12 +77,29 @@ def hidden_texts(path: Path) -> Iterator[bytes]:
     elif start.startswith(PICTURES):
         yield picture_texts(path.read_bytes())
     elif path.suffix.lower() == ".safetensors":
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length <= path.stat().st_size - 8:  # else these are other bytes, which are searched as they are
-                yield from decoded(file.read(length))
+        yield from tensor_texts(path)
     elif path.suffix.lower() != ".mp4":
         yield from decoded(path.read_bytes())
+
+
+def tensor_texts(path: Path) -> Iterator[bytes]:
+    """The description at the start of a safetensors file, and its tensors of bytes, which may be a text."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size - 8:  # these are other bytes, which are searched as they are
+            return
+        head = file.read(length)
+        yield head
+        yield from decoded(head)
+        try:
+            entries = json.loads(head)
+            places = [entry["data_offsets"] for entry in entries.values() if entry.get("dtype") in ("U8", "I8")]
+        except (ValueError, AttributeError, KeyError) as error:
+            raise ValueError(f"it is no whole safetensors file: {error}") from error
+        for start, stop in places:
+            for place in range(start, stop, _SLICE - _OVERLAP):
+                file.seek(8 + length + place)
+                yield file.read(min(_SLICE, stop - place)).replace(b"\0", b"")
 
 
 def decoded(content: bytes, layer: int = 0) -> Iterator[bytes]:
@@ -89,7 +108,7 @@ def decoded(content: bytes, layer: int = 0) -> Iterator[bytes]:
         content = content.replace(b"\0", b"")
         yield content
     if _ESCAPE.search(content):
-        yield _ESCAPE.sub(lambda found: chr(int(found[1] or found[2], 16)).encode("utf-8", "replace"), content)
+        yield _ESCAPE.sub(_unescaped, content)
     if b"%" in content:
         yield unquote_to_bytes(content)
     if layer == _MOST_LAYERS:
@@ -105,6 +124,10 @@ def decoded(content: bytes, layer: int = 0) -> Iterator[bytes]:
         whole = b"\n".join(texts)
         yield whole
         yield from decoded(whole, layer + 1)
+
+
+def _unescaped(found: re.Match) -> bytes:
+    return found[3] or chr(int(found[1] or found[2], 16)).encode("utf-8", "replace")
 
 
 def picture_texts(content: bytes) -> bytes:
