@@ -8,7 +8,16 @@ from huggingface_hub.errors import HTTPError
 
 from stereovla.command_line import execute, option
 from stereovla.dataset_builder.dataset import card as dataset_card
-from stereovla.sharing.folders import REFERENCE, check_folder, published_files, replacements, staged
+from stereovla.sharing.folders import (
+    REFERENCE,
+    base_of,
+    changed_code,
+    check_folder,
+    published_files,
+    remote_code,
+    replacements,
+    staged,
+)
 from stereovla.sharing.fresh_load import check_fresh_load, first_rows
 from stereovla.sharing.leaks import find_leaks
 from stereovla.sharing.model_card import CardOptions, write_model_card
@@ -25,8 +34,9 @@ class PushOptions:
         stereovla push --folder ADAPTER --repo_id NAME/ADAPTER --license mit --base_model NAME/MODEL
         stereovla push --folder DATASET --repo_id NAME/DATASET --license cc-by-4.0 --dry_run
 
-    One commit, all of it or nothing; stopped at any moment, the same command goes on. Nothing is sent that holds a
-    secret or a path of this machine, or that does not load in a fresh process to the outputs of the trained model.
+    One commit, all of it or nothing; stopped at any moment, the same command goes on. Sent are the files that this
+    project writes, and what --include names. Nothing is sent that holds a secret or a path of this machine, or that
+    does not load in a fresh process to the outputs of the trained model.
     """
 
     folder: str = field(metadata={"help": "Model or adapter (OUTPUT/model of train.py), or a dataset's folder."})
@@ -44,6 +54,13 @@ class PushOptions:
     weights: list[str] = field(
         default_factory=list,
         metadata={"help": "Licences of the weights of others that a model contains, each NAME=LICENCE."},
+    )
+    include: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Further files of the folder to send: their paths in it, or patterns such as 'docs/*.md'."},
+    )
+    run_code: bool = option(
+        False, "Run the folder's code, to load it, without asking, also where it is not that of this installation."
     )
     dry_run: bool = option(False, "Write the card, check all, show what would be sent, and send nothing.")
 
@@ -100,6 +117,24 @@ def check_state(options: PushOptions, state: State, changes: Changes) -> None:
         )
 
 
+def consent_to_code(folder: Path, kind: str, options: PushOptions) -> None:
+    """Says whose code the loading runs, and asks where it is not this installation's; ValueError where that is refused,
+    or nobody can be asked.
+    """
+    if not (names := remote_code(folder)):
+        return
+    base = f", and that of its base {base_of(folder, options.base_model)}" if kind == "adapter" else ""
+    print(f"loading runs code of {folder} on this machine{base}: {', '.join(names)}")
+    changed = changed_code(folder)
+    if not changed or options.run_code:
+        return
+    print(f"not as in this installation: {', '.join(changed)}", flush=True)
+    if not sys.stdin.isatty():
+        raise ValueError(f"{folder} has code of its own, {', '.join(changed)}: read it, then say --run_code to run it")
+    if input("Run it? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise ValueError("nothing was run and nothing sent")
+
+
 def show(folder: Path, staging: Path, state: State, changes: Changes, options: PushOptions) -> None:
     """What is sent where."""
     where = options.repo_id or "(no --repo_id)"
@@ -112,7 +147,7 @@ def show(folder: Path, staging: Path, state: State, changes: Changes, options: P
         print(f"  {size:>14,} {name}{'' if (staging / name).is_symlink() else '   (without paths of this machine)'}")
     for name in changes.removed:
         print(f"         removed {name}")
-    for name in published_files(folder)[1]:
+    for name in published_files(folder, options.include)[1]:
         print(f"        not sent {name}")
     print(f"{len(changes.sent)} files, {total:,} bytes" + (f", tag {options.tag}" if options.tag else ""))
 
@@ -137,11 +172,13 @@ def check_and_publish(options: PushOptions) -> str:
     repository = Repository(options.repo_id, kind) if options.repo_id else None
     state = repository.state() if repository else State()
     write_card(folder, kind, options, state.card)
-    with staged(folder, replaced) as staging:
+    with staged(folder, replaced, options.include) as staging:
         if leaks := find_leaks(staging):
             raise ValueError(f"{folder} holds what must not be published:\n" + "\n".join(leaks))
-        changes = repository.changes(staging, state.files) if repository else Changes(published_files(folder)[0], [])
+        sent = published_files(folder, options.include)[0]
+        changes = repository.changes(staging, state.files) if repository else Changes(sent, [])
         check_state(options, state, changes)
+        consent_to_code(folder, kind, options)
         print(f"loads in a fresh process {load_and_compare(str(staging), staging, kind)}")
         show(folder, staging, state, changes, options)
         if options.dry_run:

@@ -1,15 +1,18 @@
 """The folders that can be published: what they must hold, and a copy in which nothing points at this machine."""
 
+import fnmatch
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from stereovla.dataset_builder.dataset.checking import find_problems
 from stereovla.dataset_builder.dataset.folders import INFO
 from stereovla.sources import HUB_ID
+from stereovla.untrusted import inside
 
 REFERENCE = "reference_prediction.safetensors"
 PROCESSOR = ("processor_config.json", "tokenizer.json", REFERENCE, "training.json")
@@ -17,8 +20,23 @@ NEEDED = {
     "model": ("config.json", "model.safetensors", *PROCESSOR),
     "adapter": ("adapter_config.json", "adapter_model.safetensors", *PROCESSOR),
 }
-KEPT_HIDDEN = ".eval_results"  # hidden files are left out but for the Hub's own folder
-EXECUTABLE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npy", ".npz", ".joblib")  # pickles, or may hold one
+# what is published without being asked for: the files that this project, transformers and PEFT write
+_OF_MODELS = (
+    r"README\.md|LICENSE|chat_template\.jinja|merges\.txt|tokenizer\.model|"
+    r"((generation_|adapter_|processor_|preprocessor_|tokenizer_)?config|tokenizer|special_tokens_map|added_tokens|vocab|"
+    r"training)\.json|(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|" + re.escape(REFERENCE) + "|"
+    r"images/sample\.png|(success|losses|errors)\.png|rollout\.gif|\.eval_results/[\w-]+\.yaml"
+)
+WRITTEN = {
+    "model": _OF_MODELS,
+    "adapter": _OF_MODELS,
+    "dataset": r"README\.md|LICENSE|data/[\w.]+-\d{5}-of-\d{5}\.parquet|meta/(info|stats|manifest|build)\.json|"
+    r"images/samples\.png",
+}
+# pickles, or may hold one
+EXECUTABLE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npy", ".npz", ".joblib", ".h5", ".hdf5", ".keras")
+ROOT = Path(__file__).parents[1]
+ROOMS_OF_CODE = ("modeling_stereovla", "processing")  # what ships with a model
 
 
 def kind_of(folder: Path) -> str:
@@ -50,14 +68,63 @@ def check_folder(folder: Path) -> str:
     return kind
 
 
-def published_files(folder: Path) -> tuple[list[str], list[str]]:
-    """(names that are sent, names that are left out: hidden files and caches); ValueError for pickles."""
+def published_files(folder: Path, include: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+    """(names that are sent, names that are left out).
+
+    Sent are the files that this project writes into such a folder, the code that the model and the processor name, and
+    what `include` names: paths in the folder, or patterns as docs/*.md, which find no hidden files. ValueError for one
+    that finds nothing or a file that may run code when it is loaded, and for links that lead out of the folder.
+    """
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    if refused := [name for name in names if name.endswith(EXECUTABLE)]:
-        raise ValueError(f"{folder} holds {', '.join(refused)}: loading these may run code; remove them")
-    hidden = re.compile(r"(^|/)(\.|__pycache__/)")
-    out = [name for name in names if hidden.search(name) and not name.startswith(f"{KEPT_HIDDEN}/")]
-    return [name for name in names if name not in out], out
+    sent = {name for name in names if re.fullmatch(WRITTEN[kind_of(folder)], name)} | set(remote_code(folder))
+    for pattern in include:
+        found = {name for name in names if name == pattern}
+        found |= {name for name in fnmatch.filter(names, pattern) if not re.search(r"(^|/)\.", name)}
+        if not found:
+            raise ValueError(f"--include {pattern!r} finds no file in {folder}; hidden files are named in full")
+        sent |= found
+    if refused := [name for name in sorted(sent) if name.lower().endswith(EXECUTABLE)]:
+        raise ValueError(f"{folder}: {', '.join(refused)}: loading these may run code; leave them out")
+    for name in sent:
+        inside(folder, name)
+    return sorted(sent), [name for name in names if name not in sent]
+
+
+def remote_code(folder: Path) -> list[str]:
+    """The Python files that a folder's configs name as code of its own, and those that these import."""
+    todo: set[str] = set()
+    for path in folder.glob("*config.json"):
+        try:
+            todo |= _modules(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(f"{path} is no JSON: {error}") from error
+    found: set[str] = set()
+    while todo:
+        module = todo.pop()
+        path = folder / f"{module}.py"
+        if path.is_file() and path.name not in found:
+            found.add(path.name)
+            todo |= set(re.findall(r"^\s*(?:from|import)\s+\.(\w+)", path.read_text(encoding="utf-8"), re.MULTILINE))
+    return sorted(found)
+
+
+def _modules(config: Any, within: bool = False) -> set[str]:
+    """Modules that the auto_maps in a config name: "module.Class", or "repository--module.Class"."""
+    if isinstance(config, dict):
+        return {name for key, value in config.items() for name in _modules(value, within or key == "auto_map")}
+    if isinstance(config, list):
+        return {name for value in config for name in _modules(value, within)}
+    return {config.rpartition("--")[2].partition(".")[0]} if within and isinstance(config, str) else set()
+
+
+def changed_code(folder: Path) -> list[str]:
+    """Of the code of a folder, what is not that of this installation."""
+    here = {path.name: path for room in ROOMS_OF_CODE for path in (ROOT / room).glob("*.py")}
+    return [
+        name
+        for name in remote_code(folder)
+        if name not in here or (folder / name).read_bytes() != here[name].read_bytes()
+    ]
 
 
 def dataset_names(options: Mapping) -> list[str]:
@@ -121,10 +188,10 @@ def base_of(folder: Path, base_model: str | None) -> str:
 
 
 @contextmanager
-def staged(folder: Path, replaced: Mapping[str, str]) -> Iterator[Path]:
+def staged(folder: Path, replaced: Mapping[str, str], include: Sequence[str] = ()) -> Iterator[Path]:
     """A folder with exactly what is sent, by links, for as long as the context lasts."""
     with TemporaryDirectory() as temporary:
-        for name in published_files(folder)[0]:
+        for name in published_files(folder, include)[0]:
             path = Path(temporary, "staged", name)
             path.parent.mkdir(parents=True, exist_ok=True)
             if name in replaced:

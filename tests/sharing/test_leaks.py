@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from secrets_in_containers import CONTAINERS, FORMS, secrets
 
 from stereovla.sharing.folders import check_folder, public_datasets, published_files, replacements, staged
 from stereovla.sharing.leaks import find_leaks
@@ -50,6 +51,26 @@ def test_what_only_looks_like_a_secret_passes(tmp_path):
     assert find_leaks(tmp_path) == []
 
 
+INNOCENT = (
+    *('"/usr/bin/python3"', "'/dev/null'", '"/etc/hosts"', '"/var/log/lastlog"', "#!/bin/sh", '"/proc/self/status"'),
+    *('href="/home/page"', "cd /home/user/data", '"/Users/you/data"', "https://user@host/x", "ssh://git@host/a/b.git"),
+    *("postgres://user:password@localhost/db", "https://$USER:$PASS@host/x", "AKIAIOSFODNN7" + "EXAMPLE"),
+    *('api_key = os.environ["OPENAI_API_KEY"]', "def login(password: str, token: str | None = None): ..."),
+    *("HF_TOKEN=hf_" + "x" * 34, 'token: "<your token>"', 'password = "changeme-changeme-1"', "password: ********"),
+    *('{"eos_token": "<|endoftext|>", "token_type_ids": 0}', '"tokenizer_class": "PreTrainedTokenizerFast"'),
+    *("secret_access_key=YOUR_SECRET_KEY_0123", "Authorization: Bearer $TOKEN", "-----BEGIN PUBLIC KEY-----"),
+    *("sha256: " + "0123456789abcdef" * 4, "123e4567-e89b-12d3-a456-426614174000", "revision=" + "0a1b2c3d4e" * 4),
+    *('"weight_map": {"model.layers.0.q.weight": "model-00001-of-00002.safetensors"}', "sk-learn, task-specific-masks"),
+    *("data:image/png;base64," + "iVBORw0KGgo" * 20, 'integrity="sha512-' + "Ab3/" * 21 + '=="'),
+)
+
+
+@pytest.mark.parametrize("text", INNOCENT)
+def test_no_innocent_text_is_stopped(tmp_path, text):
+    (tmp_path / "README.md").write_text(f"first\n{text}\n")
+    assert find_leaks(tmp_path) == []
+
+
 def test_paths_of_this_machine_are_found(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"a": 1, "from": str(tmp_path)}, indent=1))
     assert find_leaks(tmp_path) == [f"config.json, line 3: a path of this machine, {tmp_path}"]
@@ -84,17 +105,55 @@ def test_an_adapters_base_must_be_on_the_hub(tmp_path):
     assert str(tmp_path) in (folder / "adapter_config.json").read_text()  # here the base stays where it is
 
 
-def test_pickles_are_refused_and_hidden_files_stay(tmp_path):
-    for name in (".git/config", ".eval_results/a.yaml", "__pycache__/a.pyc", "a.json", ".a.tmp"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert published_files(tmp_path) == (
-        [".eval_results/a.yaml", "a.json"],
-        [".a.tmp", ".git/config", "__pycache__/a.pyc"],
-    )
-    (tmp_path / "optimizer.pt").touch()
-    with pytest.raises(ValueError, match="optimizer.pt: loading these may run code"):
-        published_files(tmp_path)
+OTHERS = (
+    *(".git/config", "__pycache__/a.pyc", ".a.tmp", "id_rsa", "sub/.env", ".env", ".netrc", "optimizer.pt"),
+    *("weights.PKL", "data.h5", "notes.md", "wandb/run.log", "events.out.tfevents.1", "script.py", "data/a.parquet"),
+)
+
+
+def model_folder(folder: Path) -> Path:
+    """With code that the config names, which imports more, and everything that does not belong there."""
+    config = {"auto_map": {"AutoModel": "modeling_a.Model"}, "text": {"auto_map": {"AutoConfig": "x--config_a.A"}}}
+    ours = {
+        "config.json": json.dumps(config),
+        "modeling_a.py": "from .parts_a import x\nimport torch\n",
+        "parts_a.py": "",
+        "config_a.py": "",
+    }
+    written = ("model-00001-of-00002.safetensors", "model.safetensors.index.json", ".eval_results/stereovla.yaml")
+    ours |= dict.fromkeys((*written, "images/sample.png", "README.md", "training.json"), "")
+    for name, text in (ours | dict.fromkeys(OTHERS, "")).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_only_what_the_project_writes_is_published(tmp_path):
+    sent, left = published_files(model_folder(tmp_path))
+    assert left == sorted(OTHERS) and "parts_a.py" in sent and "config_a.py" in sent and len(sent) == 10
+
+
+def test_more_is_published_where_it_is_named(tmp_path):
+    sent, _ = published_files(model_folder(tmp_path))
+    assert published_files(tmp_path, ["notes.md", "*.log"])[0] == sorted([*sent, "notes.md", "wandb/run.log"])
+    assert published_files(tmp_path, [".env"])[0] == sorted([*sent, ".env"])
+    with pytest.raises(ValueError, match=r"--include '\*/.env' finds no file in .*; hidden files are named in full"):
+        published_files(tmp_path, ["*/.env"])
+    for name in ("optimizer.pt", "weights.PKL", "*.h5"):
+        with pytest.raises(ValueError, match="loading these may run code"):
+            published_files(tmp_path, [name])
+
+
+def test_links_do_not_lead_out_of_what_is_published(tmp_path):
+    (tmp_path / "secret").write_text("x")
+    folder = model_folder(tmp_path / "model")
+    (folder / "README.md").unlink()
+    (folder / "README.md").symlink_to("notes.md")
+    assert "README.md" in published_files(folder)[0]
+    (folder / "README.md").unlink()
+    (folder / "README.md").symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match="'README.md' in .* is a link to .*secret, outside of it"):
+        published_files(folder)
 
 
 def test_folders_that_are_not_whole_are_named(tmp_path):
@@ -105,3 +164,41 @@ def test_folders_that_are_not_whole_are_named(tmp_path):
     (tmp_path / "adapter_config.json").touch()
     with pytest.raises(FileNotFoundError, match="no complete adapter: it lacks adapter_model.safetensors, processor"):
         check_folder(tmp_path)
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_a_secret_is_found_in_every_container(tmp_path, container):
+    token = secrets(1, seed=3)[0]
+    CONTAINERS[container](tmp_path / container, token)
+    leaks = find_leaks(tmp_path)
+    assert leaks and token not in "".join(leaks)
+    (tmp_path / container).unlink()
+    CONTAINERS[container](tmp_path / container, "nothing of worth")
+    closed = container.startswith(("a.txt.gz", "a.bz2", "a.xz", "a.zip", "renamed", "a.tar", "a.h5", "events"))
+    assert [line for line in find_leaks(tmp_path) if "cannot be searched" not in line] == []
+    assert bool(find_leaks(tmp_path)) == closed
+
+
+@pytest.mark.parametrize("form", range(len(FORMS)))
+def test_every_kind_of_secret_is_found(tmp_path, form):
+    for seed in range(5):
+        (tmp_path / "a.md").write_text(f"it is {secrets(form + 1, seed)[form]}\n")
+        assert len(find_leaks(tmp_path)) >= 1, FORMS[form]
+
+
+def test_secrets_in_names_are_found_and_not_repeated(tmp_path):
+    token = secrets(1, seed=4)[0]
+    (tmp_path / f"{token}.md").write_text("x")
+    assert find_leaks(tmp_path) == ["the name of file number 1 in the order of names: a Hugging Face token"]
+
+
+@pytest.mark.slow
+def test_200_secrets_are_found_in_every_container(tmp_path):
+    missed, count = [], 0
+    for number, token in enumerate(secrets(200, seed=5)):
+        for container, write in CONTAINERS.items():
+            write(tmp_path / container, token)
+            missed += [] if find_leaks(tmp_path) else [(number, container)]
+            count += 1
+            (tmp_path / container).unlink()
+    assert not missed, f"{len(missed)} of {count} missed: {missed[:20]}"

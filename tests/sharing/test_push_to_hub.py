@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from synthetic_dataset import write_finished_dataset
 
 from stereovla.command_line import parse
-from stereovla.push_to_hub import PushOptions, write_card
+from stereovla.push_to_hub import PushOptions, check_and_publish, consent_to_code, write_card
 from stereovla.train import TrainingOptions, train
 
 MODEL, ADAPTER, DATA = "someone/policy", "someone/policy-other-arm", "someone/demonstrations"
@@ -354,3 +354,25 @@ def test_bytes_that_change_on_the_way_are_noticed(hub, ours, copied):
     done = ours.run(COMMAND, *arguments, check=False)
     assert done.returncode == 2 and "differ from the trained model's" in done.stderr, done.stderr
     assert not hub.repos["model", ADAPTER].tags  # main has it, but nothing that was checked
+
+
+def test_code_of_a_folder_is_not_run_without_asking(copied, tmp_path, capsys, monkeypatch):
+    folder = copied / "run/model"
+    told = PushOptions(folder=str(folder), license="apache-2.0", dry_run=True)
+    consent_to_code(folder, "model", told)  # the code of this installation
+    said = capsys.readouterr().out
+    assert said.startswith(f"loading runs code of {folder} on this machine: ") and "modeling_stereovla.py" in said
+    code = folder / "modeling_stereovla.py"
+    code.write_text(code.read_text() + f"\nopen({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    with pytest.raises(ValueError, match="has code of its own, modeling_stereovla.py: read it, then say --run_code"):
+        check_and_publish(told)
+    assert not (tmp_path / "ran").exists()
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda question: "n")
+    with pytest.raises(ValueError, match="nothing was run and nothing sent"):
+        check_and_publish(told)
+    assert not (tmp_path / "ran").exists()
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    consent_to_code(folder, "model", told)
+    monkeypatch.setattr("builtins.input", lambda question: pytest.fail("asked though told"))
+    consent_to_code(folder, "model", PushOptions(folder="", license="mit", dry_run=True, run_code=True))
