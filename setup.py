@@ -69,7 +69,7 @@ setup(
         "huggingface_hub>=1.31,<3",
         "peft>=0.20",
         "accelerate>=1.10,<2",
-        "trl>=1.10,<2",
+        "trl>=1.16,<2",
         "safetensors>=0.6",
         "evaluate>=0.4.6",
         "numpy>=1.26",

@@ -17,7 +17,7 @@ PAGE = ROOT / "docs" / "house.md"
 MARKS = ("<!-- written by docs/draw_house.py -->\n", "<!-- to here -->\n")
 # one box for what belongs together; the command names what it runs, and every room may use the files of the base
 SHARES_BOX = {"train": "training", "push_to_hub": "sharing"}
-NOT_DRAWN = {"__main__", "__init__", "command_line", "extras", "sources"}
+NOT_DRAWN = {"__main__", "__init__", "command_line", "extras", "sources", "untrusted"}
 DATA = "#dbe9f6"
 # box: (left, bottom, right, top), colour, what it does
 BOXES = {
@@ -46,7 +46,7 @@ BOXES = {
 }
 TITLES = {
     "__main__": "stereovla",
-    "command_line": "command_line.py, extras.py, sources.py",
+    "command_line": "command_line.py, extras.py, sources.py, untrusted.py",
     "training": "train.py, training",
     "sharing": "push_to_hub.py, sharing",
 }
@@ -93,7 +93,8 @@ def rules_table() -> str:
     shipped = " and ".join(
         f"`{room}`" for room, allowed in house.RULES.items() if not allowed and room not in NOT_DRAWN
     )
-    base = " and ".join(f"`{name}.py`" for name in sorted(house.BASE))
+    *first, last = (f"`{name}.py`" for name in sorted(house.BASE))
+    base = f"{', '.join(first)} and {last}"
     return "\n".join([*lines, "", f"All but {shipped} may also import {base}.", ""])
 
 

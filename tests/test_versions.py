@@ -16,7 +16,7 @@ from stereovla.evaluation.model_policy import load_checkpoint
 # with what they need in versions of their own; the newest is the last that was tried
 VERSIONS = {
     "oldest": (
-        "transformers==5.20.0 huggingface_hub==1.31.0 datasets==4.7.0 accelerate==1.10.1 peft==0.20.0 trl==1.10.0 "
+        "transformers==5.20.0 huggingface_hub==1.31.0 datasets==4.7.0 accelerate==1.10.1 peft==0.20.0 trl==1.16.0 "
         "httpx<1 httpcore<2 dill<0.4.1 multiprocess<0.70.19 fsspec<=2026.2.0"
     ),
     "newest": "transformers==5.24.0 huggingface_hub==2.4.0 datasets==5.2.0",
