@@ -314,7 +314,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
                 it: what it filled a short chunk up with teaches nothing.
             disparity: (B, H, W), true disparity of the left view in px, 0 = unknown.
             points: (B, 2, 2), pixels of target and gripper in the left view, NaN = unknown.
-            displacement: (B, pose_dim), keyframe minus present state, both normalised as states, NaN = unknown.
+            displacement: (B, pose_dim), the way to the keyframe (see the processor), NaN = unknown.
             output_disparity: return the predicted disparity also where there is no true one.
             noise: (B, K, chunk_size, action_dim) and time: (B, K), one row for each sample, of which those with an
                 action loss are read; drawn (with `generator`) when absent.

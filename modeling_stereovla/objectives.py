@@ -25,7 +25,7 @@ class Targets:
             all. action_mask: (B, chunk_size) bool, the steps with an action loss; None = all.
         disparity: (B', H, W) px of the left view, 0 = unknown, of the samples that disparity is predicted for.
         points: (B, 2, 2) px, target and gripper in the left view, NaN = unknown.
-        displacement: (B, pose_dim), keyframe minus present state, both normalised as states, NaN = unknown.
+        displacement: (B, pose_dim), the way to the keyframe (see the processor), NaN = unknown.
     """
 
     labels: torch.Tensor | None = None

@@ -91,8 +91,8 @@ class Pointers(nn.Module):
     def predict_displacement(
         self, read_out: torch.Tensor, state_token: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keyframe minus present state (B, pose_dim), both normalised as states, and the token (B, 1, width) that
-        tells it to the action expert.
+        """The way from the present state to the keyframe (B, pose_dim), in the state's scales, and the token (B, 1,
+        width) that tells it to the action expert.
 
         Args:
             read_out: (B, 2, width) of `forward`; state_token: (B, width), the embedded present state.

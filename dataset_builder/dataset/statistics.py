@@ -1,6 +1,6 @@
 """Statistics per embodiment in one pass over the shards, in the form that the processor takes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,20 +163,29 @@ def smallest_arc(angles_deg: Iterable[float]) -> list[float]:
 
 def mix_statistics(
     parts: Sequence[tuple[dict[str, dict[str, dict[str, list[float]]]], float]],
+    state_names: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, dict[str, dict[str, list[float]]]]:
     """Statistics of a mixture of datasets from [(statistics, weight)].
 
     An embodiment of one dataset keeps its statistics. One of several gets the extremes of all, mean and deviation of
     the mixture in proportion to the weights, and the outermost quantiles: q01 ... q99 holds at least 98 % of each part.
+    Angles among its `state_names` are brought to one turn first, where all are narrower so.
     """
     found: dict[str, list[tuple[dict[str, dict[str, list[float]]], float]]] = {}
     for statistics, weight in parts:
         for embodiment, entry in statistics.items():
             found.setdefault(embodiment, []).append((entry, weight))
-    return {embodiment: _mix(embodiment, entries) for embodiment, entries in sorted(found.items())}
+    return {
+        embodiment: _mix(embodiment, entries, rotations_in((state_names or {}).get(embodiment, ())))
+        for embodiment, entries in sorted(found.items())
+    }
 
 
-def _mix(embodiment: str, entries: Sequence[tuple[dict[str, dict[str, list[float]]], float]]) -> dict[str, Any]:
+def _mix(
+    embodiment: str,
+    entries: Sequence[tuple[dict[str, dict[str, list[float]]], float]],
+    rotations: Sequence[Sequence[int]],
+) -> dict[str, Any]:
     if len(entries) == 1:
         return entries[0][0]
     names = {tuple(sorted((name, len(values["mean"])) for name, values in entry.items())) for entry, _ in entries}
@@ -187,6 +196,9 @@ def _mix(embodiment: str, entries: Sequence[tuple[dict[str, dict[str, list[float
     mixed = {}
     for name in entries[0][0]:
         values = {key: np.array([entry[name][key] for entry, _ in entries]) for key in entries[0][0][name]}
+        if name != "action":
+            for index in (index for group in rotations for index in group):
+                _to_one_turn(values, index)
         mean = weights @ values["mean"]
         square = weights @ (values["std"] ** 2 + (values["mean"] - mean) ** 2)
         result = {key: values[key].min(0) for key in ("min", "q01")} | {
@@ -194,6 +206,21 @@ def _mix(embodiment: str, entries: Sequence[tuple[dict[str, dict[str, list[float
         }
         mixed[name] = {key: value.tolist() for key, value in (result | {"mean": mean, "std": np.sqrt(square)}).items()}
     return mixed
+
+
+def _to_one_turn(values: dict[str, np.ndarray], index: int) -> None:
+    """Moves number `index`, an angle, of every dataset but the first by whole turns, where all then span less; `values`
+    are {statistic: (datasets, numbers)}.
+    """
+    low, high = values["min"][0, index], values["max"][0, index]
+    for row in range(1, len(values["mean"])):
+        turns = 2 * np.pi * np.round((values["mean"][0, index] - values["mean"][row, index]) / (2 * np.pi))
+        ends = values["min"][row, index], values["max"][row, index]
+        spans = [max(high, ends[1] + moved) - min(low, ends[0] + moved) for moved in (0.0, turns)]
+        moved = turns if spans[1] < 0.9 * spans[0] else 0.0
+        for key in ("min", "max", "q01", "q99", "mean"):
+            values[key][row, index] += moved
+        low, high = min(low, ends[0] + moved), max(high, ends[1] + moved)
 
 
 def _values(path: Path) -> list[tuple[str, dict[str, np.ndarray], bool]]:

@@ -72,7 +72,7 @@ def load_meta(path: str | Path | Mixture) -> dict[str, Any]:
         "splits": {split: dict(counts) for split, counts in splits.items()},
         "tasks": sorted({task for meta in metas.values() for task in meta["tasks"]}),
         "state_names": state_names,
-        "stats": mix_statistics([(metas[str(name)]["stats"], weight) for name, weight in mixture]),
+        "stats": mix_statistics([(metas[str(name)]["stats"], weight) for name, weight in mixture], state_names),
     }
 
 

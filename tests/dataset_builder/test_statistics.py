@@ -11,9 +11,11 @@ from stereovla.dataset_builder.dataset.statistics import (
     RunningStatistics,
     camera_ranges,
     compute_statistics,
+    mix_statistics,
     smallest_arc,
 )
 from stereovla.processing.normalization import Normalizer
+from stereovla.processing.state_entries import POSES
 
 
 def _assert_equal(result, values):
@@ -165,3 +167,25 @@ def test_numbers_of_a_state_that_is_no_pose_are_no_angles(tmp_path):
     path = write_states(tmp_path, states, state_is_pose=False)
     stats = compute_statistics([path])["franka_panda"]["state"]
     assert (stats["min"][3], stats["max"][3]) == pytest.approx((-3.1, 3.1))
+
+
+def around(middle: float, half: float) -> dict[str, list[float]]:
+    """Statistics of a state of 5 numbers whose yaw is spread evenly around `middle`."""
+    one = {"min": -half, "max": half, "q01": -0.98 * half, "q99": 0.98 * half, "mean": 0.0}
+    rest = {"min": -1.0, "max": 1.0, "q01": -0.98, "q99": 0.98, "mean": 0.0}
+    numbers = {name: [rest[name]] * 3 + [middle + one[name], rest[name]] for name in one}
+    return numbers | {"std": [0.58] * 3 + [half / np.sqrt(3), 0.58]}
+
+
+def test_angles_of_a_mixture_are_brought_to_one_turn():
+    """One dataset wrote a yaw around pi as 3.1 ... 3.2, the other, which never crosses, as -3.14 ... -3.04."""
+    names = {"arm": POSES[5]}
+    parts = [({"arm": {"state": around(3.15, 0.05)}}, 1.0), ({"arm": {"state": around(-3.09, 0.05)}}, 1.0)]
+    for order in (parts, parts[::-1]):
+        mixed = mix_statistics(order, names)["arm"]["state"]
+        assert mixed["max"][3] - mixed["min"][3] == pytest.approx(2 * np.pi - 6.24 + 0.1, abs=1e-6)
+        assert mixed["std"][3] < 0.05 and mixed["min"][:3] == [-1.0] * 3
+    plain = mix_statistics(parts)["arm"]["state"]  # of numbers that nobody calls angles, both ends count
+    assert (plain["min"][3], plain["max"][3]) == pytest.approx((-3.14, 3.2))
+    wide = [({"arm": {"state": around(1.0, 2.0)}}, 1.0), ({"arm": {"state": around(-1.5, 1.5)}}, 1.0)]
+    assert mix_statistics(wide, names) == mix_statistics(wide)
