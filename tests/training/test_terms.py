@@ -130,7 +130,7 @@ def test_the_stages_take_what_the_data_has_or_say_what_they_lack(imported, tmp_p
         reward(parse(RewardOptions, "", [*given, str(tmp_path / "b"), "--model", str(tmp_path / "a/model")]))
     simulated = write_dataset(tmp_path / "data", [4, 4], 1, size=64)
     info = {"fps": 10, "state_dim": 7, "action_dim": 7, "tasks": ["pick up the red cube"]}
-    write_json(simulated / "meta/info.json", info | {"splits": {"train": {"episodes": 2, "frames": 8}}})
+    write_json(simulated / "meta/info.json", info | {"splits": {"train": {"episodes": 2, "frames": 8, "shards": 2}}})
     write_json(simulated / "meta/stats.json", compute_statistics(sorted((simulated / "data").iterdir())))
     given[3] = str(simulated)
     with pytest.raises(ValueError, match="has no split 'validation': rewards are judged on"):
