@@ -38,7 +38,7 @@ PACKED = {
 _ENCODED = re.compile(rb"[A-Za-z0-9+/_-]{24,}")
 _HEXADECIMAL = re.compile(rb"\b(?:[0-9a-fA-F]{2}){16,}\b")
 _ESCAPE = re.compile(rb"\\u([0-9a-fA-F]{4})|\\x([0-9a-fA-F]{2})|\\([\"'/\\])")
-_SLICE, _OVERLAP = 2**26, 2**12  # bytes of a tensor at a time
+SLICE, OVERLAP = 2**26, 2**12  # bytes of weights that are searched at a time; a secret lies in one of them
 _MOST_LAYERS = 3  # of encodings in encodings
 
 
@@ -97,9 +97,9 @@ def tensor_texts(path: Path) -> Iterator[bytes]:
         except (ValueError, AttributeError, KeyError) as error:
             raise ValueError(f"it is no whole safetensors file: {error}") from error
         for start, stop in places:
-            for place in range(start, stop, _SLICE - _OVERLAP):
+            for place in range(start, stop, SLICE - OVERLAP):
                 file.seek(8 + length + place)
-                yield file.read(min(_SLICE, stop - place)).replace(b"\0", b"")
+                yield file.read(min(SLICE, stop - place)).replace(b"\0", b"")
 
 
 def decoded(content: bytes, layer: int = 0) -> Iterator[bytes]:

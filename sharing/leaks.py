@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from stereovla.extras import extra
-from stereovla.sharing.contents import hidden_texts, reason_not_searched
+from stereovla.sharing.contents import OVERLAP, SLICE, hidden_texts, reason_not_searched
 
 with extra("share"):
     from kingfisher_sdk import Rules, Scanner
@@ -102,7 +102,11 @@ def _in_file(path: Path) -> Iterator[tuple[int, str]]:
             return
         places = list(_by_start(content))
         yield from ((content[:place].count(b"\n"), what) for place, what in places)
-        yield from _by_kingfisher(scanner().scan_file(path), {content[:place].count(b"\n") for place, _ in places})
+        known, before = {content[:place].count(b"\n") for place, _ in places}, 0
+        for start in range(0, len(content), SLICE - OVERLAP):
+            part = content[start : start + SLICE]
+            yield from _by_kingfisher(part, known, before)
+            before += part.count(b"\n", 0, SLICE - OVERLAP)
 
 
 def _in_text(content: bytes) -> list[tuple[int, str]]:
@@ -113,7 +117,7 @@ def _in_text(content: bytes) -> list[tuple[int, str]]:
         if (line := content.count(b"\n", 0, place)) not in lines:
             found.add((line, what))
     found |= {(content.count(b"\n", 0, place), what) for place, what in _paths(content)}
-    return sorted([*found, *_by_kingfisher(scanner().scan(content), {line for line, _ in found})])
+    return sorted([*found, *_by_kingfisher(content, {line for line, _ in found})])
 
 
 def _by_start(content: bytes | mmap.mmap) -> Iterator[tuple[int, str]]:
@@ -161,10 +165,14 @@ def _paths(content: bytes) -> Iterator[tuple[int, str]]:
             yield found.start(), f"a path of this machine, {path}"
 
 
-def _by_kingfisher(findings: list, known: set[int]) -> Iterator[tuple[int, str]]:
-    """(line from 0, what it is), of lines that are not known yet."""
-    for finding in findings:
-        line = finding.location["line"] - 1
+def _by_kingfisher(content: bytes, known: set[int], before: int = 0) -> Iterator[tuple[int, str]]:
+    """(line from 0, what it is), of lines that are not known yet; `before` lines precede what is searched.
+
+    Zeros are searched as spaces, and a space comes first: where they are many, and where UTF-16's mark stands at the
+    start, Kingfisher takes the bytes for UTF-16, and misses what is not.
+    """
+    for finding in scanner().scan(b" " + content.replace(b"\0", b" ")):
+        line = before + finding.location["line"] - 1
         if finding.visible and line not in known and finding.rule_id != _GENERIC_URI:
             known.add(line)
             yield line, f"a secret, by the rule {finding.rule_id}"

@@ -186,6 +186,21 @@ def test_every_kind_of_secret_is_found(tmp_path, form):
         assert len(find_leaks(tmp_path)) >= 1, FORMS[form]
 
 
+def test_secrets_in_weights_are_found_wherever_they_lie(tmp_path, monkeypatch):
+    """Weights are searched slice by slice, which overlap."""
+    monkeypatch.setattr("stereovla.sharing.leaks.SLICE", 1000)
+    monkeypatch.setattr("stereovla.sharing.leaks.OVERLAP", 100)
+    token = "gsk" + "_" + letters(52)  # of a kind that only Kingfisher knows
+    for place in (300, 870, 899, 950, 1000, 2650):
+        content = bytearray(b"\0\n\0\0" * 700)
+        content[place : place + 58] = f"\0{token} \0".encode()
+        (tmp_path / "a.safetensors").write_bytes(bytes(content))
+        line = content[: place + 1].count(b"\n") + 1
+        assert find_leaks(tmp_path) == [
+            f"a.safetensors, line {line}: a secret, by the rule betterleaks.groq-api-key"
+        ], place
+
+
 def test_secrets_in_names_are_found_and_not_repeated(tmp_path):
     token = secrets(1, seed=4)[0]
     (tmp_path / f"{token}.md").write_text("x")
