@@ -203,7 +203,7 @@ def test_without_labels_and_plans_the_rest_is_measured(policy, tmp_path):
 
 
 def written_rows(lengths: list[int]) -> list[dict]:
-    rng = np.random.default_rng(0)
+    rng = generator_of("validation")
     return [make_row(rng, e, f, 64) for e, length in enumerate(lengths) for f in range(length)]
 
 

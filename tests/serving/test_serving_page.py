@@ -10,6 +10,7 @@ from tiny_checkpoint import EMBODIMENT, save_tiny_checkpoint
 from transformers import AutoModel, AutoProcessor
 
 from stereovla.serving.server import PolicyServer
+from stereovla.sources import InputError
 from stereovla.sources import load_checkpoint as load
 
 ROOT = Path(__file__).parents[2]
@@ -42,9 +43,9 @@ def test_the_pages_program_runs(tmp_path, monkeypatch, capsys):
 
 
 def test_a_folder_that_is_neither_is_named(tmp_path):
-    for name, lacks in (("notes.txt", "config.json"), ("adapter_config.json", "processor_config.json")):
+    for name, lacks in (("notes.txt", "config.json"), ("adapter_config.json", "adapter_model.safetensors")):
         folder = tmp_path / name.partition(".")[0]
         folder.mkdir()
         (folder / name).write_text("{}")
-        with pytest.raises(FileNotFoundError, match=f"lacks {lacks}"):
+        with pytest.raises(InputError, match=f"lacks {lacks}"):
             load(str(folder), "cpu")
