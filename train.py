@@ -6,7 +6,7 @@ import sys
 import time
 from collections import defaultdict
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -36,12 +36,11 @@ from stereovla.training.models import (
     trained_adapter,
     untrained,
 )
-from stereovla.training.options import augmentation, dataset_mixture
+from stereovla.training.options import RunOptions, at_least_one, augmentation, dataset_mixture
 from stereovla.training.processes import join, prepare
 from stereovla.training.result import complete, predict_one
 from stereovla.training.running import (
     append_line,
-    at_least_one,
     end,
     forget_after,
     learning_rate,
@@ -95,8 +94,8 @@ LORA_HEADS = (
 )
 
 
-@dataclass
-class TrainingOptions:
+@dataclass(kw_only=True)
+class TrainingOptions(RunOptions):
     """Trains a policy on streamed datasets, or an adapter for another robot.
 
         stereovla train --preset demo --dataset DATASET --output_dir OUTPUT
@@ -112,25 +111,16 @@ class TrainingOptions:
 
     presets: ClassVar[dict[str, dict[str, Any]]] = PRESETS
 
-    dataset: list[str] = field(
-        metadata={"help": "Dataset folders or dataset ids on the Hub; of several, each may have a weight: PATH=0.3."}
-    )
-    output_dir: str = field(metadata={"help": "Where checkpoints, losses and the trained model go."})
     preset: str = option("demo", "Size of model and run.", choices=list(PRESETS))
     model: str | None = option(None, "Folder or Hub id of a model to start from; an untrained one if not given.")
     stereo_encoder: str | None = option(
         None, "Folder or Hub id of a stereo encoder to start with, such as that of `stereovla pretrain stereo`."
     )
-    steps: int = option(1000, "Optimizer steps (preset).")
     batch_size: int = option(48, "Samples of one step, over all processes (preset).")
-    accumulation: int = option(1, "Parts that each process computes its share of a step in, one after the other.")
     learning_rate: float = option(3e-4, "Peak learning rate (preset).")
     part_rates: str = option("{}", f'Factors on it by part, as JSON: {{"lm_head": 0.1}}. Parts: {", ".join(PARTS)}.')
     freeze: str = option("", "Parts that are not trained, separated by commas (preset).")
-    warmup_steps: int = option(100, "Steps of linear warm-up (preset).")
     flat_share: float = option(0.3, "Share of the steps at the peak, before the cosine to zero.")
-    weight_decay: float = option(0.01, "Weight decay of AdamW.")
-    max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.")
     stop_grad_norm: float = option(1e5, "Training stops, with the batch saved, where the norm exceeds this or is NaN.")
     ema_decay: float = option(0.0, "Decay of the weights' running mean, which is then the result; 0 = off.")
     lora_rank: int = option(
@@ -162,17 +152,12 @@ class TrainingOptions:
     on_bad_shard: str = option(
         "raise", "A shard that cannot be read ends the training, or is skipped and counted.", choices=["raise", "skip"]
     )
-    seed: int = option(0, "Seed of the weights, the order of the data and the noise.")
     disparity_share: float | None = option(
         None,
         "Share of the samples that teach the disparity. Not given: 0 where the data has no depth or the model no such "
         f"loss, else {DISPARITY_SHARE:g}, with {' and '.join(DISPARITY_SHARES)} {DISPARITY_SHARES['demo']:g}.",
     )
-    pool_episodes: int = option(30, "Episodes of each of 8 lanes that are shuffled together.")
     workers: int = option(0, "Processes that prepare batches for each training process; 0 = itself (preset).")
-    log_every: int = option(10, "Steps between two lines of losses.jsonl (preset).")
-    checkpoint_every: int = option(100, "Steps between two checkpoints (preset).")
-    keep_checkpoints: int = option(2, "Checkpoints that are kept.")
     validation_batches: int | None = option(
         None,
         f"Held-out batches that are scored at a checkpoint. Not given: {VALIDATION_BATCHES}, or 0 where the data has "
@@ -184,8 +169,8 @@ class TrainingOptions:
     )
 
     def __post_init__(self):
-        counts = ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep_checkpoints")
-        at_least_one(self, *counts, "pool_episodes")
+        super().__post_init__()
+        at_least_one(self, "batch_size")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema_decay is {self.ema_decay}; it must be in [0, 1)")
         if self.lora_rank and self.model is None:
@@ -299,14 +284,9 @@ def run(options: TrainingOptions, accelerator: Accelerator, told: list[int]) -> 
     if not disparity and config.stereo_learns_from == "disparity":
         accelerator.print("the stereo encoder learns from disparity alone: it stays as it was given or drawn")
     shares, as_losses = asked.shares, options.mixture_as == "losses"
-    shared = {
-        "mixture": {name: float(share > 0) if as_losses else share for name, share in shares.items()},
-        "depth_points": asked.depth_points,
-        "detection_failures": options.detection_failures,
-        "chunk_size": config.chunk_size,
-        "history": config.state_history,
-        "depth_map_share": disparity,
-    }
+    shared = asked.windows(config) | {"detection_failures": options.detection_failures, "depth_map_share": disparity}
+    if as_losses:
+        shared["mixture"] = {name: float(share > 0) for name, share in shares.items()}
     part_size = options.batch_size // (accelerator.num_processes * options.accumulation)
     stream = WindowStream(
         datasets,

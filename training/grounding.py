@@ -18,8 +18,8 @@ from stereovla.training.checkpoint_folders import last_checkpoint, step_of
 from stereovla.training.checkpoints import load_stream
 from stereovla.training.feed import Batches, Feed
 from stereovla.training.losses import validate
-from stereovla.training.options import dataset_mixture
-from stereovla.training.running import at_least_one, own_folder
+from stereovla.training.options import at_least_one, dataset_mixture
+from stereovla.training.running import own_folder
 from stereovla.training.stage import (
     LoadedBefore,
     RunFiles,
@@ -55,7 +55,7 @@ PRESETS = {
 }
 
 
-@dataclass
+@dataclass(kw_only=True)
 class GroundingOptions(StageOptions):
     """Grounding: the model learns to answer where things are, how far away, and how the cameras stand. Without --model
     an untrained one of the preset's size. Options marked (preset) default to the preset's value.
@@ -117,13 +117,7 @@ def run(options: GroundingOptions, state: PartialState) -> Path:
     state.print(terms(data, asked, batches_in_words(validation_batches)))
     model, processor = starting_model(options, checkpoint, meta)
     freeze_unused(model, list(filter(None, options.freeze.split(","))))
-    shared = {
-        "mixture": asked.shares,
-        "depth_points": asked.depth_points,
-        "chunk_size": model.config.chunk_size,
-        "history": model.config.state_history,
-        "depth_map_share": 0.0,
-    }
+    shared = asked.windows(model.config)
     place = {"pool_episodes": options.pool_episodes, "rank": state.process_index, "world_size": state.num_processes}
     stream = WindowStream(datasets, split="train", seed=options.seed, **place, **shared)
     if checkpoint is not None:

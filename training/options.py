@@ -1,10 +1,51 @@
 """What several training commands are told in the same words."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
+from stereovla.command_line import option
 from stereovla.dataset_builder.streaming.augmentation import PhotometricAugmentation
 
 OBJECTIVES = ("action", "depth", "box", "pose", "camera")
+
+
+@dataclass(kw_only=True)
+class RunOptions:
+    """What every training can be told of its run."""
+
+    dataset: list[str] = field(
+        metadata={"help": "Dataset folders or dataset ids on the Hub; of several, each may have a weight: PATH=0.3."}
+    )
+    output_dir: str = field(metadata={"help": "Where checkpoints, losses and the trained model go."})
+    preset: str = option("demo", "Size of model and run.")
+    steps: int = option(1000, "Optimizer steps (preset).")
+    accumulation: int = option(1, "Parts that each process computes its share of a step in, one after the other.")
+    learning_rate: float = option(1e-3, "Peak learning rate (preset).")
+    warmup_steps: int = option(100, "Steps of linear warm-up, before the cosine to zero (preset).")
+    weight_decay: float = option(0.01, "Weight decay of AdamW.")
+    max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.")
+    seed: int = option(0, "Seed of the weights, the order of the data and what is drawn.")
+    pool_episodes: int = option(30, "Episodes of each of 8 lanes that are shuffled together.")
+    log_every: int = option(10, "Steps between two lines of losses.jsonl (preset).")
+    checkpoint_every: int = option(100, "Steps between two checkpoints (preset).")
+    keep_checkpoints: int = option(2, "Checkpoints that are kept.")
+
+    def __post_init__(self):
+        counts = ("steps", "accumulation", "pool_episodes", "log_every", "checkpoint_every", "keep_checkpoints")
+        at_least_one(self, *counts)
+
+    @property
+    def result(self) -> Path:
+        """Folder of the trained model."""
+        return Path(self.output_dir) / "model"
+
+
+def at_least_one(options: RunOptions, *names: str) -> None:
+    """ValueError if one of these options is smaller."""
+    for name in names:
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name} is {getattr(options, name)}; it must be at least 1")
 
 
 def mixture_weights(text: str, objectives: Sequence[str] = OBJECTIVES, optional: int = 1) -> dict[str, float]:

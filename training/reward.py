@@ -17,9 +17,9 @@ from stereovla.dataset_builder.streaming.window_stream import WindowStream
 from stereovla.processing import StereoProcessor
 from stereovla.training.checkpoint_folders import last_checkpoint
 from stereovla.training.models import towers_of
-from stereovla.training.options import dataset_mixture
+from stereovla.training.options import at_least_one, dataset_mixture
 from stereovla.training.rewards import box_reward, depth_reward
-from stereovla.training.running import at_least_one, own_folder
+from stereovla.training.running import own_folder
 from stereovla.training.stage import (
     LoadedBefore,
     RunFiles,
@@ -58,7 +58,7 @@ PRESETS = {
 }
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RewardOptions(StageOptions):
     """Reward fine-tuning: the model answers each question several times, and what is better than the mean of these
     answers becomes more likely. Options marked (preset) default to the preset's value.
@@ -170,13 +170,7 @@ def run(options: RewardOptions, state: PartialState) -> Path:
     model, processor = starting_model(options, checkpoint, meta)
     # in training mode their batch norms would answer differently when answers are drawn and when they are scored
     freeze_unused(model, towers_of(model))
-    shared = {
-        "mixture": asked.shares,
-        "depth_points": asked.depth_points,
-        "chunk_size": model.config.chunk_size,
-        "history": model.config.state_history,
-        "depth_map_share": 0.0,
-    }
+    shared = asked.windows(model.config)
     stream = WindowStream(datasets, split="train", seed=options.seed, pool_episodes=options.pool_episodes, **shared)
     held_out = WindowStream(datasets, split=HELD_OUT, seed=0, **shared)
     unseen = list(islice(held_out, options.validation_questions))

@@ -52,13 +52,6 @@ def learning_rate(step: int, options: Any) -> float:
     return options.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - start) / max(1, options.steps - start)))
 
 
-def at_least_one(options: Any, *names: str) -> None:
-    """ValueError if one of these options is smaller."""
-    for name in names:
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name} is {getattr(options, name)}; it must be at least 1")
-
-
 def seed_step(seed: int, step: int, process: int) -> None:
     """Makes all randomness of a step (dropout) follow from these three, so that there is nothing to save."""
     torch.manual_seed((seed * 1_000_003 + step) * 1009 + process)

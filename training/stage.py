@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from stereovla.training.checkpoint_folders import complete_checkpoint, remove_ol
 from stereovla.training.checkpoints import load_optimizer, optimizer_tensors, write_stream, write_tensors
 from stereovla.training.feed import Feed
 from stereovla.training.models import trained, untrained
+from stereovla.training.options import RunOptions
 from stereovla.training.result import complete, predict_one
-from stereovla.training.running import append_line, at_least_one, end, forget_after, seed_step, told_to_end
+from stereovla.training.running import append_line, end, forget_after, seed_step, told_to_end
 
 LOG = "losses.jsonl"
 SAVING = "checkpoint.partial"  # where the trainers write, and remove nothing else: what is whole moves out
@@ -42,22 +43,14 @@ LOGGED = {
 OF_ACTIONS = ("action_expert", "pointers")
 
 
-@dataclass
-class StageOptions:
+@dataclass(kw_only=True)
+class StageOptions(RunOptions):
     """What every such stage can be told. Options marked (preset) default to the preset's value."""
 
-    dataset: list[str] = field(
-        metadata={"help": "Dataset folders or dataset ids on the Hub; of several, each may have a weight: PATH=0.3."}
-    )
-    output_dir: str = field(metadata={"help": "Where checkpoints, losses and the trained model go."})
     preset: str = option("demo", "Size of the run.", choices=["tiny", "demo", "full"])
     model: str | None = option(None, "Folder or Hub id of the model to start from.")
     steps: int = option(300, "Optimizer steps (preset).")
-    accumulation: int = option(1, "Parts that each process computes its share of a step in, one after the other.")
-    learning_rate: float = option(1e-3, "Peak learning rate (preset).")
     warmup_steps: int = option(30, "Steps of linear warm-up, before the cosine to zero (preset).")
-    weight_decay: float = option(0.01, "Weight decay of AdamW.")
-    max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.")
     mixed_precision: str = option("no", "Arithmetic of the activations (preset).", choices=["no", "bf16"])
     gradient_checkpointing: bool = option(False, "Compute activations again instead of keeping them (preset).")
     depth_points: str | None = option(
@@ -65,20 +58,6 @@ class StageOptions:
         "Where depth is asked: near gripper and target (not given: where the data has masks of these), or all over.",
         choices=["interaction", "uniform"],
     )
-    seed: int = option(0, "Seed of the weights, the order of the data and what is drawn.")
-    pool_episodes: int = option(30, "Episodes of each of 8 lanes that are shuffled together.")
-    log_every: int = option(10, "Steps between two lines of losses.jsonl (preset).")
-    checkpoint_every: int = option(100, "Steps between two checkpoints (preset).")
-    keep_checkpoints: int = option(2, "Checkpoints that are kept.")
-
-    def __post_init__(self):
-        counts = ("steps", "accumulation", "pool_episodes", "log_every", "checkpoint_every", "keep_checkpoints")
-        at_least_one(self, *counts)
-
-    @property
-    def result(self) -> Path:
-        """Folder of the trained model."""
-        return Path(self.output_dir) / "model"
 
 
 def this_process() -> PartialState:

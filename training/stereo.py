@@ -48,11 +48,10 @@ from stereovla.training.disparity_errors import (
 from stereovla.training.feed import Feed
 from stereovla.training.losses import agree, to_device
 from stereovla.training.models import trained_stereo_encoder
-from stereovla.training.options import augmentation, dataset_mixture
+from stereovla.training.options import RunOptions, at_least_one, augmentation, dataset_mixture
 from stereovla.training.processes import join, prepare
 from stereovla.training.running import (
     append_line,
-    at_least_one,
     end,
     forget_after,
     learning_rate,
@@ -86,8 +85,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass
-class StereoOptions:
+@dataclass(kw_only=True)
+class StereoOptions(RunOptions):
     """Trains a StereoEncoderModel. Options marked (preset) default to the preset's value."""
 
     presets: ClassVar[dict[str, dict[str, Any]]] = PRESETS
@@ -98,7 +97,6 @@ class StereoOptions:
             "--format the folders of a stereo set, or one dataset with columns."
         }
     )
-    output_dir: str = field(metadata={"help": "Where checkpoints, losses and the trained model go."})
     preset: str = option("demo", "Size of model and run.", choices=list(PRESETS))
     format: str = option("windows", "What the dataset is; windows = of this project.", choices=["windows", *FORMATS])
     columns: str = option("left,right,disparity", "Names of these columns, for --format columns.")
@@ -115,31 +113,22 @@ class StereoOptions:
     )
     zoom: float = option(1.0, "Training pairs are enlarged further by a random factor of up to this (preset).")
     augmentation: float = option(0.2, "Largest relative change of brightness, contrast and saturation of a pair.")
-    steps: int = option(1000, "Optimizer steps (preset).")
     batch_size: int = option(16, "Pairs of one step, over all processes (preset).")
-    accumulation: int = option(1, "Parts that each process computes its share of a step in, one after the other.")
-    learning_rate: float = option(1e-3, "Peak learning rate (preset).")
-    warmup_steps: int = option(100, "Steps of linear warm-up (preset).")
     flat_share: float = option(0.0, "Share of the steps at the peak, before the cosine to zero (preset).")
-    weight_decay: float = option(0.01, "Weight decay of AdamW.")
-    max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.")
     freeze_batch_norm: bool = option(
         False, "Batch norm keeps the statistics that the model came with: for small batches on a trained model."
     )
     mixed_precision: str = option("no", "Arithmetic of the activations (preset).", choices=["no", "bf16"])
-    seed: int = option(0, "Seed of the weights, the order of the data and the cuts.")
     pool_episodes: int = option(30, "Episodes of each of 8 lanes that are shuffled together, for --format windows.")
     workers: int = option(0, "Processes that prepare batches for each training process; 0 = itself (preset).")
-    log_every: int = option(10, "Steps between two lines of losses.jsonl.")
     checkpoint_every: int = option(
         100, "Steps between two checkpoints, each with the errors on held-out pairs (preset)."
     )
-    keep_checkpoints: int = option(2, "Checkpoints that are kept.")
     validation_pairs: int = option(64, "Held-out pairs that are scored at a checkpoint.")
 
     def __post_init__(self):
-        counts = ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep_checkpoints")
-        at_least_one(self, *counts, "pool_episodes", "validation_pairs", "zoom")
+        super().__post_init__()
+        at_least_one(self, "batch_size", "validation_pairs", "zoom")
         for name in ("height", "width"):
             if getattr(self, name) < 32 or getattr(self, name) % 32:
                 raise ValueError(f"--{name} is {getattr(self, name)} px; it must be a multiple of 32")

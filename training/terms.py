@@ -7,6 +7,7 @@ held-out split. What is not wished for follows from the data; a wish that it can
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stereovla.dataset_builder.streaming.episodes import EpisodeSource
 from stereovla.dataset_builder.streaming.mixture import Mixture, check_mixture
@@ -62,6 +63,16 @@ class Questions:
         """The shares as they are written and what they are of: "5:0:0:1 (action : depth : box : pose)"."""
         names = [name for name in self.shares if self.shares[name] or name != "camera"]
         return f"{':'.join(f'{self.shares[name]:g}' for name in names)} ({' : '.join(names)})"
+
+    def windows(self, config: Any) -> dict[str, Any]:
+        """Keywords of `WindowStream` for a model of this config; no sample carries a depth map."""
+        return {
+            "mixture": dict(self.shares),
+            "depth_points": self.depth_points,
+            "chunk_size": config.chunk_size,
+            "history": config.state_history,
+            "depth_map_share": 0.0,
+        }
 
 
 def questions(
