@@ -10,8 +10,9 @@ from urllib.parse import unquote_to_bytes
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import ImageSequence
 
-from stereovla.untrusted import open_image
+from stereovla.untrusted import PICTURE_FORMATS, check_pixels, open_image
 
 PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")
 SEARCHED = (".safetensors", ".mp4")  # beside texts, pictures and parquet: what they say stands in them as it is
@@ -131,11 +132,14 @@ def _unescaped(found: re.Match) -> bytes:
 
 
 def picture_texts(content: bytes) -> bytes:
-    """The texts that a picture carries, unpacked; ValueError for no picture."""
+    """The texts that a picture carries, those of every frame of a film, unpacked; ValueError for no picture."""
+    texts = []
     try:
-        with open_image(content) as image:
-            image.load()  # texts may follow the pixels
-            texts = [f"{key} {value!r}" for key, value in image.info.items()]
+        with open_image(content, (*PICTURE_FORMATS, "GIF")) as image:
+            check_pixels(image.width, image.height * getattr(image, "n_frames", 1), "the film")
+            for frame in ImageSequence.Iterator(image):
+                frame.load()  # texts may follow the pixels
+                texts += [f"{key} {value!r}" for key, value in frame.info.items()]
             texts += [f"{key} {value!r}" for key, value in image.getexif().items()]
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"it is no whole picture: {error}") from error

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from house import ROOT
+from PIL import Image
 from safetensors.torch import save_file
 from secrets_in_containers import CONTAINERS, FORMS, secrets
 
@@ -217,3 +219,12 @@ def test_200_secrets_are_found_in_every_container(tmp_path):
             count += 1
             (tmp_path / container).unlink()
     assert not missed, f"{len(missed)} of {count} missed: {missed[:20]}"
+
+
+def test_films_are_looked_into_and_those_of_rollouts_pass(tmp_path):
+    (tmp_path / "rollout.gif").write_bytes((ROOT / "docs/images/rollout.gif").read_bytes())
+    assert find_leaks(tmp_path) == []
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    secret = SECRETS["a Hugging Face token"]
+    frames[0].save(tmp_path / "rollout.gif", save_all=True, append_images=frames[1:], comment=secret.encode())
+    assert "rollout.gif" in str(find_leaks(tmp_path))
