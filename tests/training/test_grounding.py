@@ -90,7 +90,7 @@ def test_the_trainers_loss_and_gradients_are_those_of_our_own_forward(batch, tmp
     own.language_loss.backward()
     gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
     model.zero_grad()
-    options = GroundingOptions(["unused"], str(tmp_path), batch_size=12)
+    options = GroundingOptions(dataset=["unused"], output_dir=str(tmp_path), batch_size=12)
     trainer = GroundingTrainer(
         None,
         model=model,

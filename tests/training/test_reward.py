@@ -143,7 +143,9 @@ def test_questions_hold_no_answer(asked):
 def test_answers_are_scored_with_their_own_pictures(asked, tmp_path):
     """GRPO's log-probabilities are those of our own forward, of each sample alone, and survive its shuffling."""
     model, processor, windows = asked
-    options = RewardOptions(["unused"], str(tmp_path), model="unused", questions=len(windows), answers=2)
+    options = RewardOptions(
+        dataset=["unused"], output_dir=str(tmp_path), model="unused", questions=len(windows), answers=2
+    )
     trainer = RewardTrainer(
         model=model.eval(),
         reward_funcs=reward_functions(processor),
