@@ -4,6 +4,7 @@ import os
 import tempfile
 
 import pytest
+from fresh_process import forks, offline
 from hypothesis import HealthCheck, settings
 
 # a busy machine is no fault of a test
@@ -25,3 +26,11 @@ def _cache():
     with tempfile.TemporaryDirectory() as folder:
         os.environ["STEREOVLA_CACHE"] = folder
         yield
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory):
+    """Runs programs in processes that know nothing of this project, without a Hub; see `fresh_process.Client.run`."""
+    folder = tmp_path_factory.mktemp("fresh")
+    with forks(folder, offline(folder / "home")) as found:
+        yield found

@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import pytest
-from command_lines import COMMAND
 from house import ROOT
 
 from stereovla.__main__ import COMMANDS, main
@@ -136,26 +135,23 @@ BARE = "import sys\nsys.modules[sys.argv[1]] = None\nfrom stereovla.__main__ imp
 
 
 @pytest.mark.parametrize("name", NEEDS)
-def test_a_command_without_its_extra_says_what_to_install(name, tmp_path):
+def test_a_command_without_its_extra_says_what_to_install(name, fresh):
     arguments, package = NEEDS[name]
-    done = subprocess.run(
-        [sys.executable, "-c", BARE, package, *arguments], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = fresh.run(BARE, package, *arguments, check=False)
     assert done.returncode == 2 and f'pip install "stereovla[{name}]"' in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_lerobot_is_imported_without_h5py():
-    program = "import sys\nsys.modules['h5py'] = None\nimport stereovla.dataset_builder.formats.lerobot_source"
-    subprocess.run([sys.executable, "-c", program], check=True)
+def test_lerobot_is_imported_without_h5py(fresh):
+    fresh.run("import sys\nsys.modules['h5py'] = None\nimport stereovla.dataset_builder.formats.lerobot_source")
 
 
-def test_the_scripts_of_a_clone_are_the_commands():
-    for script, words in (("train.py", ["train"]), ("push_to_hub.py", ["push"])):
-        shown = [
-            subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-            for command in ([sys.executable, script], [*COMMAND, *words])
-        ]
-        usage = [text.partition("usage: ")[2] for text in shown]
-        assert usage[0].split()[0] == script
-        assert [text.partition("\n\n")[2] for text in usage][0] == [text.partition("\n\n")[2] for text in usage][1]
+@pytest.mark.parametrize(("script", "command"), [("train.py", "train"), ("push_to_hub.py", "push")])
+def test_the_scripts_of_a_clone_are_the_commands(script, command, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    shown = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    usage = [text.partition("usage: ")[2] for text in (shown.stdout, capsys.readouterr().out)]
+    assert usage[0].startswith(f"{script} ") and usage[1].startswith(f"stereovla {command} ")
+    assert usage[0].partition("\n\n")[2] == usage[1].partition("\n\n")[2]

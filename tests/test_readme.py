@@ -1,9 +1,6 @@
 """The examples of README and docs, run as a stranger would: from another folder, without the package on the path."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,18 +16,11 @@ def example_of(page: str) -> str:
 
 
 @pytest.mark.parametrize(("page", "shape"), [("README.md", (1, 8, 7)), ("docs/inference.md", (2, 8, 7))])
-def test_examples_run_in_a_fresh_process(page, shape, tmp_path):
+def test_examples_run_in_a_fresh_process(page, shape, fresh, tmp_path):
     save_tiny_checkpoint(tmp_path / "demo" / "training" / "model", preset="demo")  # the model that the page names
     (tmp_path / "docs").symlink_to(ROOT / "docs")
-    script = tmp_path / "example.py"
     ours = "[name for name in sys.modules if name.startswith('stereovla')]"
-    script.write_text(f"{example_of(page)}import sys\nprint(actions.shape, {ours})\n")
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    environment.pop("PYTHONPATH", None)
-    done = subprocess.run(
-        [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
-    )
-    assert done.returncode == 0, done.stderr
+    done = fresh.run(f"{example_of(page)}import sys\nprint(actions.shape, {ours})\n", folder=tmp_path)
     assert done.stdout.splitlines()[-1] == f"{shape} []"
 
 

@@ -392,13 +392,13 @@ def test_truncated_shard_is_named_by_check(dataset, tmp_path, capsys):
     assert f"data/{path.name}: truncated, {size // 2} of {size} bytes" in capsys.readouterr().out
 
 
-def test_readers_do_not_need_the_simulator():
+def test_readers_do_not_need_the_simulator(fresh):
     script = (
         "import sys; sys.modules['mujoco'] = None; sys.modules['stereovla.simulation'] = None\n"
         "from stereovla.dataset_builder.dataset import card, statistics\n"
         "from stereovla.dataset_builder.streaming import questions, window_stream"
     )
-    subprocess.run([sys.executable, "-c", script], env=environment(), check=True, cwd=ROOT)
+    fresh.run(script)
 
 
 def test_manifest_counts(dataset):

@@ -3,8 +3,6 @@
 import ast
 import importlib.util
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -282,7 +280,7 @@ for name in ("disparity", "depth"):
 """
 
 
-def test_saved_encoder_gives_the_same_disparity_and_depth_in_a_fresh_process(tmp_path):
+def test_saved_encoder_gives_the_same_disparity_and_depth_in_a_fresh_process(fresh, tmp_path):
     """Loaded by remote code, in another folder, without this repository on the path (-I); its image processor too."""
     model = small_model()
     processor = StereoImageProcessorPil(size={"height": 64, "width": 96})
@@ -294,10 +292,7 @@ def test_saved_encoder_gives_the_same_disparity_and_depth_in_a_fresh_process(tmp
     processor.save_pretrained(tmp_path / "encoder")
     expected = {"pair": pair, "disparity": output.disparity.numpy(), "depth": output.depth.numpy()}
     save_file(expected, tmp_path / "encoder" / "expected.safetensors")
-    run = subprocess.run(
-        [sys.executable, "-I", "-c", FRESH, str(tmp_path / "encoder")], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
+    run = fresh.run(FRESH, str(tmp_path / "encoder"))
     assert all(float(line) < 1e-5 for line in run.stdout.splitlines()[-2:])
 
 

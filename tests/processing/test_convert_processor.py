@@ -1,9 +1,7 @@
 """The processor of a converted model: from published folders to actions in a fresh process, and what is refused."""
 
 import json
-import os
 import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -77,7 +75,7 @@ save_file({**inputs, "logits": logits, "chunk": chunk, "actions": torch.from_num
 
 
 @torch.no_grad()
-def test_converted_release_acts_in_a_fresh_process_as_in_this_one(released, tokenizer, tmp_path):
+def test_converted_release_acts_in_a_fresh_process_as_in_this_one(released, tokenizer, fresh, tmp_path):
     """Both commands' folder, loaded by the Auto classes where this package is not installed (-I), on a real pair."""
     folder, reference = tokenizer
     command = [*CONVERT, "--model", str(released), "--tokenizer", str(folder)]
@@ -86,17 +84,9 @@ def test_converted_release_acts_in_a_fresh_process_as_in_this_one(released, toke
 
     request = {"text": INSTRUCTION, "state": STATE, "embodiment": "epiclab_franka"}
     noise = torch.randn(1, 5, 7, generator=torch.Generator().manual_seed(0))
-    (tmp_path / "elsewhere").mkdir()
     arguments = [released, ROOT / "docs" / "images", json.dumps(request), json.dumps(noise.tolist())]
     result = tmp_path / "result.safetensors"
-    run = subprocess.run(
-        [sys.executable, "-I", "-c", FRESH, *map(str, arguments), str(result)],
-        cwd=tmp_path / "elsewhere",
-        env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
+    fresh.run(FRESH, *map(str, arguments), str(result))
     found = load_file(result)
 
     # the same here, with a processor that was never saved

@@ -2,9 +2,6 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -588,7 +585,7 @@ def test_save_and_load(tmp_path):
     assert "text_tokenizer.py" not in files and "__init__.py" not in files
 
 
-def test_remote_code_in_a_fresh_process(tmp_path):
+def test_remote_code_in_a_fresh_process(fresh, tmp_path):
     """Loads through the Auto classes in another folder, in an interpreter that cannot import our packages."""
     folder = tmp_path / "checkpoint"
     ours = make_processor(check_stereo=True)
@@ -607,15 +604,12 @@ processor.save_pretrained("again")
 processor = AutoProcessor.from_pretrained("again", trust_remote_code=True)
 assert type(processor).__module__.startswith("transformers_modules."), type(processor)
 assert type(processor.image_processor).__module__.startswith("transformers_modules.")
-assert "processing" not in sys.modules and "torchvision" not in sys.modules
+assert "stereovla" not in sys.modules and "torchvision" not in sys.modules
 batch = processor([views["left"], views["right"]], "pick up the red cube", json.loads(sys.argv[2]), "arm")
 actions = processor.decode_actions(np.full((1, 8, 7), 0.5), "arm")
 np.savez("out.npz", actions=actions, **{name: value.numpy() for name, value in batch.items()})
 """
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", script, str(folder), json.dumps(POSE.tolist())]
-    subprocess.run(command, check=True, cwd=tmp_path, env=environment)
+    fresh.run(script, str(folder), json.dumps(POSE.tolist()), folder=tmp_path)
     out = np.load(tmp_path / "out.npz")
     expected = ours(pair(), **robot())
     for name in ("pixel_values", "input_ids", "attention_mask", "state"):

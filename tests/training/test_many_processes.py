@@ -61,6 +61,7 @@ def test_one_process_goes_on_from_a_checkpoint_of_two(dataset, split, tmp_path, 
     assert_same_training(split, output)
 
 
+@pytest.mark.slow
 def test_two_that_split_the_weights_go_on_from_a_checkpoint_of_one(dataset, alone, tmp_path):
     output = half_way(alone, tmp_path / "run")
     assert "going on from checkpoint-0000004" in run_two("fsdp2", [*arguments(dataset, output), *PAIRS])
