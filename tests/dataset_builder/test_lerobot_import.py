@@ -142,6 +142,7 @@ def test_a_stopped_import_loses_and_repeats_nothing(imported, tmp_path, monkeypa
     assert contents(tmp_path / "out") == contents(imported)
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on(imported, tmp_path):
     options = import_config(WRITTEN, tmp_path, validation_episodes=1)
     command = [sys.executable, "-m", "stereovla", "data", "import", "lerobot"]

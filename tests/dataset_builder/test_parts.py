@@ -87,6 +87,7 @@ def test_merged_folders_are_the_bytes_of_one_machine(parts, whole, tmp_path):
     assert contents(into_first) == contents(whole)
 
 
+@pytest.mark.slow
 def test_merge_killed_at_any_moment_goes_on_to_the_same_bytes(parts, whole, tmp_path):
     folder = tmp_path / "dataset"
     arguments = [sys.executable, "-m", "stereovla", "data", "merge", str(folder), *map(str, parts)]
@@ -105,6 +106,7 @@ def test_merge_killed_at_any_moment_goes_on_to_the_same_bytes(parts, whole, tmp_
     assert contents(folder) == contents(whole)
 
 
+@pytest.mark.slow
 def test_machines_that_share_a_folder_and_are_killed_make_the_bytes_of_one(whole, tmp_path):
     folder = tmp_path / "dataset"
     running = subprocess.Popen(command(folder, 1), env=environment(), stderr=subprocess.DEVNULL, stdout=-1)

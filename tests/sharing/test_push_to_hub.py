@@ -207,6 +207,7 @@ print(next(iter(load_dataset({DATA!r}, split="train", streaming=True)))["task"])
     assert hub.reads() - {"README.md"} == {"data/train-00000-of-00002.parquet"}
 
 
+@pytest.mark.slow
 def test_a_push_that_is_killed_at_any_request_is_finished_by_the_same_command(hub, ours, copied):
     folder = copied / "data"
     ours.run(SEND, str(folder), DATA, "dataset", "v1", "")

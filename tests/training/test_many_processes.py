@@ -68,6 +68,7 @@ def test_two_that_split_the_weights_go_on_from_a_checkpoint_of_one(dataset, alon
     assert_same_training(alone, output)
 
 
+@pytest.mark.slow
 def test_two_with_whole_weights_train_as_one(dataset, alone, tmp_path):
     printed = run_two("ddp", [*arguments(dataset, tmp_path / "run"), *PAIRS])
     assert held_share(printed, "MULTI_CPU") == 1

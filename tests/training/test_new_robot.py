@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from training_runs import run_here
 from transformers import AutoModel
 
+from stereovla.benchmarks import forgetting
 from stereovla.modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
 from stereovla.processing import StereoProcessor
 from stereovla.train import LORA_HEADS, adapters
@@ -94,13 +95,11 @@ def test_every_way_of_loading_acts_as_trained(folders):
     assert chunks["auto"].shape[-1] == 5 and (chunks["auto"] - fresh).abs().max() > 1e-3
 
 
-def test_switched_off_the_adapter_leaves_the_first_robot_as_it_was(folders):
+def test_switched_off_the_adapter_leaves_the_first_robot_as_it_was(folders, capsys):
     """The losses that `benchmarks.forgetting` prints, to all four digits; on, they differ."""
-    command = [sys.executable, "-m", "benchmarks.forgetting", "--adapter", str(folders["adapter"]), "--batches", "1",
-               "--dataset", str(folders["first"]), "--batch_size", "4"]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    base, off, on = (line.split("|")[2:-1] for line in done.stdout.splitlines()[-3:])
+    own = ["--adapter", str(folders["adapter"]), "--batches", "1", "--dataset", str(folders["first"])]
+    forgetting.main([*own, "--batch_size", "4"])
+    base, off, on = (line.split("|")[2:-1] for line in capsys.readouterr().out.splitlines()[-3:])
     assert base == off != on
 
 

@@ -125,6 +125,7 @@ def test_one_training_at_a_time(state, tmp_path):
         assert complete is None
 
 
+@pytest.mark.slow
 def test_a_kill_frees_the_folder(state, tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from accelerate import PartialState\n"

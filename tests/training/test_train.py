@@ -57,7 +57,7 @@ def test_parts_train_as_the_whole_with_weights_of_the_losses(dataset, tmp_path):
     assert "loss/camera" in set().union(*losses(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_told_to_end_it_saves_and_goes_on_in_the_same_bits(dataset, tmp_path, number):
     """With workers, parts, running means and learning rates by part: everything that a checkpoint must hold."""
     rates = json.dumps({"language_model": 0.5})
