@@ -39,7 +39,7 @@ demo: install
 	$(BIN)/stereovla evaluate report --training $(OUT)/training --out $(REPORT)
 	$(BIN)/stereovla push --folder $(OUT)/training/model --report $(REPORT) --license apache-2.0 --dry_run
 
-# one process for each core, one thread each
+# as many processes as tests/conftest.py says, one thread each
 test test-slow: export OMP_NUM_THREADS = 1
 
 test: install
