@@ -49,12 +49,20 @@ for split, rows in load_dataset(told["source"], revision=told["revision"], strea
 print(json.dumps(first))
 """
 
+# Streaming leaves threads of libraries behind that now and then abort the interpreter's end ("terminate called without an
+# active exception"); what was to be said is said by then.
+END = """
+import os, sys
+sys.stdout.flush()
+os._exit(0)
+"""
+
 
 def run_fresh(program: str, told: dict) -> dict:
     """What the program prints, run in an empty folder, without this repository on the path."""
     with tempfile.TemporaryDirectory() as elsewhere:
         # -I: neither the current folder nor PYTHONPATH is on the path
-        command = [sys.executable, "-I", "-c", program, json.dumps(told)]
+        command = [sys.executable, "-I", "-c", program + END, json.dumps(told)]
         run = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, check=False)
     if run.returncode:
         where = told["source"] + (f" at {told['revision']}" if told["revision"] else "")
