@@ -49,8 +49,8 @@ for split, rows in load_dataset(told["source"], revision=told["revision"], strea
 print(json.dumps(first))
 """
 
-# Streaming leaves threads of libraries behind that now and then abort the interpreter's end ("terminate called without an
-# active exception"); what was to be said is said by then.
+# Streaming leaves threads of libraries behind that now and then abort the interpreter's end ("terminate called without
+# an active exception"); what was to be said is said by then.
 END = """
 import os, sys
 sys.stdout.flush()
