@@ -1,11 +1,21 @@
 """Stereo pairs, instructions and robot states in, model inputs out; model outputs back to robot units."""
 
-from .image_processing_stereovla import StereoImageProcessorPil
-from .processing_stereovla import StereoProcessor
-from .text_tokenizer import build_tokenizer
-
-# Makes save_pretrained write auto_map and copy the code. This file itself is not part of a saved folder.
-StereoImageProcessorPil.register_for_auto_class("AutoImageProcessor")
-StereoProcessor.register_for_auto_class("AutoProcessor")
-
 __all__ = ["StereoImageProcessorPil", "StereoProcessor", "build_tokenizer"]
+
+
+def __getattr__(name: str):
+    """The classes when they are asked for: who records or reads data needs the arithmetic in the files beside them, and
+    torch and transformers would take three seconds of every process that does.
+    """
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .image_processing_stereovla import StereoImageProcessorPil
+    from .processing_stereovla import StereoProcessor
+    from .text_tokenizer import build_tokenizer
+
+    # Makes save_pretrained write auto_map and copy the code. This file itself is not part of a saved folder.
+    StereoImageProcessorPil.register_for_auto_class("AutoImageProcessor")
+    StereoProcessor.register_for_auto_class("AutoProcessor")
+    found = {item.__name__: item for item in (StereoImageProcessorPil, StereoProcessor, build_tokenizer)}
+    globals().update(found)
+    return found[name]

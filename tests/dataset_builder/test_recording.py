@@ -392,6 +392,12 @@ def test_truncated_shard_is_named_by_check(dataset, tmp_path, capsys):
     assert f"data/{path.name}: truncated, {size // 2} of {size} bytes" in capsys.readouterr().out
 
 
+def test_recording_processes_do_not_import_torch():
+    """Which takes three seconds of each, as long as recording a small shard."""
+    program = "import sys, stereovla.dataset_builder.recording.build; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
 def test_readers_do_not_need_the_simulator(fresh):
     script = (
         "import sys; sys.modules['mujoco'] = None; sys.modules['stereovla.simulation'] = None\n"
