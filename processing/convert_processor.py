@@ -16,9 +16,9 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from stereovla.processing import StereoImageProcessorPil, StereoProcessor  # registered, so that their code travels
+
 from .convert_tokenizer import IMAGE_TOKEN, convert_tokenizer
-from .image_processing_stereovla import StereoImageProcessorPil
-from .processing_stereovla import StereoProcessor
 
 SIZES = ("chunk_size", "state_history", "state_dim", "action_dim", "pose_dim", "num_bins", "action_vocab_size")
 MARK = "processor_config.json"  # without it a folder has no processor, so it comes last
