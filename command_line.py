@@ -49,7 +49,7 @@ class Command:
         try:
             options, run = named(self.options), named(self.run)
         except ModuleNotFoundError as error:
-            if error.__cause__ is None:  # not the words of `extras.extra`
+            if not is_for_user(error):
                 raise
             return complain(error)
         return execute(options, run, prog, with_flags(arguments, self.positional), self.done)

@@ -1,7 +1,8 @@
 """What the model returns, and inputs that it does not know."""
 
 import difflib
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -52,10 +53,10 @@ class StereoVLAOutput(CausalLMOutputWithPast):
 PASSED_ON = frozenset(TransformersKwargs.__annotations__) | {"cache_position"}
 
 
-def refuse_unknown_inputs(keywords: dict, own: Iterable[str]) -> None:
-    """TypeError for an input that is neither the model's nor one of transformers' own, naming the nearest one."""
-    own = [name for name in own if name not in ("self", "kwargs")]
+def refuse_unknown_inputs(keywords: dict, forward: Callable) -> None:
+    """TypeError for an input that is neither one of `forward` nor one of transformers' own, naming the nearest one."""
     for name in keywords.keys() - PASSED_ON:
+        own = [known for known in inspect.signature(forward).parameters if known not in ("self", "kwargs")]
         near = difflib.get_close_matches(name, own, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(own)}"
         raise TypeError(f"forward has no input {name!r}; {hint}")

@@ -1,6 +1,5 @@
 """StereoVLA (arXiv 2512.21970): a vision-language-action model that sees with two eyes."""
 
-import inspect
 from collections.abc import Callable
 from functools import partial
 
@@ -21,7 +20,6 @@ from .objectives import Predictions, Targets, count_targets, objectives_of, sum_
 from .pointing import Pointers
 from .quantization import WHOLE, input_dtype
 from .robot_heads import resize_heads, sizes_in_tensors, sizes_of_robot
-from .running_statistics import hold_running_statistics
 from .visual_tokens import StereoVisualTokens
 
 # what `freeze` can hold fixed, and where it is
@@ -149,8 +147,6 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
                 where `config.stereo_learns_from` is "disparity"; None = all.
         """
         tokens = predicted_disparity = None
-        if self.training:
-            hold_running_statistics(self.visual_tokens)
         if pixel_values is not None:
             size = self.config.image_size
             if pixel_values.ndim != 5 or tuple(pixel_values.shape[1:]) != (2, 3, size, size):
@@ -325,7 +321,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
                 over processes or accumulation steps, the counts of the whole batch make the losses, and their
                 gradients, add up to the whole batch's.
         """
-        refuse_unknown_inputs(kwargs, inspect.signature(StereoVLAForActionPrediction.forward).parameters)
+        refuse_unknown_inputs(kwargs, StereoVLAForActionPrediction.forward)
         targets = Targets(labels, language_weights, actions, is_action, action_mask, disparity, points, displacement)
         acts = actions is not None
         disparity_rows = self._choose_disparity(targets, pixel_values) if acts else None

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel
 
+from .running_statistics import hold_running_statistics
 from .saved_names import accept_saved_names
 from .stereo_encoder import StereoEncoderModel
 
@@ -76,6 +77,8 @@ class SemanticEncoder(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """pixels (B, 3, H, W) RGB in [0, 1] -> (B, grid * grid, C)."""
+        if self.training:
+            hold_running_statistics(self.tower)
         hidden = self.tower(pixel_values=normalize_pixels(pixels, self.mean, self.std)).last_hidden_state
         return hidden[:, self.num_prefix_tokens :] if hidden.ndim == 3 else pool_to_grid(hidden, self.grid)
 

@@ -5,7 +5,6 @@ renamed when it is complete; one that is damaged all the same (by a disk, or a c
 Nothing else in the folder of a run is read, renamed or removed.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -16,7 +15,7 @@ from pathlib import Path
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 
-from stereovla.dataset_builder.dataset.shards import write_json
+from stereovla.dataset_builder.dataset.shards import sha256, write_json
 
 SUMS = "checksums.json"
 FILLED = re.compile(r"checkpoint-\d+")
@@ -38,11 +37,6 @@ def files_of(checkpoint: Path) -> list[str]:
     """Names of what it holds beside the checksums, links among them."""
     paths = [path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if not path.is_dir()]
     return sorted(name for name in paths if name != SUMS)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def damage(checkpoint: Path) -> str:
