@@ -21,7 +21,6 @@ from stereovla.command_line import execute, option
 from stereovla.dataset_builder.streaming.mixture import load_meta
 from stereovla.dataset_builder.streaming.window_stream import WindowStream
 from stereovla.modeling_stereovla import StereoVLAForActionPrediction
-from stereovla.modeling_stereovla.modeling_stereovla import PARTS
 from stereovla.processing import StereoProcessor
 from stereovla.training.checkpoint_folders import checkpoints, last_checkpoint
 from stereovla.training.checkpoints import WHOLE, Average, load_checkpoint, save_bad_batch, save_checkpoint
@@ -118,7 +117,7 @@ class TrainingOptions(RunOptions):
     )
     batch_size: int = option(48, "Samples of one step, over all processes (preset).")
     learning_rate: float = option(3e-4, "Peak learning rate (preset).")
-    part_rates: str = option("{}", f'Factors on it by part, as JSON: {{"lm_head": 0.1}}. Parts: {", ".join(PARTS)}.')
+    part_rates: str = option("{}", 'Factors on it by part, as JSON: {"lm_head": 0.1}.')
     freeze: str = option("", "Parts that are not trained, separated by commas (preset).")
     flat_share: float = option(0.3, "Share of the steps at the peak, before the cosine to zero.")
     stop_grad_norm: float = option(1e5, "Training stops, with the batch saved, where the norm exceeds this or is NaN.")
@@ -216,13 +215,14 @@ def adapters(model: StereoVLAForActionPrediction, rank: int) -> LoraConfig:
 def parameter_groups(model, options: TrainingOptions) -> list[dict]:
     """Trained parameters by the factor on their learning rate."""
     factors = json.loads(options.part_rates)
-    if unknown := sorted(factors.keys() - PARTS.keys()):
-        raise ValueError(f"--part_rates names {', '.join(unknown)}; parts are {', '.join(PARTS)}")
+    parts = (model.get_base_model() if isinstance(model, PeftModel) else model).parts
+    if unknown := sorted(factors.keys() - parts.keys()):
+        raise ValueError(f"--part_rates names {', '.join(unknown)}; parts are {', '.join(parts)}")
     groups: dict[float, list] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             name = name.removeprefix("base_model.model.")
-            part = next((part for part, path in PARTS.items() if name.startswith(f"{path}.")), None)
+            part = next((part for part, path in parts.items() if name.startswith(f"{path}.")), None)
             groups[factors.get(part, 1.0)].append(parameter)
     return [{"params": parameters, "factor": factor} for factor, parameters in groups.items()]
 

@@ -27,7 +27,6 @@ from stereovla.modeling_stereovla import StereoVLAConfig, StereoVLAForActionPred
 from stereovla.modeling_stereovla.configuration_stereovla import PRESETS
 from stereovla.modeling_stereovla.convert_files import DTYPES
 from stereovla.modeling_stereovla.layer_caches import CACHE, RecordingCache
-from stereovla.modeling_stereovla.modeling_stereovla import PARTS
 
 WORDS = 8  # text tokens of a short instruction
 
@@ -157,7 +156,7 @@ def make_inputs(config: StereoVLAConfig, options: InferenceOptions) -> dict[str,
 
 def parameter_table(model: StereoVLAForActionPrediction) -> list[tuple[str, int]]:
     modules = dict(model.named_modules())
-    parts = [(name, modules[path]) for name, path in PARTS.items() if path in modules]
+    parts = [(name, modules[path]) for name, path in model.parts.items() if path in modules]
     counts = [(name, sum(p.numel() for p in part.parameters())) for name, part in parts]
     return [*counts, ("all", sum(p.numel() for p in model.parameters()))]
 

@@ -24,7 +24,6 @@ from transformers.initialization import no_init_weights
 from stereovla.modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
 from stereovla.modeling_stereovla.configuration_stereovla import PRESETS
 from stereovla.modeling_stereovla.layer_caches import CACHE, RecordingCache
-from stereovla.modeling_stereovla.modeling_stereovla import PARTS
 from stereovla.train import adapters
 from stereovla.training.models import blocks
 
@@ -191,7 +190,7 @@ def report(options: ScalingOptions) -> None:
         sample = sum(cost.forward + cost.backward for cost in costs.values()) + again
         lines = []
         for name, cost in costs.items():
-            own = weights_of(model.get_submodule(PARTS[name]))
+            own = weights_of(model.get_submodule(model.parts[name]))
             cells = [f"{value / GIGA:,.0f}" for value in (cost.forward, cost.backward)]
             lines.append([name, f"{own / 1e6:,.1f}", *cells, f"{cost.kept / 2**20:,.0f}"])
         lines.append(["computed again", "", f"{again / GIGA:,.0f}", "", ""])

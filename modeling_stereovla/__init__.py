@@ -2,24 +2,34 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
+from .configuration_depthvla import DepthExpertConfig, DepthVLAConfig
 from .configuration_stereo_encoder import StereoEncoderConfig
 from .configuration_stereovla import StereoVLAConfig
+from .depth_expert import DepthExpertModel
+from .modeling_depthvla import DepthVLAForActionPrediction, DepthVLAModel
 from .modeling_stereovla import StereoVLAForActionPrediction, StereoVLAModel
 from .stereo_encoder import StereoEncoderModel
 
-AutoConfig.register(StereoEncoderConfig.model_type, StereoEncoderConfig)
-AutoConfig.register(StereoVLAConfig.model_type, StereoVLAConfig)
-AutoModel.register(StereoEncoderConfig, StereoEncoderModel)
-AutoModel.register(StereoVLAConfig, StereoVLAForActionPrediction)
+for config, model in (
+    (DepthExpertConfig, DepthExpertModel),
+    (DepthVLAConfig, DepthVLAForActionPrediction),
+    (StereoEncoderConfig, StereoEncoderModel),
+    (StereoVLAConfig, StereoVLAForActionPrediction),
+):
+    AutoConfig.register(config.model_type, config)
+    AutoModel.register(config, model)
+    # saved folders carry the code and an auto_map, so that they load where this package is not installed
+    config.register_for_auto_class()
+    model.register_for_auto_class("AutoModel")
+AutoModelForImageTextToText.register(DepthVLAConfig, DepthVLAForActionPrediction)
 AutoModelForImageTextToText.register(StereoVLAConfig, StereoVLAForActionPrediction)
 
-# saved folders carry the code and an auto_map, so that they load where this package is not installed
-StereoEncoderConfig.register_for_auto_class()
-StereoVLAConfig.register_for_auto_class()
-StereoEncoderModel.register_for_auto_class("AutoModel")
-StereoVLAForActionPrediction.register_for_auto_class("AutoModel")
-
 __all__ = [
+    "DepthExpertConfig",
+    "DepthExpertModel",
+    "DepthVLAConfig",
+    "DepthVLAForActionPrediction",
+    "DepthVLAModel",
     "StereoEncoderConfig",
     "StereoEncoderModel",
     "StereoVLAConfig",

@@ -9,13 +9,36 @@ state tokens see the valid prefix and each other, action tokens see everything b
 from dataclasses import dataclass
 
 import torch
-from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import LlamaConfig, LlamaModel
 
 from .flow_matching import time_embedding
-from .layer_caches import CACHE, ChunkCache, ReadOnlyCache
+from .layer_caches import ChunkCache, ReadOnlyCache, Stream
+from .mixture_of_transformers import run_layers, transformer_beside
 from .quantization import input_dtype
+
+
+@dataclass
+class Prefix:
+    """What the experts before it leave to the action expert.
+
+    streams: their keys and values, one behind the other, P tokens in all.
+    mask: (B, P), nonzero = valid token.
+    length: (B, 1), where the positions of the expert's tokens begin.
+    """
+
+    streams: tuple[Stream, ...]
+    mask: torch.Tensor
+    length: torch.Tensor
+
+    @classmethod
+    def of(cls, stream: Stream, mask: torch.Tensor) -> "Prefix":
+        """Of one expert: positions continue after its last valid token."""
+        return cls((stream,), mask, mask.sum(-1, keepdim=True))
+
+    def rows(self, rows: torch.Tensor) -> "Prefix":
+        """Of the samples `rows`, (R,) int64, alone."""
+        streams = tuple([(keys[rows], values[rows]) for keys, values in stream] for stream in self.streams)
+        return Prefix(streams, self.mask[rows], self.length[rows])
 
 
 @dataclass
@@ -53,14 +76,6 @@ def expert_mask(prefix_mask: torch.Tensor, num_state: int, chunk: int, num_chunk
     return torch.cat([prefix, own[None, None].expand(batch, 1, -1, -1)], dim=-1)
 
 
-@strict
-class ExpertConfig(LlamaConfig):
-    """A Llama whose width need not be a multiple of its heads: it has the language model's heads and head size."""
-
-    def validate_architecture(self):
-        """Part of `@strict`-powered validation."""
-
-
 class ActionExpert(nn.Module):
     """Velocity of a noisy action chunk, given the state history and the prefix's keys and values.
 
@@ -69,24 +84,9 @@ class ActionExpert(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        text = config.text_config
-        expert_config = ExpertConfig(
-            **{
-                **text.to_dict(),
-                "hidden_size": config.expert_hidden_size,
-                "intermediate_size": config.expert_intermediate_size,
-                "head_dim": text.head_dim,
-                "vocab_size": 1,
-                "pad_token_id": None,
-                "bos_token_id": None,
-                "eos_token_id": None,
-            }
+        self.transformer = transformer_beside(
+            config.text_config, config.expert_hidden_size, config.expert_intermediate_size
         )
-        expert_config._attn_implementation = text._attn_implementation
-        self.transformer = LlamaModel._from_config(expert_config)
-        self.transformer.embed_tokens = None  # its inputs are embeddings
-        for layer in self.transformer.layers:
-            layer._can_checkpoint_with_cache = True  # the cache is read-only
         width = config.expert_hidden_size
         self.state_proj = nn.Linear(config.state_dim, width)
         self.action_in_proj = nn.Linear(config.action_dim, width)
@@ -116,18 +116,11 @@ class ActionExpert(nn.Module):
         return self.action_time_mlp_out(nn.functional.silu(self.action_time_mlp_in(merged)))
 
     def forward(
-        self,
-        prefix_states: list[tuple[torch.Tensor, torch.Tensor]],
-        prefix_mask: torch.Tensor,
-        state_tokens: torch.Tensor,
-        noisy_actions: torch.Tensor,
-        time: torch.Tensor,
+        self, prefix: Prefix, state_tokens: torch.Tensor, noisy_actions: torch.Tensor, time: torch.Tensor
     ) -> torch.Tensor:
         """Velocity, the shape of `noisy_actions`, in one pass: for training.
 
         Args:
-            prefix_states: the language model's (keys, values) of each layer, (B, kv_heads, P, head_dim).
-            prefix_mask: (B, P), nonzero = valid.
             state_tokens: (B, S, width), the embedded state history (and pointers).
             noisy_actions: (B, K, chunk, action_dim): K flow-matching draws of each sample.
             time: (B, K).
@@ -136,61 +129,29 @@ class ActionExpert(nn.Module):
         num_state = state_tokens.shape[1]
         actions = self.embed_actions(noisy_actions, self.embed_time(time)).flatten(1, 2)  # (B, K * chunk, width)
         embeds = torch.cat([state_tokens.to(actions.dtype), actions], dim=1)
-        # positions continue after the last valid prefix token; the draws all take the same positions
+        # the draws all take the same positions
         offset = torch.cat([torch.arange(num_state), (num_state + torch.arange(chunk)).repeat(draws)]).to(embeds.device)
-        rotary = self.transformer.rotary_emb(embeds, prefix_mask.sum(-1, keepdim=True) + offset)
-        mask = expert_mask(prefix_mask, num_state, chunk, draws)
-        hidden = self._transform(embeds, ReadOnlyCache(prefix_states), mask, rotary)
+        rotary = self.transformer.rotary_emb(embeds, prefix.length + offset)
+        mask = expert_mask(prefix.mask, num_state, chunk, draws)
+        hidden = run_layers(self.transformer, embeds, ReadOnlyCache(*prefix.streams), mask, rotary)
         return self.action_out_proj(hidden[:, num_state:]).unflatten(1, (draws, chunk))
 
-    def read_prefix(
-        self,
-        prefix_states: list[tuple[torch.Tensor, torch.Tensor]],
-        prefix_mask: torch.Tensor,
-        state_tokens: torch.Tensor,
-        chunk: int,
-    ) -> ReadPrefix:
+    def read_prefix(self, prefix: Prefix, state_tokens: torch.Tensor, chunk: int) -> ReadPrefix:
         """What `denoise` needs in every step. State tokens do not see the chunk, so they are read here, once."""
         num_state = state_tokens.shape[1]
-        cache = ChunkCache(prefix_states, num_state + chunk)
-        positions = prefix_mask.sum(-1, keepdim=True) + torch.arange(num_state + chunk, device=prefix_mask.device)
+        cache = ChunkCache(*prefix.streams, room=num_state + chunk)
+        positions = prefix.length + torch.arange(num_state + chunk, device=prefix.mask.device)
         cosines, sines = self.transformer.rotary_emb(state_tokens, positions)
         rotary = cosines[:, :num_state], sines[:, :num_state]
-        self._transform(state_tokens, cache, expert_mask(prefix_mask, num_state, 0, 0), rotary)
+        run_layers(self.transformer, state_tokens, cache, expert_mask(prefix.mask, num_state, 0, 0), rotary)
         cache.begin += num_state
         mask = None  # attention without one reads the keys of grouped heads without repeating them
-        if not prefix_mask.all():
-            mask = expert_mask(prefix_mask, num_state, chunk)[:, :, num_state:]
+        if not prefix.mask.all():
+            mask = expert_mask(prefix.mask, num_state, chunk)[:, :, num_state:]
         return ReadPrefix(cache, mask, (cosines[:, num_state:], sines[:, num_state:]))
 
     def denoise(self, prefix: ReadPrefix, noisy_actions: torch.Tensor, embedded_time: torch.Tensor) -> torch.Tensor:
         """Velocity of chunks (B, chunk, action_dim) at one time, embedded: (width,). Compiles in one graph."""
         embeds = self.embed_actions(noisy_actions, embedded_time)
-        return self.action_out_proj(self._transform(embeds, prefix.cache, prefix.mask, prefix.position_embeddings))
-
-    def _transform(
-        self,
-        embeds: torch.Tensor,
-        cache: ReadOnlyCache | ChunkCache,
-        mask: torch.Tensor | None,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
-    ) -> torch.Tensor:
-        """Last hidden states, the shape of `embeds` (B, S, width). `LlamaModel.forward` would compute mask and rotary
-        embedding anew in every denoising step.
-        """
-        config = self.transformer.config
-        if "flash" in config._attn_implementation:
-            config._attn_implementation = "sdpa"  # flash kernels take no mask of blocks
-        if mask is not None and config._attn_implementation != "sdpa":
-            minimum = torch.finfo(embeds.dtype).min
-            mask = torch.zeros(mask.shape, dtype=embeds.dtype, device=embeds.device).masked_fill(~mask, minimum)
-        hidden = embeds
-        for layer in self.transformer.layers:
-            hidden = layer(
-                hidden,
-                attention_mask=mask,
-                position_embeddings=position_embeddings,
-                is_causal=False,
-                **{CACHE: cache},
-            )
-        return self.transformer.norm(hidden)
+        hidden = run_layers(self.transformer, embeds, prefix.cache, prefix.mask, prefix.position_embeddings)
+        return self.action_out_proj(hidden)

@@ -353,7 +353,7 @@ def _tiny() -> dict:
     return {**_small(64, 16, 64, 2, 32, SMALL_STEREO), "num_inference_steps": 4}
 
 
-def _resnet(first: int, last: int) -> dict:
+def resnet(first: int, last: int) -> dict:
     """A convolutional network of two blocks with so many channels."""
     return {
         "model_type": "resnet",
@@ -369,7 +369,7 @@ def _demo() -> dict:
         **_small(96, 8, 96, 2, 64, SMALL_STEREO),
         # from scratch, a small convolutional network finds the target several times faster than the two transformers:
         # pointing loss 1.8 after 106 steps of 24 samples, against 2.2 after 350
-        "semantic_config": _resnet(24, 64),
+        "semantic_config": resnet(24, 64),
         "spatial_config": None,
         "state_history": 1,
         "chain_of_thought": False,
@@ -389,7 +389,7 @@ def _lab() -> dict:
     return {
         **_demo(),
         **_small(128, 8, 192, 3, 96, SMALL_STEREO),
-        "semantic_config": _resnet(32, 96),
+        "semantic_config": resnet(32, 96),
         "spatial_config": None,
         "language_loss_weight": 1.0,
     }

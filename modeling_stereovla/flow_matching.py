@@ -37,7 +37,7 @@ class Draws:
     Args:
         noise: (B, K, chunk_size, action_dim), standard normal. time: (B, K).
         hide_pose: (B,) bool, the samples whose action expert does not see the keyframe pose; it stays None where
-            `config.direct_probability` is 0.
+            `config.direct_probability` is 0, or where the policy writes no pose.
     """
 
     noise: torch.Tensor | None
@@ -48,8 +48,9 @@ class Draws:
         """With what is missing drawn for `actions` (B, chunk_size, action_dim)."""
         noise, time, hide_pose = self.noise, self.time, self.hide_pose
         draws, device = (len(actions), config.flow_draws), actions.device
-        if hide_pose is None and config.direct_probability:
-            hide_pose = torch.rand(len(actions), generator=generator, device=device) < config.direct_probability
+        hidden = getattr(config, "direct_probability", 0.0)
+        if hide_pose is None and hidden:
+            hide_pose = torch.rand(len(actions), generator=generator, device=device) < hidden
         if noise is None:
             noise = torch.randn(*draws, *actions.shape[1:], generator=generator, device=device, dtype=actions.dtype)
         if time is None:

@@ -1,17 +1,21 @@
-"""How one transformer reads another's keys and values, layer by layer.
+"""How one transformer reads others' keys and values, layer by layer.
 
 transformers' attention layers pass their keys and values through a `Cache`. Small ones replace the mutable
 `DynamicCache`, which must be cropped after each denoising step and breaks under activation checkpointing, where layers
 run twice.
+
+What a transformer leaves behind is a *stream*: (keys, values) of each of its layers, each (batch, kv_heads, length,
+head_dim), keys after rotary embedding.
 """
 
 import torch
-import torch.nn.functional as F
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 # what transformers calls the argument and the output that hold keys and values: "cache" from 5.24 on
 CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+
+Stream = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 class RecordingCache(Cache):
@@ -34,44 +38,51 @@ class RecordingCache(Cache):
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
         return query_length, 0
 
+    @property
+    def stream(self) -> Stream:
+        return [self.states[index] for index in sorted(self.states)]
+
 
 class ReadOnlyCache(Cache):
-    """Serves fixed prefix keys and values in front of a layer's own, and remembers nothing.
+    """Serves the streams, one behind the other, in front of a layer's own keys and values, and remembers nothing."""
 
-    Args:
-        states: (keys, values) of each layer, each (batch, kv_heads, prefix_length, head_dim), keys after rotary
-            embedding.
-    """
-
-    def __init__(self, states: list[tuple[torch.Tensor, torch.Tensor]]):
+    def __init__(self, *streams: Stream):
         super().__init__(layers=[])
-        self.states = states
+        self.streams = streams
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
-        keys, values = self.states[layer_idx]
-        return torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2)
+        before = [stream[layer_idx] for stream in self.streams]
+        keys = torch.cat([*(keys for keys, _ in before), key_states], dim=2)
+        return keys, torch.cat([*(values for _, values in before), value_states], dim=2)
 
 
 class ChunkCache(Cache):
-    """A prefix with room behind it, into which a layer writes its own keys and values: a denoising step copies those of
-    its chunk, where concatenation would copy the prefix too. For inference: the room is overwritten in each pass.
+    """Streams with room behind them, into which a layer writes its own keys and values: a denoising step copies those
+    of its chunk, where concatenation would copy the streams too. For inference: the room is overwritten in each pass.
 
     Args:
-        states: the prefix, as in `ReadOnlyCache`; it is copied once, when a layer is first met.
+        streams: as in `ReadOnlyCache`; they are copied once, when a layer is first met.
         room: tokens of state and chunk together.
     """
 
-    def __init__(self, states: list[tuple[torch.Tensor, torch.Tensor]], room: int):
+    def __init__(self, *streams: Stream, room: int):
         super().__init__(layers=[])
-        self.states, self.room = states, room
-        self.begin = states[0][0].shape[2]
+        self.streams, self.room = streams, room
+        self.begin = sum(stream[0][0].shape[2] for stream in streams)
         self.buffers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
         if layer_idx not in self.buffers:
-            self.buffers[layer_idx] = tuple(F.pad(kept, (0, 0, 0, self.room)) for kept in self.states[layer_idx])
+            self.buffers[layer_idx] = tuple(map(self._copied, zip(*(s[layer_idx] for s in self.streams), strict=True)))
         end = self.begin + key_states.shape[2]
         keys, values = self.buffers[layer_idx]
         keys[:, :, self.begin : end] = key_states
         values[:, :, self.begin : end] = value_states
         return keys[:, :, :end], values[:, :, :end]
+
+    def _copied(self, parts: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        batch, heads, _, size = parts[0].shape
+        length = sum(part.shape[2] for part in parts)
+        buffer = parts[0].new_empty(batch, heads, length + self.room, size)
+        torch.cat(parts, dim=2, out=buffer[:, :, :length])
+        return buffer

@@ -1,9 +1,10 @@
-"""What the model returns, and inputs that it does not know."""
+"""What the models return, and inputs that it does not know."""
 
 import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -47,6 +48,41 @@ class StereoVLAOutput(CausalLMOutputWithPast):
     sample_token_accuracy: torch.Tensor | None = None
     velocity: torch.Tensor | None = None
     disparity: torch.Tensor | None = None
+
+
+@dataclass
+class DepthVLAModelOutput(BaseModelOutputWithPast):
+    """
+    last_hidden_state: (B, L, hidden), one state for each input id.
+    prefix: what the action expert reads (`action_expert.Prefix`); None while answers are generated.
+    visual_tokens: (B, N, hidden) of the first view, the depth expert's added to them, where pointers read them.
+    log_depth: (B, V, H, W) float32, log of m, where asked for.
+    """
+
+    prefix: Any = None
+    visual_tokens: torch.Tensor | None = None
+    log_depth: torch.Tensor | None = None
+
+
+@dataclass
+class DepthVLAOutput(CausalLMOutputWithPast):
+    """As `StereoVLAOutput`, and
+
+    depth_map_loss: scale-invariant error of the log depth, unweighted.
+    depth: (B, V, H, W) float32, planar depth of the views in m.
+    """
+
+    action_loss: torch.Tensor | None = None
+    language_loss: torch.Tensor | None = None
+    depth_map_loss: torch.Tensor | None = None
+    pointing_loss: torch.Tensor | None = None
+    keyframe_loss: torch.Tensor | None = None
+    pointing_accuracy: torch.Tensor | None = None
+    sample_action_loss: torch.Tensor | None = None
+    sample_language_loss: torch.Tensor | None = None
+    sample_token_accuracy: torch.Tensor | None = None
+    velocity: torch.Tensor | None = None
+    depth: torch.Tensor | None = None
 
 
 # what transformers' attention and Trainer may pass through a model, beside its own inputs

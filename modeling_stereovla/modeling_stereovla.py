@@ -1,85 +1,23 @@
 """StereoVLA (arXiv 2512.21970): a vision-language-action model that sees with two eyes."""
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
-from safetensors import safe_open
-from torch import nn
-from transformers import GenerationMixin, LlamaModel, PreTrainedModel
-from transformers import initialization as init
+from transformers import GenerationMixin, LlamaModel
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.utils import cached_file
 
-from .action_expert import ActionExpert
+from .action_expert import Prefix
 from .configuration_stereovla import StereoVLAConfig
-from .flow_matching import Draws, euler_integrate, euler_times, interpolate
+from .flow_matching import Draws
 from .layer_caches import CACHE, RecordingCache
 from .model_outputs import StereoVLAModelOutput, StereoVLAOutput, refuse_unknown_inputs
-from .objectives import Predictions, Targets, count_targets, objectives_of, sum_losses
-from .pointing import Pointers
-from .quantization import WHOLE, input_dtype
-from .robot_heads import resize_heads, sizes_in_tensors, sizes_of_robot
+from .objectives import Predictions, Targets, sum_losses
+from .policy import PolicyForActionPrediction, PolicyPreTrainedModel, valid_positions
 from .visual_tokens import StereoVisualTokens
 
-# what `freeze` can hold fixed, and where it is
-PARTS = {
-    "semantic": "model.visual_tokens.semantic",
-    "spatial": "model.visual_tokens.spatial",
-    "stereo": "model.visual_tokens.stereo",
-    "projector": "model.visual_tokens.projector",
-    "language_model": "model.language_model",
-    "lm_head": "lm_head",
-    "action_expert": "action_expert",
-    "pointers": "pointers",
-}
 
-
-def valid_positions(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Position of each token among the valid ones of its row, (B, L) int64; 0 on leading padding."""
-    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-
-
-class StereoVLAPreTrainedModel(PreTrainedModel):
+class StereoVLAPreTrainedModel(PolicyPreTrainedModel):
     config: StereoVLAConfig
     config_class = StereoVLAConfig
-    base_model_prefix = "model"
-    main_input_name = "input_ids"
-    input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
     _no_split_modules = ["LlamaDecoderLayer", "SiglipEncoderLayer", "Dinov2WithRegistersLayer"]
-    _skip_keys_device_placement = ["past_key_values", "cache"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-
-    # the loss is a mean already: Trainer divides it by the accumulation steps only where it is told so
-    accepts_loss_kwargs = False
-
-    def _set_gradient_checkpointing(
-        self, enable: bool = True, gradient_checkpointing_func: Callable | None = None, **options
-    ):
-        """As in transformers; ValueError for reentrant checkpoints, which lose the gradients of keys and values that
-        the action expert reads.
-        """
-        if enable:
-            chosen = getattr(gradient_checkpointing_func, "keywords", {})
-            if chosen.get("use_reentrant"):
-                raise ValueError(
-                    "use_reentrant=True gives wrong gradients here, as the action expert reads keys and values from "
-                    "inside the checkpointed layers; use gradient_checkpointing_kwargs={'use_reentrant': False}"
-                )
-            options["gradient_checkpointing_func"] = partial(gradient_checkpointing_func, use_reentrant=False)
-        super()._set_gradient_checkpointing(enable, **options)
-
-    def _init_weights(self, module: nn.Module):
-        super()._init_weights(module)
-        if isinstance(module, nn.Linear):
-            # the same variance out as in, at any width: with a fixed 0.02 the small presets hardly learn to point
-            # (66 % of the targets found after 200 steps, 94 % with this)
-            init.normal_(module.weight, 0.0, module.in_features**-0.5)
 
 
 class StereoVLAModel(StereoVLAPreTrainedModel):
@@ -178,91 +116,27 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
         )
 
 
-class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
-    """StereoVLA with its language head and its action expert."""
+class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPrediction, GenerationMixin):
+    """StereoVLA with its language head and its action expert. The paper's frozen towers are the parts "semantic",
+    "spatial" and "stereo".
+    """
 
+    parts = {
+        "semantic": "model.visual_tokens.semantic",
+        "spatial": "model.visual_tokens.spatial",
+        "stereo": "model.visual_tokens.stereo",
+        "projector": "model.visual_tokens.projector",
+        "language_model": "model.language_model",
+        "lm_head": "lm_head",
+        "action_expert": "action_expert",
+        "pointers": "pointers",
+    }
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
 
     def __init__(self, config: StereoVLAConfig):
         super().__init__(config)
-        if getattr(config, "quantization_config", None) is not None:
-            self._keep_in_fp32_modules = list(WHOLE)  # quantisers leave these whole, whatever the dtype
         self.model = StereoVLAModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        self.action_expert = ActionExpert(config)
-        self.pointers = Pointers(config) if config.use_pointers else None
-        self.objectives = objectives_of(config)
-        self.frozen: tuple[str, ...] = ()
-        self._held: list[nn.Parameter] = []
-        self.post_init()
-
-    def freeze(self, *parts: str) -> "StereoVLAForActionPrediction":
-        """Holds exactly these parts fixed (keys of `PARTS`; none = train all): no gradients, and evaluation mode even
-        in training, so that running statistics and dropout stay still too. The paper's towers are "semantic",
-        "spatial", "stereo".
-        """
-        modules = dict(self.named_modules())
-        present = [name for name, path in PARTS.items() if path in modules]
-        if unknown := sorted(set(parts) - set(present)):
-            raise ValueError(f"cannot freeze {', '.join(unknown)}; this model has {', '.join(present)}")
-        for parameter in self._held:
-            parameter.requires_grad_(True)
-        self.frozen = parts
-        # not those that never train, such as a tower's mask token: they must not thaw
-        self._held = [p for name in parts for p in self.get_submodule(PARTS[name]).parameters() if p.requires_grad]
-        for parameter in self._held:
-            parameter.requires_grad_(False)
-        return self.train(self.training)
-
-    def resize_heads(self, state_dim: int, action_dim: int) -> "StereoVLAForActionPrediction":
-        """Gives the model the sizes of another robot; the layers whose size changes start untrained."""
-        resize_heads(self, sizes_of_robot(state_dim, action_dim))
-        return self
-
-    def load_adapter(self, peft_model_id: str | None = None, *args, **kwargs):
-        """As in transformers (and called by `AutoModel.from_pretrained` of an adapter). An adapter for a robot of other
-        sizes brings its own heads, which get their places first.
-        """
-        tensors = kwargs.get("adapter_state_dict")
-        if tensors is not None:
-            shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        else:
-            options = {k: v for k, v in (kwargs.get("adapter_kwargs") or {}).items() if k in ("token", "revision")}
-            with safe_open(cached_file(peft_model_id, "adapter_model.safetensors", **options), "pt") as file:
-                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-        if (sizes := sizes_in_tensors(shapes)) is not None:
-            resize_heads(self, sizes)
-        return super().load_adapter(peft_model_id, *args, **kwargs)
-
-    def train(self, mode: bool = True):
-        super().train(mode)
-        for name in self.frozen:
-            self.get_submodule(PARTS[name]).eval()
-        return self
-
-    # ---- prefix
-    # -------------------------------------------------------------------------------------------------------------
-
-    def _state_tokens(
-        self, state: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor, visual_tokens: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """The expert's state tokens (B, S, width), the pointers' among them; pointing logits and displacement."""
-        expected = (self.config.state_history, self.config.state_dim)
-        if state is None or tuple(state.shape[1:]) != expected:
-            raise ValueError(
-                f"state has shape {None if state is None else tuple(state.shape)}; it must be (batch, "
-                f"{expected[0]}, {expected[1]})"
-            )
-        tokens = self.action_expert.state_proj(state.to(input_dtype(self.action_expert.state_proj, self.dtype)))
-        if self.pointers is None:
-            return tokens, None, None
-        # poses and states are written with the last `num_bins` ids: the pointers must not read the answer from them
-        is_word = (input_ids < self.config.action_vocab_size - self.config.num_bins) & attention_mask.bool()
-        is_word &= input_ids != self.config.image_token_id
-        logits, read_out = self.pointers(visual_tokens, self.model.get_input_embeddings()(input_ids), is_word)
-        read_out = read_out.to(tokens.dtype)
-        displacement, displacement_token = self.pointers.predict_displacement(read_out, tokens[:, -1])
-        return torch.cat([tokens, read_out, displacement_token], dim=1), logits, displacement
+        self._add_heads(config)
 
     # ---- training and language
     # ----------------------------------------------------------------------------------------------
@@ -352,9 +226,11 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
             state_tokens, predictions.pointing, predictions.displacement = self._state_tokens(
                 state, input_ids, attention_mask, outputs.visual_tokens
             )
-            prefix = [recorder.states[i] for i in sorted(recorder.states)]
             draws = Draws(noise, time, hide_pose).completed(self.config, actions, generator)
-            predictions.velocity, predictions.flow = self._denoise(prefix, attention_mask, state_tokens, targets, draws)
+            mask = attention_mask if draws.hide_pose is None else self._without_pose(attention_mask, draws.hide_pose)
+            predictions.velocity, predictions.flow = self._velocities(
+                Prefix.of(recorder.stream, mask), state_tokens, targets, draws
+            )
         output = StereoVLAOutput(
             logits=logits,
             velocity=predictions.velocity[: len(targets.acting)] if acts else None,
@@ -365,11 +241,6 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
             **sum_losses(self.objectives, predictions, targets, counts),
         )
         return output if return_dict is not False else output.to_tuple()
-
-    def loss_counts(self, **inputs) -> dict[str, torch.Tensor]:
-        """How many samples, tokens, points and pixels of a batch (inputs of `forward`) have each loss."""
-        counts = count_targets(self.objectives, Targets.of(inputs))
-        return {name: count.to(self.device) for name, count in counts.items()}
 
     def _choose_disparity(self, targets: Targets, pixel_values: torch.Tensor) -> torch.Tensor | None:
         """The samples (B,) bool that the stereo encoder learns from, to which the target is cut; None = all."""
@@ -383,33 +254,6 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
         rows[0] |= ~rows.any()
         targets.disparity = targets.disparity[rows]
         return rows
-
-    def _denoise(
-        self,
-        prefix: list[tuple[torch.Tensor, torch.Tensor]],
-        attention_mask: torch.Tensor,
-        state_tokens: torch.Tensor,
-        targets: Targets,
-        draws: Draws,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Velocities (R, K, chunk, action_dim) of the samples that act, predicted and true.
-
-        Args:
-            prefix: keys and values of each layer of the language model, for all samples.
-        """
-        rows = targets.acting
-        if len(rows) == 0:
-            # the expert runs all the same, on one sample without a loss: of processes that share its weights, each
-            # waits for the others there
-            rows = rows.new_zeros(1)
-        noise, time = draws.noise[rows], draws.time[rows]
-        noisy, flow = interpolate(noise, targets.actions[rows][:, None].expand_as(noise), time)
-        mask = attention_mask[rows]
-        if draws.hide_pose is not None:
-            mask = self._without_pose(mask, draws.hide_pose[rows])
-        states = [(keys[rows], values[rows]) for keys, values in prefix]
-        velocity = self.action_expert(states, mask, state_tokens[rows], noisy.to(state_tokens.dtype), time)
-        return velocity, flow
 
     def _without_pose(self, attention_mask: torch.Tensor, hide_pose: torch.Tensor) -> torch.Tensor:
         """The prefix (B, L) that the expert sees: without the keyframe pose and its EOS where `hide_pose` (B,)."""
@@ -448,14 +292,10 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
             raise TypeError(
                 f"predict_action got unknown inputs {sorted(unused)}; build them with the processor without targets"
             )
-        config = self.config
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if chain_of_thought is None:
-            chain_of_thought = config.chain_of_thought
-        if num_steps is None:
-            num_steps = config.num_inference_steps
-        embedded_times = self.action_expert.embed_time(euler_times(num_steps, state.device))
+            chain_of_thought = self.config.chain_of_thought
         cache = DynamicCache() if chain_of_thought else RecordingCache()
         outputs = self.model(
             input_ids=input_ids,
@@ -467,23 +307,11 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, GenerationMixin):
         prefix_mask = attention_mask
         if chain_of_thought:
             _, prefix_mask = self._generate_pose(cache, outputs.last_hidden_state, attention_mask)
-            states = [(layer.keys, layer.values) for layer in cache.layers]
+            stream = [(layer.keys, layer.values) for layer in cache.layers]
         else:
-            states = [cache.states[i] for i in sorted(cache.states)]
+            stream = cache.stream
         state_tokens, _, _ = self._state_tokens(state, input_ids, attention_mask, outputs.visual_tokens)
-        shape = (input_ids.shape[0], config.chunk_size, config.action_dim)
-        if noise is None:
-            noise = torch.randn(shape, generator=generator, device=state.device, dtype=torch.float32)
-        elif tuple(noise.shape) != shape:
-            raise ValueError(f"noise has shape {tuple(noise.shape)}; it must be {shape}")
-
-        expert = self.action_expert
-        prefix = expert.read_prefix(states, prefix_mask, state_tokens, config.chunk_size)
-
-        def velocity(x: torch.Tensor, step: int) -> torch.Tensor:
-            return expert.denoise(prefix, x.to(state_tokens.dtype), embedded_times[step])
-
-        return euler_integrate(velocity, config.noise_scale * noise.float(), num_steps)
+        return self._integrate(Prefix.of(stream, prefix_mask), state_tokens, num_steps, noise, generator)
 
     def _generate_pose(
         self, cache: DynamicCache, hidden: torch.Tensor, attention_mask: torch.Tensor

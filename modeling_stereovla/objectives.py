@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from .cost_volume import disparity_loss, known_disparity
+from .depth_loss import known_depth, scale_invariant_losses
 from .pointing import in_picture, soft_token_targets
 
 IGNORED = -100  # label of a token without a loss, as in transformers
@@ -26,6 +27,7 @@ class Targets:
         disparity: (B', H, W) px of the left view, 0 = unknown, of the samples that disparity is predicted for.
         points: (B, 2, 2) px, target and gripper in the left view, NaN = unknown.
         displacement: (B, pose_dim), the way to the keyframe (see the processor), NaN = unknown.
+        depth_map: (B, V, H, W) m of each view, 0 = unknown.
     """
 
     labels: torch.Tensor | None = None
@@ -36,6 +38,7 @@ class Targets:
     disparity: torch.Tensor | None = None
     points: torch.Tensor | None = None
     displacement: torch.Tensor | None = None
+    depth_map: torch.Tensor | None = None
 
     @classmethod
     def of(cls, inputs: Mapping[str, Any]) -> "Targets":
@@ -77,6 +80,7 @@ class Predictions:
         velocity: (R', K, chunk, action_dim), of the samples `Targets.acting`, or of any one sample where there are
             none. flow: the same shape, the velocity that is to be learned.
         disparity: (B', 1, H/4, W/4), quarter-resolution px.
+        log_depth: (B, V, H, W), log of m.
         pointing: (B, 2, N), attention logits of target and gripper over the visual tokens.
         displacement: (B, pose_dim), as in `Targets`.
     """
@@ -85,6 +89,7 @@ class Predictions:
     velocity: torch.Tensor | None = None
     flow: torch.Tensor | None = None
     disparity: torch.Tensor | None = None
+    log_depth: torch.Tensor | None = None
     pointing: torch.Tensor | None = None
     displacement: torch.Tensor | None = None
 
@@ -198,6 +203,27 @@ class DisparityObjective(Objective):
         return {"disparity_loss": losses / count}
 
 
+class DepthMapObjective(Objective):
+    """Scale-invariant error of the log depth (`depth_expert.scale_invariant_losses`), a mean over the pictures of which
+    any depth is known.
+    """
+
+    name = "depth_map"
+
+    def count(self, targets):
+        return None if targets.depth_map is None else known_depth(self._wanted(targets)).flatten(2).any(-1).sum()
+
+    def outputs(self, predictions, targets, count):
+        if predictions.log_depth is None or targets.depth_map is None:
+            return None
+        losses = scale_invariant_losses(predictions.log_depth, self._wanted(targets), self.config.silog_lambda)
+        return {"depth_map_loss": losses.sum() / count}
+
+    def _wanted(self, targets: Targets) -> torch.Tensor:
+        """The depth of the views that the depth expert sees; a stereo encoder's is that of the first."""
+        return targets.depth_map if self.config.stereo_config is None else targets.depth_map[:, :1]
+
+
 class PointingObjective(Objective):
     """Cross-entropy of two attention maps with the visual tokens that hold target and gripper, over the points that are
     in the picture.
@@ -239,17 +265,27 @@ class KeyframeObjective(Objective):
 
 
 # in the order in which they are added up, logged and validated
-OBJECTIVES = (ActionObjective, LanguageObjective, DisparityObjective, PointingObjective, KeyframeObjective)
+OBJECTIVES = (
+    ActionObjective,
+    LanguageObjective,
+    DisparityObjective,
+    DepthMapObjective,
+    PointingObjective,
+    KeyframeObjective,
+)
 
 
 def objectives_of(config: Any) -> list[Objective]:
-    """Those of `OBJECTIVES` that a model of this `StereoVLAConfig` has outputs for."""
+    """Those of `OBJECTIVES` that a policy of this config has a weight and outputs for."""
     absent: set[type[Objective]] = set()
     if config.stereo_config is None:
         absent.add(DisparityObjective)
     if not config.use_pointers:
         absent |= {PointingObjective, KeyframeObjective}
-    return [kind(config) for kind in OBJECTIVES if kind not in absent]
+    if getattr(config, "depth_config", None) is None:
+        absent.add(DepthMapObjective)
+    weighted = [kind for kind in OBJECTIVES if hasattr(config, f"{kind.name}_loss_weight")]
+    return [kind(config) for kind in weighted if kind not in absent]
 
 
 def count_targets(objectives: Sequence[Objective], targets: Targets) -> dict[str, torch.Tensor]:

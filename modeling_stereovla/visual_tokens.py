@@ -47,30 +47,35 @@ class SemanticEncoder(nn.Module):
     """Features of one image on the token grid, from any vision model of transformers.
 
     Of a vision transformer: patch tokens of the second-to-last block without the final norm, as StereoVLA takes them;
-    the last block and the final norm influence nothing, so they are not built. Of a convolutional network: its last
-    feature map, pooled to the grid.
+    the last block and the final norm influence nothing, so they are not built. With `whole` they are, and the tokens
+    are theirs. Of a convolutional network: its last feature map, pooled to the grid.
+
+    Attributes:
+        size: channels of a token.
     """
 
-    def __init__(self, config, grid: int):
+    def __init__(self, config, grid: int, whole: bool = False):
         super().__init__()
         self.grid = grid
+        # a convolutional network states the widths of its stages
+        self.size = config.hidden_sizes[-1] if hasattr(config, "hidden_sizes") else config.hidden_size
         self.is_transformer = hasattr(config, "num_attention_heads")
         self.num_prefix_tokens = 0
         config = copy.deepcopy(config)
         if self.is_transformer:
-            config.num_hidden_layers -= 1
+            config.num_hidden_layers -= not whole
         else:
             config._attn_implementation = "eager"  # whatever the others' is: a network without attention refuses any
         self.tower = AutoModel.from_config(config)
-        if config.model_type == "dinov2_with_registers":
-            self.num_prefix_tokens = 1 + config.num_register_tokens
+        if config.model_type in ("dinov2", "dinov2_with_registers"):
+            self.num_prefix_tokens = 1 + getattr(config, "num_register_tokens", 0)
             # of masked-image pre-training only; a parameter that never gets a gradient breaks distributed training, and
             # a frozen one thaws when the model is loaded
             mask_token = self.tower.embeddings.mask_token.detach()
             del self.tower.embeddings.mask_token
             self.tower.embeddings.register_buffer("mask_token", mask_token)
         for norm in ("post_layernorm", "layernorm"):
-            if hasattr(self.tower, norm):
+            if hasattr(self.tower, norm) and not whole:
                 setattr(self.tower, norm, nn.Identity())
         self.register_load_state_dict_pre_hook(accept_saved_names)
         self.mean, self.std = PIXEL_STATISTICS.get(config.model_type, IMAGENET)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stereovla.modeling_stereovla import StereoVLAConfig
-from stereovla.modeling_stereovla.action_expert import ActionExpert, expert_mask
+from stereovla.modeling_stereovla.action_expert import ActionExpert, Prefix, expert_mask
 
 
 def brute_force_mask(prefix, num_state, chunk, num_chunks):
@@ -43,9 +43,9 @@ def expert_case():
 def test_draws_of_one_sample_do_not_see_each_other(expert_case):
     expert, states, tokens, actions, time = expert_case
     mask = torch.ones(2, 6, dtype=torch.long)
-    together = expert(states, mask, tokens, actions, time)
+    together = expert(Prefix.of(states, mask), tokens, actions, time)
     for draw in range(3):
-        alone = expert(states, mask, tokens, actions[:, draw : draw + 1], time[:, draw : draw + 1])
+        alone = expert(Prefix.of(states, mask), tokens, actions[:, draw : draw + 1], time[:, draw : draw + 1])
         torch.testing.assert_close(alone[:, 0], together[:, draw], atol=2e-6, rtol=1e-5)
 
 
@@ -55,10 +55,10 @@ def test_draws_of_one_sample_do_not_see_each_other(expert_case):
 def test_denoising_steps_equal_the_single_pass(expert_case, implementation, padded):
     expert, states, tokens, actions, time = expert_case
     mask = torch.tensor([[1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1]]) if padded else torch.ones(2, 6, dtype=torch.long)
-    together = expert(states, mask, tokens, actions, time[:1].expand(2, -1))
+    together = expert(Prefix.of(states, mask), tokens, actions, time[:1].expand(2, -1))
     config = expert.transformer.config
     before, config._attn_implementation = config._attn_implementation, implementation
-    prefix = expert.read_prefix(states, mask, tokens, actions.shape[2])
+    prefix = expert.read_prefix(Prefix.of(states, mask), tokens, actions.shape[2])
     # one object serves every step
     apart = [expert.denoise(prefix, actions[:, draw], expert.embed_time(time[0, draw])) for draw in range(3)]
     # flash kernels take no mask of blocks: the expert goes on with sdpa
@@ -71,9 +71,9 @@ def test_denoising_steps_equal_the_single_pass(expert_case, implementation, padd
 def test_masked_prefix_has_no_influence_and_positions_do_not_count_it(expert_case):
     expert, states, tokens, actions, time = expert_case
     mask = torch.tensor([[0, 0, 1, 1, 1, 1]] * 2)
-    padded = expert(states, mask, tokens, actions, time)
+    padded = expert(Prefix.of(states, mask), tokens, actions, time)
     cut = [(keys[:, :, 2:], values[:, :, 2:]) for keys, values in states]
-    torch.testing.assert_close(padded, expert(cut, mask[:, 2:], tokens, actions, time), atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(padded, expert(Prefix.of(cut, mask[:, 2:]), tokens, actions, time), atol=2e-6, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -84,6 +84,6 @@ def test_eager_equals_sdpa(expert_case):
     outputs = []
     for name in ("sdpa", "eager"):
         expert.transformer.config._attn_implementation = name
-        outputs.append(expert(states, mask, tokens, actions, time))
+        outputs.append(expert(Prefix.of(states, mask), tokens, actions, time))
     expert.transformer.config._attn_implementation = implementation
     torch.testing.assert_close(*outputs, atol=2e-6, rtol=1e-5)

@@ -12,7 +12,7 @@ from released_miniature import (
     show,
 )
 
-from stereovla.modeling_stereovla.action_expert import expert_mask
+from stereovla.modeling_stereovla.action_expert import Prefix, expert_mask
 from stereovla.modeling_stereovla.convert_files import WeightSource
 from stereovla.modeling_stereovla.convert_stereovla import released_rules
 from stereovla.modeling_stereovla.flow_matching import interpolate, time_embedding
@@ -172,12 +172,12 @@ def inference_tensors(model, recorded, case) -> dict[str, torch.Tensor]:
     positions = case["inference"]["kv_positions"]
     # the published suffix is one sequence; ours reads the state tokens once and then the chunk behind them
     (state_given, _), (chunk_given, _) = calls["layer"][:2]
-    states, state_tokens = state_given[CACHE].states, state_given[0]
+    states, state_tokens = state_given[CACHE].streams[0], state_given[0]
     prefix_mask = torch.ones(1, states[0][0].shape[2], dtype=torch.long)
     assert chunk_given["attention_mask"] is None  # without padding the chunk sees everything
     velocity_x = inputs.normal("velocity_x", (1, 5, 7), seed)
     time = model.action_expert.embed_time(torch.tensor(case["case"]["velocity_time"]))
-    prefix = model.action_expert.read_prefix(states, prefix_mask, state_tokens, 5)
+    prefix = model.action_expert.read_prefix(Prefix.of(states, prefix_mask), state_tokens, 5)
     hidden = torch.cat([output.last_hidden_state[:, -1] for _, output in calls["model"]])
     final = with_images(torch.tensor([case["inference"]["final_input_ids"]]), model.config.image_token_id)
     return {
@@ -280,4 +280,4 @@ def test_direct_path_skips_the_pose(model, case):
     with Watch(layer=model.action_expert.transformer.layers[0], head=model.lm_head) as calls:
         model.predict_action(**prompt(model, case), noise=RECORDED["noise"], chain_of_thought=False, num_steps=1)
     assert calls["head"] == []
-    assert calls["layer"][0][0][CACHE].states[0][0].shape[2] == 306
+    assert calls["layer"][0][0][CACHE].streams[0][0][0].shape[2] == 306

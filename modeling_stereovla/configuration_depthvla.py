@@ -1,0 +1,455 @@
+"""Configuration of DepthVLA and of its depth expert, and their named sizes."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, GemmaConfig, PaliGemmaConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from .configuration_stereo_encoder import StereoEncoderConfig, known_keys, refuse_unknown_keys
+from .configuration_stereovla import SMALL_STEREO, resnet, with_overrides
+
+DEPTH_INPUTS = ("pictures", "depth")
+MASKS = ("block", "full")
+RIGHT = "right"  # the view that a stereo encoder compares the first one with
+
+
+@strict
+class DepthExpertConfig(PreTrainedConfig):
+    r"""
+    Sizes of the depth expert (arXiv 2510.13375, section III): an encoder of the views, a decoder that mirrors the
+    VLM's transformer with widths of its own, a linear head. The defaults are the paper's: DINOv2-L as in Depth Anything
+    V2, and a decoder shaped like Gemma-300M, which is what its 600 M parameters leave (not published).
+
+    Args:
+        encoder_config:
+            Encoder of each view, any vision model of transformers; None with `stereo_config`.
+        stereo_config (`StereoEncoderConfig`):
+            In place of it, an encoder of the first view and the right one: the depth expert then sees with two eyes.
+        decoder_config (`GemmaConfig`):
+            Layers, heads and head size must be those of the language model whose attention is shared.
+        image_size, patch_size (`int`):
+            Side of the views and stride of the tokens, px. A token's output is the depth of its patch.
+        input (`str`):
+            "pictures", or "depth": the encoder is then shown the true depth in their place (an ablation of the paper).
+    """
+
+    model_type = "depthvla_depth_expert"
+    sub_configs_defaults = {
+        "encoder_config": SubConfigSpec(config_class=AutoConfig, model_type="dinov2", optional=True),
+        "stereo_config": SubConfigSpec(config_class=StereoEncoderConfig, optional=True),
+        "decoder_config": SubConfigSpec(config_class=GemmaConfig),
+    }
+
+    encoder_config: dict | PreTrainedConfig | None = None
+    stereo_config: dict | PreTrainedConfig | None = None
+    decoder_config: dict | PreTrainedConfig | None = None
+    image_size: int = 224
+    patch_size: int = 14
+    input: str = "pictures"
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        refuse_unknown_keys(self, kwargs)
+        if self.encoder_config is None and self.stereo_config is None:
+            self.encoder_config = dinov2_large()
+        if self.decoder_config is None:
+            self.decoder_config = gemma_300m()
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_preset(cls, preset: str, **overrides) -> "DepthExpertConfig":
+        """The depth expert of the policy named `preset` (a key of `PRESETS`) with `overrides`."""
+        return cls(**with_overrides(_preset(preset)["depth_config"], overrides))
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "DepthExpertConfig":
+        """As in transformers; keys that are not known are left out with a warning."""
+        values = known_keys(cls, config_dict)
+        if isinstance(values.get("stereo_config"), dict):
+            values["stereo_config"] = known_keys(StereoEncoderConfig, values["stereo_config"])
+        return super().from_dict(values, **kwargs)
+
+    @property
+    def hidden_size(self) -> int:
+        return self.decoder_config.hidden_size
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of one view."""
+        return (self.image_size // self.patch_size) ** 2
+
+    def validate_architecture(self):
+        """Part of `@strict`-powered validation."""
+        if (self.encoder_config is None) == (self.stereo_config is None):
+            raise ValueError("encoder_config and stereo_config are both given; the depth expert has one encoder")
+        if self.input not in DEPTH_INPUTS:
+            raise ValueError(f"input is {self.input!r}; it must be one of {', '.join(DEPTH_INPUTS)}")
+        if self.input == "depth" and self.stereo_config is not None:
+            raise ValueError("input is 'depth', but a stereo encoder compares pictures; give encoder_config instead")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size is {self.image_size}; it must be divisible by patch_size ({self.patch_size})")
+        if self.stereo_config is not None and self.image_size % 32:
+            raise ValueError(
+                f"image_size is {self.image_size}; it must be divisible by 32, the stereo encoder's coarsest stride"
+            )
+        patch = getattr(self.encoder_config, "patch_size", self.patch_size)
+        if patch != self.patch_size:
+            raise ValueError(f"encoder_config has patch_size {patch}; it must be the tokens', {self.patch_size}")
+
+
+@strict
+class DepthVLAConfig(PreTrainedConfig):
+    r"""
+    Sizes of DepthVLA (arXiv 2510.13375). The defaults are the paper's (`preset="full"`); `DepthVLAConfig.from_preset`
+    gives smaller ones. Without a depth expert the model is pi0 (arXiv 2410.24164).
+
+    Args:
+        vlm_config (`PaliGemmaConfig`):
+            The vision-language model. Its vision model may be a convolutional one, which is pooled to the grid.
+        depth_config (`DepthExpertConfig`):
+            The depth expert. None (`depth_expert=False` of `from_preset`) leaves it out.
+        views (`list[str]`):
+            Names of the cameras in the order of `pixel_values`; VLM and depth expert see each of them. Boxes, points
+            and pointing are about the first.
+        mask (`str`):
+            "block": VLM tokens and depth tokens see their own kind alone. "full", an ablation: both see each other.
+        image_size, patch_size (`int`):
+            Side of the views and stride of the visual tokens, px.
+        expert_hidden_size, expert_intermediate_size (`int`):
+            Widths of the action expert; its depth and heads are the language model's.
+        silog_lambda (`float` in [0, 1]):
+            Share of the squared mean error in log depth that the depth loss forgives; 1 does not see a wrong scale.
+        depth_expert_source (`str`), frozen_parts (`list[str]`):
+            What the training did: where the depth expert's weights came from, None = nowhere, and which parts were held
+            fixed.
+        state_dim, state_history, action_dim, chunk_size, pose_dim, num_bins, action_vocab_size, image_token_id,
+        num_inference_steps, noise_scale, time_alpha, time_beta, time_min, time_max, min_period, max_period,
+        time_embedding_dtype, flow_draws, use_pointers:
+            As in `StereoVLAConfig`.
+        action_loss_weight, language_loss_weight, depth_map_loss_weight, pointing_loss_weight, keyframe_loss_weight:
+            Weights of the summed loss. The paper's are L_flow + L_si.
+    """
+
+    model_type = "depthvla"
+    sub_configs_defaults = {
+        "vlm_config": SubConfigSpec(config_class=PaliGemmaConfig),
+        "depth_config": SubConfigSpec(config_class=DepthExpertConfig, optional=True),
+    }
+
+    vlm_config: dict | PreTrainedConfig | None = None
+    depth_config: dict | PreTrainedConfig | None = None
+    views: list[str] | tuple[str, ...] = ("left",)
+    mask: str = "block"
+    image_size: int = 224
+    patch_size: int = 14
+    expert_hidden_size: int = 1024
+    expert_intermediate_size: int = 4096
+    state_dim: int = 7
+    state_history: int = 1
+    action_dim: int = 7
+    chunk_size: int = 16
+    pose_dim: int = 7
+    num_bins: int = 256
+    action_vocab_size: int = 257024
+    image_token_id: int = 257152
+    num_inference_steps: int = 10
+    noise_scale: float = 1.0
+    time_alpha: float = 1.5
+    time_beta: float = 1.0
+    time_min: float = 0.001
+    time_max: float = 1.0
+    min_period: float = 4e-3
+    max_period: float = 4.0
+    time_embedding_dtype: str = "float32"
+    flow_draws: int = 1
+    use_pointers: bool = False
+    silog_lambda: float = 0.5
+    action_loss_weight: float = 1.0
+    language_loss_weight: float = 0.0
+    depth_map_loss_weight: float = 1.0
+    pointing_loss_weight: float = 0.0
+    keyframe_loss_weight: float = 0.0
+    depth_expert_source: str | None = None
+    frozen_parts: list[str] | tuple[str, ...] = ()
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        refuse_unknown_keys(self, kwargs)
+        if self.vlm_config is None:
+            self.vlm_config = paligemma_3b()
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_preset(cls, preset: str, depth_expert: bool = True, **overrides) -> "DepthVLAConfig":
+        """The configuration named `preset` (a key of `PRESETS`) with `overrides`; a dict overrides single options of a
+        part. Without depth expert: pi0 of the same sizes.
+        """
+        values = _preset(preset)
+        if not depth_expert:
+            values |= {"depth_config": None, "depth_map_loss_weight": 0.0}
+        return cls(**with_overrides(values, overrides))
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "DepthVLAConfig":
+        """As in transformers; keys that are not known are left out with a warning."""
+        values = known_keys(cls, config_dict)
+        if isinstance(values.get("depth_config"), dict):
+            values["depth_config"] = known_keys(DepthExpertConfig, values["depth_config"])
+        return super().from_dict(values, **kwargs)
+
+    @property
+    def text_config(self) -> GemmaConfig:
+        """The language model's."""
+        return self.vlm_config.text_config
+
+    @property
+    def tie_word_embeddings(self) -> bool:
+        """Whether the output layer is the embedding; the language model says so, transformers asks here."""
+        return self.text_config.tie_word_embeddings
+
+    @tie_word_embeddings.setter
+    def tie_word_embeddings(self, value: bool) -> None:
+        self.text_config.tie_word_embeddings = value
+
+    @property
+    def stereo_config(self) -> StereoEncoderConfig | None:
+        """The stereo encoder's, where the depth expert has one."""
+        return None if self.depth_config is None else self.depth_config.stereo_config
+
+    @property
+    def pixel_views(self) -> list[str]:
+        """Names of the views in `pixel_values`: those that are seen, and the right one for a stereo encoder."""
+        return [*self.views, *([] if self.stereo_config is None else [RIGHT])]
+
+    @property
+    def num_visual_tokens(self) -> int:
+        """Of one view."""
+        return (self.image_size // self.patch_size) ** 2
+
+    def validate_architecture(self):
+        """Part of `@strict`-powered validation."""
+        text, vision, depth = self.text_config, self.vlm_config.vision_config, self.depth_config
+        if text.model_type != "gemma":
+            raise ValueError(f"vlm_config.text_config is a {text.model_type!r}; it must be a 'gemma'")
+        if self.mask not in MASKS:
+            raise ValueError(f"mask is {self.mask!r}; it must be one of {', '.join(MASKS)}")
+        if not self.views or len(set(self.views)) < len(self.views):
+            raise ValueError(f"views are {list(self.views)}; they must be different names, at least one")
+        if (vision.image_size, vision.patch_size) != (self.image_size, self.patch_size):
+            raise ValueError(
+                f"vlm_config.vision_config has image_size {vision.image_size} and patch_size {vision.patch_size}; both "
+                f"must equal the model's, {self.image_size} and {self.patch_size}"
+            )
+        if depth is None:
+            if self.depth_map_loss_weight:
+                raise ValueError(
+                    f"depth_map_loss_weight is {self.depth_map_loss_weight}, but depth_config is None: without a depth "
+                    "expert it must be 0"
+                )
+        else:
+            for name in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"):
+                mine, its = getattr(text, name), getattr(depth.decoder_config, name)
+                if mine != its:
+                    raise ValueError(
+                        f"depth_config.decoder_config.{name} is {its}; it must be the language model's, {mine}: they "
+                        "share attention"
+                    )
+            if depth.image_size != self.image_size:
+                raise ValueError(f"depth_config.image_size is {depth.image_size}; it must be {self.image_size}")
+            if self.use_pointers and depth.patch_size != self.patch_size:
+                raise ValueError(
+                    f"depth_config.patch_size is {depth.patch_size}; pointers read the visual tokens and the depth "
+                    f"tokens of a place, so it must be {self.patch_size}"
+                )
+            if depth.stereo_config is not None and RIGHT in self.views:
+                raise ValueError(f"views are {list(self.views)}; {RIGHT!r} is the stereo encoder's, not one of them")
+        if self.expert_hidden_size % 2:
+            raise ValueError(f"expert_hidden_size is {self.expert_hidden_size}; the time embedding needs an even width")
+        if not self.num_bins < self.action_vocab_size <= text.vocab_size:
+            raise ValueError(
+                f"action_vocab_size is {self.action_vocab_size}; it must lie above num_bins ({self.num_bins}) and not "
+                f"above the language model's vocab_size ({text.vocab_size})"
+            )
+        if self.image_token_id < 0:
+            raise ValueError(f"image_token_id is {self.image_token_id}; it must be at least 0")
+        if self.time_embedding_dtype not in ("float32", "model"):
+            raise ValueError(f"time_embedding_dtype is {self.time_embedding_dtype!r}; it must be 'float32' or 'model'")
+        for name in ("noise_scale", "silog_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1]")
+        if not 0 <= self.time_min < self.time_max <= 1:
+            raise ValueError(
+                f"time_min, time_max are {self.time_min}, {self.time_max}; 0 <= time_min < time_max <= 1 must hold"
+            )
+        sizes = ("state_dim", "state_history", "action_dim", "chunk_size", "pose_dim", "flow_draws")
+        for name in (*sizes, "num_inference_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+def dinov2_large() -> dict:
+    """The encoder of Depth Anything V2 (Large): DINOv2-L/14, trained at 518 px; positions are interpolated."""
+    return {
+        "model_type": "dinov2",
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 518,
+        "patch_size": 14,
+    }
+
+
+def gemma_300m() -> dict:
+    """A transformer of pi0's action expert's shape."""
+    return {
+        "vocab_size": 1,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 18,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "pad_token_id": None,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+
+
+def paligemma_3b() -> dict:
+    """PaliGemma-3B at 224 px: SigLIP-so400m/14 and Gemma-2B."""
+    return {
+        "text_config": {
+            "model_type": "gemma",
+            "vocab_size": 257216,
+            "hidden_size": 2048,
+            "intermediate_size": 16384,
+            "num_hidden_layers": 18,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 1,
+            "head_dim": 256,
+        },
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_hidden_layers": 27,
+            "num_attention_heads": 16,
+            "image_size": 224,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+        "projection_dim": 2048,
+        "hidden_size": 2048,
+        "vocab_size": 257216,
+        "image_token_index": 257152,
+    }
+
+
+def _full() -> dict:
+    return {
+        "vlm_config": paligemma_3b(),
+        "depth_config": {"encoder_config": dinov2_large(), "decoder_config": gemma_300m()},
+    }
+
+
+def _small(image_size: int, patch_size: int, width: int, layers: int, vision: dict, depth: dict, narrow: int) -> dict:
+    """A small model of the same structure: `width` for language model and action expert, `narrow` for the depth
+    expert's decoder; `vision` and `depth` are the configs of their encoders.
+    """
+    shape = {
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // 32,
+        "num_key_value_heads": width // 64,
+        "head_dim": 32,
+    }
+    return {
+        "vlm_config": {
+            "text_config": {
+                **shape,
+                "model_type": "gemma",
+                "vocab_size": 1024,
+                "hidden_size": width,
+                "intermediate_size": 2 * width,
+                "max_position_embeddings": 2048,
+                "initializer_range": width**-0.5,
+                "pad_token_id": 0,
+                "bos_token_id": 1,
+                "eos_token_id": 2,
+            },
+            # a convolutional model does not state its size on the grid
+            "vision_config": {**vision, "image_size": image_size, "patch_size": patch_size},
+            "projection_dim": width,
+            "hidden_size": width,
+            "vocab_size": 1024,
+            "image_token_index": 3,
+        },
+        "depth_config": {
+            "encoder_config": depth,
+            "decoder_config": {
+                **gemma_300m(),
+                **shape,
+                "hidden_size": narrow,
+                "intermediate_size": 2 * narrow,
+                "max_position_embeddings": 2048,
+                "initializer_range": narrow**-0.5,
+            },
+            "image_size": image_size,
+            "patch_size": patch_size,
+        },
+        "image_size": image_size,
+        "patch_size": patch_size,
+        "expert_hidden_size": width,
+        "expert_intermediate_size": 2 * width,
+        "chunk_size": 8,
+        "action_vocab_size": 1024,
+        "image_token_id": 3,
+    }
+
+
+def _tiny() -> dict:
+    vision = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 1,
+        "image_size": 64,
+        "patch_size": 16,
+    }
+    siglip = {**vision, "model_type": "siglip_vision_model", "intermediate_size": 64, "vision_use_head": False}
+    dinov2 = {**vision, "model_type": "dinov2", "mlp_ratio": 2}
+    return {**_small(64, 16, 64, 2, siglip, dinov2, 32), "num_inference_steps": 4}
+
+
+LEARNED_IN_MINUTES = {
+    # what a small policy needs to learn to act within minutes, as StereoVLA's presets of these names
+    "flow_draws": 4,
+    "language_loss_weight": 0.5,
+    "use_pointers": True,
+    "pointing_loss_weight": 1.0,
+    "keyframe_loss_weight": 5.0,
+    "noise_scale": 0.0,
+}
+
+
+def _demo() -> dict:
+    vision = {**resnet(24, 64), "hidden_size": 64}
+    return {**_small(96, 8, 96, 2, vision, resnet(16, 32), 32), **LEARNED_IN_MINUTES}
+
+
+def _lab() -> dict:
+    vision = {**resnet(32, 96), "hidden_size": 96}
+    return {**_small(128, 8, 192, 3, vision, resnet(24, 64), 64), **LEARNED_IN_MINUTES, "language_loss_weight": 1.0}
+
+
+def stereo_encoder() -> dict:
+    """Overrides of a small preset's `depth_config` that make it see with two eyes, as StereoVLA of that size does."""
+    return {"encoder_config": None, "stereo_config": SMALL_STEREO}
+
+
+PRESETS = {"depthvla-tiny": _tiny, "depthvla-demo": _demo, "depthvla-lab": _lab, "depthvla-full": _full}
+
+
+def _preset(preset: str) -> dict:
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; the presets are {', '.join(PRESETS)}")
+    return PRESETS[preset]()

@@ -1,0 +1,416 @@
+"""DepthVLA (arXiv 2510.13375): a vision-language-action model with a depth expert, as a mixture of transformers."""
+
+import torch
+from torch import nn
+from transformers import GenerationMixin, PaliGemmaModel
+from transformers.cache_utils import Cache, DynamicCache
+
+from .action_expert import Prefix
+from .configuration_depthvla import DepthVLAConfig
+from .depth_expert import DepthExpertModel
+from .flow_matching import Draws
+from .layer_caches import CACHE, RecordingCache
+from .mixture_of_transformers import joint_mask, run_layers, run_together
+from .model_outputs import DepthVLAModelOutput, DepthVLAOutput, refuse_unknown_inputs
+from .objectives import Predictions, Targets, sum_losses
+from .policy import PolicyForActionPrediction, PolicyPreTrainedModel, valid_positions
+from .running_statistics import hold_running_statistics
+from .saved_names import accept_saved_names
+from .visual_tokens import IMAGENET, PIXEL_STATISTICS, normalize_pixels, pool_to_grid
+
+
+class DepthVLAPreTrainedModel(PolicyPreTrainedModel):
+    config: DepthVLAConfig
+    config_class = DepthVLAConfig
+    _no_split_modules = ["GemmaDecoderLayer", "SiglipEncoderLayer", "Dinov2Layer", "CostFilter", "EdgeNeXtStage"]
+
+    def __init__(self, config: DepthVLAConfig):
+        super().__init__(config)
+        if config.mask == "full" and config.depth_config is not None:
+            # layers of two transformers that run together cannot be gathered one by one (FSDP)
+            self._no_split_modules = [name for name in self._no_split_modules if name != "GemmaDecoderLayer"]
+
+
+class DepthVLAModel(DepthVLAPreTrainedModel):
+    """VLM and depth expert: what the action expert reads. The policy without its heads."""
+
+    def __init__(self, config: DepthVLAConfig):
+        super().__init__(config)
+        self.vlm = PaliGemmaModel._from_config(config.vlm_config)
+        for layer in self.vlm.language_model.layers:
+            layer._can_checkpoint_with_cache = True  # of a training step: RecordingCache may be written twice
+        self.vlm.register_load_state_dict_pre_hook(accept_saved_names)
+        self.depth_expert = None if config.depth_config is None else DepthExpertModel._from_config(config.depth_config)
+        # pointers read depth where they read the picture
+        reads_depth = config.use_pointers and self.depth_expert is not None
+        hidden = config.text_config.hidden_size
+        self.depth_reading = nn.Linear(config.depth_config.hidden_size, hidden) if reads_depth else None
+        self.mean, self.std = PIXEL_STATISTICS.get(config.vlm_config.vision_config.model_type, IMAGENET)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.vlm.language_model.embed_tokens
+
+    def set_input_embeddings(self, value):
+        self.vlm.language_model.embed_tokens = value
+
+    def embed_views(self, pixel_values: torch.Tensor, view_mask: torch.Tensor | None) -> torch.Tensor:
+        """Visual tokens (V', N, hidden) of the views that are there, those of a sample one behind the other.
+
+        Args:
+            pixel_values: (B, V, 3, H, W); view_mask: (B, V) bool, None = all are there.
+        """
+        views = pixel_values.flatten(0, 1) if view_mask is None else pixel_values[view_mask]
+        tower = self.vlm.vision_tower
+        if self.training:
+            hold_running_statistics(tower)
+        features = tower(pixel_values=normalize_pixels(views, self.mean, self.std)).last_hidden_state
+        if features.ndim == 4:
+            features = pool_to_grid(features, self.config.image_size // self.config.patch_size)
+        return self.vlm.multi_modal_projector(features)
+
+    def embed(
+        self,
+        input_ids: torch.Tensor | None,
+        visual_tokens: torch.Tensor | None,
+        view_mask: torch.Tensor | None,
+        embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Token embeddings (B, L, hidden), those of `input_ids` unless given as `embeds`, in which the visual tokens
+        take the places of the image token id.
+        """
+        if input_ids is None and (embeds is None or visual_tokens is not None):
+            raise ValueError("input_ids is missing: beside inputs_embeds too it says where the visual tokens go")
+        is_image = None if input_ids is None else input_ids == self.config.image_token_id
+        if embeds is None:
+            # the image token may lie behind the vocabulary, as PaliGemma's does in pi0
+            embeds = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
+        if visual_tokens is None:
+            return embeds
+        if not torch.compiler.is_compiling():
+            counts = is_image.sum(-1)
+            there = len(self.config.views) if view_mask is None else view_mask.sum(-1)
+            if not bool((counts == there * self.config.num_visual_tokens).all()):
+                raise ValueError(
+                    f"input_ids hold {counts.tolist()} image tokens (id {self.config.image_token_id}) in the rows of "
+                    f"this batch; each row needs {self.config.num_visual_tokens} for each view that is there: "
+                    f"{there if view_mask is None else there.tolist()}"
+                )
+        return embeds.masked_scatter(is_image[..., None], visual_tokens.to(embeds.dtype))
+
+    def check_views(self, pixel_values: torch.Tensor, view_mask: torch.Tensor | None) -> torch.Tensor | None:
+        """`view_mask`, or None where all views are there; ValueError for other shapes and for a sample without its
+        first view.
+        """
+        size, names = self.config.image_size, self.config.pixel_views
+        if pixel_values.ndim != 5 or tuple(pixel_values.shape[1:]) != (len(names), 3, size, size):
+            raise ValueError(
+                f"pixel_values has shape {tuple(pixel_values.shape)}; it must be (batch, {len(names)}, 3, {size}, "
+                f"{size}), the views being {', '.join(names)}"
+            )
+        if view_mask is None:
+            return None
+        expected = (len(pixel_values), len(self.config.views))
+        if tuple(view_mask.shape) != expected:
+            raise ValueError(f"view_mask has shape {tuple(view_mask.shape)}; it must be {expected}, (batch, views)")
+        view_mask = view_mask.bool()
+        if torch.compiler.is_compiling() or bool(view_mask.all()):
+            return None if not torch.compiler.is_compiling() else view_mask
+        if not bool(view_mask[:, 0].all()):
+            raise ValueError(f"view_mask leaves out {names[0]!r} of a sample; the first view must always be there")
+        return view_mask
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        view_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        depth_map: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_depth: bool = False,
+    ) -> DepthVLAModelOutput:
+        """
+        Args:
+            input_ids: (B, L) int64, with `config.num_visual_tokens` image tokens for each view that is there.
+            pixel_values: (B, P, 3, H, W), RGB in [0, 1], in the order of `config.pixel_views`.
+            view_mask: (B, V) bool, which of `config.views` are there; None = all.
+            attention_mask: (B, L) or (B, cached + L), 1 = valid token.
+            token_type_ids: (B, L), 0 = prompt, whose tokens see each other, 1 = answer; None = all prompt.
+            depth_map: (B, V, H, W) in m, where the depth expert's input is depth.
+            cache: keys and values of earlier tokens, and where those of these go; before transformers 5.24,
+                past_key_values. With one the VLM runs alone: answers are about what it sees.
+            output_depth: also return the predicted depth.
+        """
+        cache = past_key_values if cache is None else cache
+        if use_cache and cache is None:
+            cache = DynamicCache()
+        tokens = None
+        if pixel_values is not None:
+            view_mask = self.check_views(pixel_values, view_mask)
+            pixel_values = pixel_values.to(self.dtype)
+            tokens = self.embed_views(pixel_values[:, : len(self.config.views)], view_mask)
+        embeds = self.embed(input_ids, tokens, view_mask, inputs_embeds)
+        if attention_mask is None:
+            attention_mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+        positions = valid_positions(attention_mask)[:, -embeds.shape[1] :] if position_ids is None else position_ids
+        language_model = self.vlm.language_model
+        rotary = language_model.rotary_emb(embeds, positions)
+        before = attention_mask.shape[1] - embeds.shape[1]
+        if before:  # answers go on: each token sees all that is before it
+            allowed = joint_mask(attention_mask, torch.ones_like(attention_mask))[:, :, before:]
+            hidden = run_layers(language_model, embeds, cache, allowed, rotary)
+            return DepthVLAModelOutput(last_hidden_state=hidden, **{CACHE: cache})
+        if pixel_values is None or cache is not None:
+            if cache is not None and self.depth_expert is not None and self.config.mask == "full":
+                raise ValueError(
+                    "mask is 'full': the VLM sees the depth expert's tokens, which answers from a cache do not; "
+                    "generate with use_cache=False"
+                )
+            allowed = self._prompt_mask(attention_mask, token_type_ids)
+            hidden = run_layers(language_model, embeds, cache, allowed, rotary)
+            return DepthVLAModelOutput(last_hidden_state=hidden, **{CACHE: cache if use_cache else None})
+        depth_hidden, length = None, attention_mask.sum(-1, keepdim=True)
+        if self.depth_expert is None:
+            hidden, stream = self._run_vlm(embeds, attention_mask, token_type_ids, rotary)
+            prefix = Prefix((stream,), attention_mask, length)
+        else:
+            expert = self.depth_expert
+            depth_tokens = expert.embed(pixel_values, view_mask, depth_map)
+            depth_mask = expert.token_mask(depth_tokens, view_mask)
+            mask = torch.cat([attention_mask, depth_mask], dim=1)
+            if self.config.mask == "block":
+                hidden, stream = self._run_vlm(embeds, attention_mask, token_type_ids, rotary)
+                depth_hidden, depth_stream = expert.run(depth_tokens, depth_mask)
+                prefix = Prefix((stream, depth_stream), mask, length)
+            else:
+                (hidden, depth_hidden), stream = run_together(
+                    (language_model, expert.decoder),
+                    (embeds, depth_tokens),
+                    joint_mask(attention_mask, token_type_ids, depth_mask),
+                    (rotary, tuple(part.expand(len(embeds), -1, -1) for part in expert.rotary(depth_tokens))),
+                )
+                prefix = Prefix((stream,), mask, length)
+        visual = None
+        if self.config.use_pointers:
+            visual = self._first_view(tokens, view_mask)
+            if self.depth_reading is not None:
+                visual = visual + self.depth_reading(depth_hidden[:, : visual.shape[1]])
+        return DepthVLAModelOutput(
+            last_hidden_state=hidden,
+            prefix=prefix,
+            visual_tokens=visual,
+            log_depth=self.depth_expert.log_depth(depth_hidden) if output_depth else None,
+        )
+
+    def _run_vlm(self, embeds, attention_mask, token_type_ids, rotary):
+        """The VLM by itself: hidden states and stream."""
+        cache = RecordingCache()
+        allowed = self._prompt_mask(attention_mask, token_type_ids)
+        return run_layers(self.vlm.language_model, embeds, cache, allowed, rotary), cache.stream
+
+    def _prompt_mask(self, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None) -> torch.Tensor | None:
+        answers = token_type_ids is not None and bool(token_type_ids.any())
+        return joint_mask(attention_mask, token_type_ids) if answers or not bool(attention_mask.all()) else None
+
+    def _first_view(self, tokens: torch.Tensor, view_mask: torch.Tensor | None) -> torch.Tensor:
+        """Visual tokens (B, N, hidden) of each sample's first view, among those of all views that are there."""
+        if view_mask is None:
+            return tokens[:: len(self.config.views)]
+        return tokens[view_mask.sum(-1).cumsum(0) - view_mask.sum(-1)]
+
+
+class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPrediction, GenerationMixin):
+    """DepthVLA with its language head and its action expert."""
+
+    parts = {
+        "vision": "model.vlm.vision_tower",
+        "projector": "model.vlm.multi_modal_projector",
+        "language_model": "model.vlm.language_model",
+        "lm_head": "lm_head",
+        "depth_encoder": "model.depth_expert.encoder",
+        "stereo": "model.depth_expert.stereo",
+        "depth_expert": "model.depth_expert",
+        "action_expert": "action_expert",
+        "pointers": "pointers",
+    }
+    _tied_weights_keys = {"lm_head.weight": "model.vlm.language_model.embed_tokens.weight"}
+
+    def __init__(self, config: DepthVLAConfig):
+        super().__init__(config)
+        self.model = DepthVLAModel(config)
+        self._add_heads(config)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        view_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        state: torch.Tensor | None = None,
+        actions: torch.Tensor | None = None,
+        is_action: torch.Tensor | None = None,
+        action_mask: torch.Tensor | None = None,
+        depth_map: torch.Tensor | None = None,
+        points: torch.Tensor | None = None,
+        displacement: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        time: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        language_weights: torch.Tensor | None = None,
+        counts: dict[str, torch.Tensor] | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        output_depth: bool = False,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> DepthVLAOutput | tuple:
+        """Losses of a mixed batch; without labels and actions, the language logits.
+
+        Args:
+            input_ids, pixel_values, view_mask, attention_mask, token_type_ids: as in `DepthVLAModel.forward`.
+            labels: (B, L) int64, -100 = no loss; shifted inside.
+            state: (B, state_history, state_dim), normalised.
+            actions: (B, chunk_size, action_dim), normalised; is_action: (B,) bool, the samples with an action loss
+                (default: all); action_mask: (B, chunk_size) bool, the steps with one (default: all).
+            depth_map: (B, V, H, W), true depth of the views in m, 0 = unknown.
+            points: (B, 2, 2), pixels of target and gripper in the first view, NaN = unknown.
+            displacement: (B, pose_dim), the way to the keyframe (see the processor), NaN = unknown.
+            noise: (B, K, chunk_size, action_dim) and time: (B, K), of flow matching; drawn (with `generator`) when
+                absent.
+            language_weights: (B,), factors on the language losses of the samples (default: 1).
+            counts: what each sum of losses is divided by, those of `loss_counts` when absent (see StereoVLA).
+            output_depth: return the predicted depth also where there is no true one.
+        """
+        refuse_unknown_inputs(kwargs, DepthVLAForActionPrediction.forward)
+        targets = Targets(
+            labels,
+            language_weights,
+            actions,
+            is_action,
+            action_mask,
+            points=points,
+            displacement=displacement,
+            depth_map=depth_map,
+        )
+        acts = actions is not None
+        depth_expert = self.model.depth_expert
+        if acts and depth_expert is not None and depth_map is None and self.config.depth_map_loss_weight:
+            # nothing known: processes that share weights must all have gradients for them, be they 0
+            views, size = len(self.config.views), self.config.image_size
+            targets.depth_map = pixel_values.new_zeros(len(pixel_values), views, size, size)
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            view_mask=view_mask,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            depth_map=depth_map,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            output_depth=depth_expert is not None and (output_depth or targets.depth_map is not None),
+            **({} if acts else {CACHE: past_key_values if cache is None else cache, "use_cache": use_cache}),
+        )
+        predictions = Predictions(log_depth=outputs.log_depth)
+        hidden = outputs.last_hidden_state
+        if labels is None:
+            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = None if acts else self.lm_head(hidden[:, keep])
+        else:
+            # computed for the labelled tokens alone
+            logits = predictions.logits = self.lm_head(hidden[:, :-1][targets.labelled])
+        if acts:
+            is_prompt = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            is_prompt = is_prompt if token_type_ids is None else is_prompt * (token_type_ids == 0)
+            state_tokens, predictions.pointing, predictions.displacement = self._state_tokens(
+                state, input_ids, is_prompt, outputs.visual_tokens
+            )
+            draws = Draws(noise, time, None).completed(self.config, actions, generator)
+            predictions.velocity, predictions.flow = self._velocities(
+                self._prompt_alone(outputs.prefix, token_type_ids), state_tokens, targets, draws
+            )
+        losses = sum_losses(self.objectives, predictions, targets, counts)
+        if acts and labels is None and self.training:
+            # the VLM's last layer leads to nothing here; its gradients are 0, not absent, on every process
+            losses["loss"] = losses["loss"] + 0.0 * self.lm_head(hidden[:, :0]).sum()
+        output = DepthVLAOutput(
+            logits=logits,
+            velocity=predictions.velocity[: len(targets.acting)] if acts else None,
+            depth=None if outputs.log_depth is None else outputs.log_depth.exp(),
+            **{CACHE: None if acts or CACHE not in outputs else outputs[CACHE]},
+            **losses,
+        )
+        return output if return_dict is not False else output.to_tuple()
+
+    def _prompt_alone(self, prefix: Prefix, token_type_ids: torch.Tensor | None) -> Prefix:
+        """The prefix as the action expert sees it: without answers, which it would not have when it acts."""
+        if token_type_ids is None:
+            return prefix
+        prompt = (token_type_ids == 0).to(prefix.mask.dtype)
+        length = prompt.shape[1]
+        mask = torch.cat([prefix.mask[:, :length] * prompt, prefix.mask[:, length:]], dim=1)
+        return Prefix(prefix.streams, mask, mask[:, :length].sum(-1, keepdim=True))
+
+    @torch.no_grad()
+    def predict_action(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        state: torch.Tensor,
+        view_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        depth_map: torch.Tensor | None = None,
+        num_steps: int | None = None,
+        noise: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        **unused,
+    ) -> torch.Tensor:
+        """Action chunks (B, chunk_size, action_dim), normalised; `processor.decode_actions` gives robot units.
+
+        Args:
+            input_ids, pixel_values, view_mask, attention_mask: as in `DepthVLAModel.forward`; prompts alone.
+            token_type_ids: (B, L), all 0, as the processor returns them.
+            state: (B, state_history, state_dim), normalised.
+            depth_map: (B, V, H, W) in m, where the depth expert's input is depth.
+            num_steps: Euler steps (default: `config.num_inference_steps`).
+            noise: (B, chunk_size, action_dim), standard normal, where the integration starts once it is multiplied by
+                `config.noise_scale`; drawn with `generator` when absent.
+        """
+        if unused:
+            raise TypeError(
+                f"predict_action got unknown inputs {sorted(unused)}; build them with the processor without targets"
+            )
+        if token_type_ids is not None and bool(token_type_ids.any()):
+            raise ValueError("token_type_ids mark an answer; predict_action takes prompts alone")
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            view_mask=view_mask,
+            attention_mask=attention_mask,
+            depth_map=depth_map,
+        )
+        is_prompt = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        state_tokens, _, _ = self._state_tokens(state, input_ids, is_prompt, outputs.visual_tokens)
+        return self._integrate(outputs.prefix, state_tokens, num_steps, noise, generator)
+
+    def prepare_inputs_for_generation(self, input_ids, pixel_values=None, is_first_iteration=False, **kwargs):
+        """Images enter with the prompt only; later steps read them from the cache."""
+        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        if is_first_iteration or not kwargs.get("use_cache", True):
+            inputs["pixel_values"] = pixel_values
+        return inputs
+
+
+__all__ = ["DepthVLAForActionPrediction", "DepthVLAModel", "DepthVLAPreTrainedModel"]
