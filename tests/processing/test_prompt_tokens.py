@@ -43,7 +43,7 @@ def test_nothing_is_cut(tokenizer):
     with pytest.raises(
         ValueError, match=r"sample 1 has 6 tokens \(4 of them visual, 2 for the answer\), the limit is 5"
     ):
-        tokens.pad([([1], 1, 0), ([1] * 4, 4, 2)], "left")
+        tokens.pad([([1], 1, 0), ([3] * 4, 4, 2)], "left")
     with pytest.raises(ValueError, match=r"padding_side='top' is unknown; valid sides: \['left', 'right'\]"):
         tokens.pad([([1], 1, 0)], "top")
 
