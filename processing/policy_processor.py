@@ -121,6 +121,8 @@ class PolicyProcessor(ProcessorOptions):
         views, batched = self._views_of(images)
         given = {name: value for name, value in locals().items() if name in PER_SAMPLE}
         samples = split_batch(given, len(views), batched, self.sets_of_views)
+        if check_stereo and "right" not in self.pixel_views:
+            raise ValueError(f"check_stereo=True needs a right view; this model's views are {list(self.pixel_views)}")
         checked = (self.check_stereo and not return_labels) if check_stereo is None else check_stereo
         if checked and "right" in self.pixel_views:
             right = self.pixel_views.index("right")

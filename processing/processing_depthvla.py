@@ -89,14 +89,18 @@ class DepthVLAProcessor(PolicyProcessor):
         super().__init__(**options)
 
     def _check(self) -> None:
+        self._check_views()
+        self.views = list(self.views)
+        super()._check()
+
+    def _check_views(self) -> None:
         if isinstance(self.views, str) or not all(isinstance(name, str) and name for name in self.views):
             raise ValueError(f"views is {self.views!r}; expected a list of names such as ['left', 'wrist']")
-        self.views = list(self.views)
-        if self.views[:1] != [MAIN_VIEW] or len(set(self.views)) != len(self.views):
-            raise ValueError(f"views are {self.views}; the first must be {MAIN_VIEW!r}, and every name be there once")
+        views = list(self.views)
+        if views[:1] != [MAIN_VIEW] or len(set(views)) != len(views):
+            raise ValueError(f"views are {views}; the first must be {MAIN_VIEW!r}, and every name be there once")
         if not isinstance(self.stereo, bool):
             raise ValueError(f"stereo is {self.stereo!r}; expected True or False")
-        super()._check()
 
     @property
     def pixel_views(self) -> tuple[str, ...]:
@@ -109,6 +113,7 @@ class DepthVLAProcessor(PolicyProcessor):
         return ["pixel_values", "view_mask", "input_ids", "token_type_ids", "attention_mask", "state"]
 
     def _views_of(self, images: Any) -> tuple[list[tuple[np.ndarray | None, ...]], bool]:
+        self._check_views()
         names = self.pixel_views
         return as_views(images, names, [name for name in names if name in (MAIN_VIEW, "right")])
 

@@ -93,6 +93,14 @@ class ProcessorOptions(ProcessorMixin):
         """The two parts. Auto classes would ask for trust_remote_code although this very file is in use already."""
         return [StereoImageProcessorPil.from_pretrained(path, **kwargs), AutoTokenizer.from_pretrained(path, **kwargs)]
 
+    @classmethod
+    def from_args_and_dict(cls, args: list[Any], processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers; ValueError where another policy's processor was saved: it would lose options silently."""
+        saved = processor_dict.get("processor_class", cls.__name__)
+        if saved != cls.__name__:
+            raise ValueError(f"this folder has a {saved}, not a {cls.__name__}; AutoProcessor loads either")
+        return super().from_args_and_dict(args, processor_dict, **kwargs)
+
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; ValueError, and nothing is written, where an option cannot be used."""
         self._check()

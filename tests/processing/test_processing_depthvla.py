@@ -226,6 +226,22 @@ def test_bad_options(small, options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         processor.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
+    if "chunk_size" not in options:
+        with pytest.raises(ValueError, match=message):
+            processor(picture(), **robot())
+
+
+def test_what_counts_after_an_edit_is_what_is_saved(small, tmp_path):
+    """Views and stereo may be assigned later, as every option."""
+    processor = make(small)
+    processor.views, processor.stereo = ("left", "agent"), True
+    images = {"left": picture(0), "agent": picture(1), "right": picture(2)}
+    batch = processor(images, **robot())
+    assert batch["pixel_values"].shape[1] == 3 and batch["view_mask"].tolist() == [[True, True]]
+    processor.save_pretrained(tmp_path)
+    again = DepthVLAProcessor.from_pretrained(tmp_path)
+    assert again.views == ["left", "agent"] and again.stereo is True
+    assert all(torch.equal(value, batch[name]) for name, value in again(images, **robot()).items())
 
 
 def test_pairs_are_checked_where_there_is_one(small):
@@ -233,6 +249,8 @@ def test_pairs_are_checked_where_there_is_one(small):
     with pytest.raises(StereoPairError, match=r"images: the left and the right view are the same"):
         make(small, stereo=True)({"left": left, "right": left, "wrist": left}, **robot(check_stereo=True))
     make(small, check_stereo=True)({"left": left, "wrist": left}, **robot())
+    with pytest.raises(ValueError, match=r"check_stereo=True needs a right view; this model's views are \['left', 'wr"):
+        make(small)({"left": left}, **robot(check_stereo=True))
 
 
 # ------------------------------------------------------------------------------------------------------------ prompts
@@ -561,6 +579,12 @@ def test_save_and_load(tokenizer, tmp_path):
     code = {path.stem for path in tmp_path.glob("*.py")}
     shared = {"policy_processor", "processor_options", "image_processing_stereovla", "prompt_tokens", "sample_values"}
     assert {"processing_depthvla", *shared} <= code and not code & {"processing_stereovla", "text_tokenizer"}
+
+
+def test_the_processor_of_another_policy_is_refused(small, tmp_path):
+    make(small).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="this folder has a DepthVLAProcessor, not a StereoProcessor; AutoProcessor"):
+        StereoProcessor.from_pretrained(tmp_path)
 
 
 def test_remote_code_in_a_fresh_process(fresh, tokenizer, tmp_path):
