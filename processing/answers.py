@@ -16,28 +16,36 @@ _NUMBER = r"-?\d+(?:\.\d+)?"
 _LIST = rf"\[({_NUMBER}(?:,{_NUMBER})*)\]"
 _CAMERA_FIELDS = {"f": 2, "c": 2, "b": 1, "t": 3, "q": 4}
 
+# How a question is put: in the released StereoVLA's words, or as PaliGemma and pi0 do, with a newline at its end.
+IN_OUT, NEWLINE = "In: {}\nOut: ", "{}\n"
 
-def action_prompt(instruction: str) -> str:
+
+def action_prompt(instruction: str, form: str = IN_OUT) -> str:
     """Question that an action chunk (and before it the keyframe pose) answers."""
-    return f"In: What action should the robot take to {instruction}?\nOut: "
+    return form.format(f"What action should the robot take to {instruction}?")
 
 
-def box_prompt(name: str) -> str:
+def box_prompt(name: str, form: str = IN_OUT) -> str:
     """Question that the object's boxes in the left and the right view answer."""
-    return f"In: What is the bounding box of {name} in the images?\nOut: "
+    return form.format(f"What is the bounding box of {name} in the images?")
 
 
-def value_prompt(caption: str) -> str:
+def value_prompt(caption: str, form: str = IN_OUT) -> str:
     """Question about one or more numbers, answered by `value_text`."""
-    return f"In: What is {caption} in the image?\nOut: "
+    return form.format(f"What is {caption} in the image?")
 
 
-def depth_prompt(points_px: Any) -> str:
+def depth_prompt(points_px: Any, form: str = IN_OUT) -> str:
     """Question about the depth at pixels (n, 2) (u, v) of the processed left view; a point is named by the pixel it
     is in.
     """
     cells = np.floor(np.asarray(points_px, dtype=np.float64).reshape(-1, 2)).astype(int).tolist()
-    return value_prompt("the depth at " + ", ".join(f"({u}, {v})" for u, v in cells))
+    return value_prompt("the depth at " + ", ".join(f"({u}, {v})" for u, v in cells), form)
+
+
+def camera_prompt(form: str = IN_OUT) -> str:
+    """Question that `CameraParameters.text` answers."""
+    return form.format("What are the camera parameters of the images?")
 
 
 def value_text(values: Any, decimals: int) -> str:
@@ -70,7 +78,6 @@ class CameraParameters:
     looks down have.
     """
 
-    prompt: ClassVar[str] = "In: What are the camera parameters of the images?\nOut: "
     decimals: ClassVar[int] = 3
 
     focal_length: tuple[float, float]  # fx / width, fy / height of the processed view
@@ -80,7 +87,7 @@ class CameraParameters:
     quaternion: tuple[float, float, float, float]  # wxyz, optical frame (x right, y down, z forward) -> base frame
 
     def text(self) -> str:
-        """Answer to `prompt`."""
+        """Answer to `camera_prompt`."""
         fields = (self.focal_length, self.principal_point, (self.baseline_m,), self.position_m, self.quaternion)
         return " ".join(f"{key} {value_text(v, self.decimals)}" for key, v in zip(_CAMERA_FIELDS, fields, strict=True))
 

@@ -1,12 +1,13 @@
-r"""Writes the processor of a converted model into its folder: tokenizer, image processor, StereoProcessor, their code.
+r"""Writes the processor of a converted model into its folder: tokenizer, image processor, processor, their code.
 
     stereovla convert processor --model StereoVLA --tokenizer internlm2-1_8b
+    stereovla convert processor --model DepthVLA --tokenizer paligemma-3b-pt-224
 
-MODEL is a folder of `stereovla convert stereovla` or `stereovla convert parts`; TOKENIZER is that of its language model
-as published, with tokenizer.json or sentencepiece's tokenizer.model. Sizes and ids are those of the model's
-config.json; a tokenizer with other ids is refused. Statistics are those of its processor_arguments.json, which
-convert_stereovla wrote. A model of convert_parts has none: its processor needs norm_stats before it takes states or
-gives actions.
+MODEL is a folder of a StereoVLA (`stereovla convert stereovla` or `stereovla convert parts`) or of a DepthVLA;
+TOKENIZER is that of its language model as published: of InternLM2 tokenizer.json or sentencepiece's tokenizer.model, of
+PaliGemma or PI0 tokenizer.json. Sizes and ids are those of the model's config.json; a tokenizer with other ids is
+refused. Statistics are those of its processor_arguments.json, which convert_stereovla wrote. Other models have none:
+their processor needs norm_stats before it takes states or gives actions.
 
 Afterwards AutoModel and AutoProcessor load the folder. Files that it has already are never replaced.
 """
@@ -16,7 +17,11 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stereovla.processing import StereoImageProcessorPil, StereoProcessor  # registered, so that their code travels
+from PIL import Image
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+# registered, so that their code travels
+from stereovla.processing import DepthVLAProcessor, StereoImageProcessorPil, StereoProcessor
 
 from .convert_tokenizer import IMAGE_TOKEN, convert_tokenizer
 
@@ -25,18 +30,41 @@ MARK = "processor_config.json"  # without it a folder has no processor, so it co
 
 
 def read_config(folder: Path) -> dict:
-    """config.json of a StereoVLA's folder.
+    """config.json of a StereoVLA's or DepthVLA's folder.
 
     Raises:
         ValueError: it describes another model.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config.get("model_type") != "stereovla":
-        raise ValueError(f"{folder} holds a {config.get('model_type')!r}, not a 'stereovla'")
+    if config.get("model_type") not in ("stereovla", "depthvla"):
+        raise ValueError(f"{folder} holds a {config.get('model_type')!r}, not a 'stereovla' or 'depthvla'")
     return config
 
 
-def build_processor(model: str | Path, tokenizer: str | Path) -> StereoProcessor:
+def read_paligemma_tokenizer(folder: str | Path, config: dict) -> PreTrainedTokenizerBase:
+    """The tokenizer of a published PaliGemma or PI0, as it is.
+
+    Args:
+        config: the DepthVLA's config.json, which says the ids of <image> and, where they are not Gemma's, of others.
+
+    Raises:
+        ValueError: the ids are others in this tokenizer.
+    """
+    if not (Path(folder) / "tokenizer.json").is_file():
+        raise FileNotFoundError(f"{folder} has no tokenizer.json")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = config.get("vlm_config", {}).get("text_config", {})
+    expected = {f"{name}_token_id": text.get(f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    expected = {name: index for name, index in expected.items() if index is not None}
+    found = {name: getattr(tokenizer, name) for name in expected}
+    expected["image_token_id"] = config["image_token_id"]
+    found["image_token_id"] = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    if found != expected:
+        raise ValueError(f"the model's config has the ids {expected}; the tokenizer of {folder} has {found}")
+    return tokenizer
+
+
+def build_processor(model: str | Path, tokenizer: str | Path) -> StereoProcessor | DepthVLAProcessor:
     """The processor of the model in folder `model`, with the tokenizer of folder `tokenizer`.
 
     Raises:
@@ -45,17 +73,22 @@ def build_processor(model: str | Path, tokenizer: str | Path) -> StereoProcessor
     folder = Path(model)
     config, described = read_config(folder), folder / "processor_arguments.json"
     side = config["image_size"]
-    return StereoProcessor(
-        StereoImageProcessorPil(size={"height": side, "width": side}),
-        convert_tokenizer(tokenizer, config),
-        num_visual_tokens=(side // config["patch_size"]) ** 2,
-        image_token=IMAGE_TOKEN,
-        **{name: config[name] for name in SIZES},
-        **(json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}),
+    options = {name: config[name] for name in SIZES} | {"image_token": IMAGE_TOKEN}
+    options["num_visual_tokens"] = (side // config["patch_size"]) ** 2
+    options |= json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}
+    size = {"height": side, "width": side}
+    if config["model_type"] == "stereovla":
+        return StereoProcessor(StereoImageProcessorPil(size=size), convert_tokenizer(tokenizer, config), **options)
+    return DepthVLAProcessor(
+        StereoImageProcessorPil(size=size, resample=Image.Resampling.BICUBIC),  # as PaliGemma and pi0 were trained
+        read_paligemma_tokenizer(tokenizer, config),
+        views=config["views"],
+        stereo=bool((config.get("depth_config") or {}).get("stereo_config")),
+        **options,
     )
 
 
-def write_processor(processor: StereoProcessor, folder: str | Path) -> Path:
+def write_processor(processor: StereoProcessor | DepthVLAProcessor, folder: str | Path) -> Path:
     """Writes the processor's files into a folder that exists: all of them, or none.
 
     Raises:
@@ -88,14 +121,14 @@ def write_processor(processor: StereoProcessor, folder: str | Path) -> Path:
 
 @dataclass
 class Options:
-    """The processor of a converted model: tokenizer, image processor, StereoProcessor and their code.
+    """The processor of a converted model: tokenizer, image processor, processor and their code.
 
     stereovla convert processor --model StereoVLA --tokenizer internlm2-1_8b
     """
 
     model: str = field(metadata={"help": "Folder of the converted model, into which the processor is written."})
     tokenizer: str = field(
-        metadata={"help": "Folder of its language model as published: tokenizer.json, or tokenizer.model."}
+        metadata={"help": "Folder of its language model as published: tokenizer.json, or InternLM2's tokenizer.model."}
     )
 
 

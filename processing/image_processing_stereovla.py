@@ -1,7 +1,7 @@
-"""One geometry for both views of a pair, and for everything that is measured in its pixels."""
+"""One geometry for both views of a pair, one for every other view, and for all that is measured in their pixels."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from .camera_geometry import Calibration
 # Of one source view. What is done with it grows with its pixels; no camera's picture is larger.
 MAX_SIDE_PX = 16_384
 MAX_VIEW_PX = 2**25  # an 8K view has 33.2 million
+MAX_SAMPLE_PX = 2 * MAX_VIEW_PX  # of all views of a sample together: as many as a pair may have
 
 
 @dataclass(frozen=True)
@@ -159,13 +160,24 @@ def is_view(image: Any) -> bool:
     return isinstance(image, Image.Image) or getattr(image, "ndim", None) in (2, 3)
 
 
+def _sides(image: Any) -> tuple[int, ...]:
+    """(width, height) of a PIL image, the shape of an array or tensor, () of anything else."""
+    return image.size if isinstance(image, Image.Image) else tuple(getattr(image, "shape", ()))
+
+
+def _pixels(image: Any) -> int:
+    """Pixels of an RGB view, before it is read."""
+    sides = _sides(image)
+    return math.prod(sides) if isinstance(image, Image.Image) else -(-math.prod(sides) // 3) if sides else 0
+
+
 def view_array(image: Any, name: str) -> np.ndarray:
     """PIL RGB image, or uint8 array or tensor (h, w, 3) or (3, h, w) -> uint8 (h, w, 3); errors start with `name`.
 
     A view of more than MAX_SIDE_PX a side or MAX_VIEW_PX in all is refused before it is read.
     """
-    sides = image.size if isinstance(image, Image.Image) else getattr(image, "shape", ())
-    if max(sides, default=0) > MAX_SIDE_PX or math.prod(sides) > 3 * MAX_VIEW_PX:
+    sides = _sides(image)
+    if max(sides, default=0) > MAX_SIDE_PX or _pixels(image) > MAX_VIEW_PX:
         raise ValueError(
             f"{name} has the shape {tuple(sides)}; a view has at most {MAX_SIDE_PX:,} px a side and {MAX_VIEW_PX:,} px "
             "in all"
@@ -190,6 +202,26 @@ def view_array(image: Any, name: str) -> np.ndarray:
     return image
 
 
+def view_arrays(images: Mapping[str, Any], where: str) -> dict[str, np.ndarray]:
+    """Views by name, all of them there -> uint8 (h, w, 3) each; errors start with `where` and the view's name.
+
+    The left and the right view must have equal sizes, others are free. More than MAX_SAMPLE_PX in all are refused
+    before any is read.
+    """
+    total = sum(map(_pixels, images.values()))
+    if total > MAX_SAMPLE_PX:
+        raise ValueError(
+            f"{where}: the views {list(images)} have {total:,} px together; a sample has at most {MAX_SAMPLE_PX:,}"
+        )
+    arrays = {name: view_array(image, f"{where}: {name} view") for name, image in images.items()}
+    if "right" in arrays and arrays["left"].shape != arrays["right"].shape:
+        raise ValueError(
+            f"{where}: the left view is {arrays['left'].shape[:2]} (height, width), the right view "
+            f"{arrays['right'].shape[:2]}"
+        )
+    return arrays
+
+
 def as_pairs(images: Any) -> tuple[list[tuple[np.ndarray, np.ndarray]], bool]:
     """One pair or a list of pairs -> ([(left, right) uint8 (h, w, 3)], was it a list); the two views have equal
     size.
@@ -206,23 +238,62 @@ def as_pairs(images: Any) -> tuple[list[tuple[np.ndarray, np.ndarray]], bool]:
         if len(views) != 2 or any(view is None for view in views):
             count = sum(view is not None for view in views)
             raise ValueError(f"{where} has {count} of 2 views; expected [left, right]")
-        left, right = view_array(views[0], f"{where}: left view"), view_array(views[1], f"{where}: right view")
-        if left.shape != right.shape:
-            raise ValueError(
-                f"{where}: the left view is {left.shape[:2]} (height, width), the right view {right.shape[:2]}"
-            )
-        pairs.append((left, right))
+        pairs.append(tuple(view_arrays({"left": views[0], "right": views[1]}, where).values()))
     if not pairs:
         raise ValueError("images is empty; expected a pair [left, right] or a list of pairs")
     return pairs, batched
 
 
-class StereoImageProcessorPil(PilBackend):
-    """Stereo pairs -> `pixel_values` float32 (batch, 2, 3, height, width) in [0, 1], left view first.
+def as_views(
+    images: Any, names: Sequence[str], needed: Sequence[str]
+) -> tuple[list[tuple[np.ndarray | None, ...]], bool]:
+    """One set of views or a list of sets -> ([views uint8 (h, w, 3) in the order of `names`, None where a view is
+    absent], was it a list).
 
-    Both views go through one `ViewGeometry`: an optional centre crop of `crop_size` source px, then a letterbox to
-    `size` (Lanczos, centred, black bars). Views that already have that size are not resampled. Mean and standard
-    deviation are not applied here: each encoder of the model has its own, inside the model.
+    A set is a dict {name: view or None}; one sample's may also be a list in the order of `names`, or a single view
+    where `names` has one. The views `needed` must be there.
+    """
+    expected = f"a dict of the views {list(names)}, or a list of dicts"
+    if images is None:
+        raise ValueError(f"images is nothing; expected {expected}")
+    single = isinstance(images, Mapping) or is_view(images)
+    items = [images] if single else list(images)
+    named = any(isinstance(item, Mapping) for item in items)
+    batched = not single and (named or not any(item is None or is_view(item) for item in items))
+    if not items:
+        raise ValueError(f"images is empty; expected {expected}")
+    samples = []
+    for number, item in enumerate(items if batched or single else [items]):
+        where = f"images[{number}]" if batched else "images"
+        if not isinstance(item, Mapping):
+            item = [item] if item is None or is_view(item) else list(item)
+            if len(item) != len(names):
+                raise ValueError(
+                    f"{where} has {len(item)} views without names, this model has {len(names)}, {list(names)}; "
+                    f"expected {expected}"
+                )
+            item = dict(zip(names, item, strict=True))
+        if unknown := [name for name in item if name not in names]:
+            raise ValueError(f"{where} has unknown views {unknown}; this model's views are {list(names)}")
+        given = {name: item[name] for name in names if item.get(name) is not None}
+        if missing := [name for name in needed if name not in given]:
+            raise ValueError(
+                f"{where} has the views {list(given)}, without {missing}; every sample needs {list(needed)}, others of "
+                f"{list(names)} may be absent"
+            )
+        arrays = view_arrays(given, where)
+        samples.append(tuple(arrays.get(name) for name in names))
+    return samples, batched
+
+
+class StereoImageProcessorPil(PilBackend):
+    """Stereo pairs -> `pixel_values` float32 (batch, 2, 3, height, width) in [0, 1], left view first; and for the
+    processors any sets of views.
+
+    Every view goes through a `ViewGeometry`, both of a pair through the same: an optional centre crop of `crop_size`
+    source px, then a letterbox to `size` (Lanczos, centred, black bars). Views that already have that size are not
+    resampled. Mean and standard deviation are not applied here: each encoder of the model has its own, inside the
+    model.
     """
 
     valid_kwargs = ImagesKwargs
@@ -258,20 +329,21 @@ class StereoImageProcessorPil(PilBackend):
         crop = (self.crop_size.height, self.crop_size.width) if self.do_center_crop else None
         return ViewGeometry.fit((int(source[0]), int(source[1])), self.target_size, crop)
 
-    def prepare(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, list[ViewGeometry]]:
-        """Checked pairs (see `as_pairs`) -> uint8 (batch, 2, height, width, 3) and the geometry of each."""
-        geometries = {}
-        for left, _ in pairs:
-            if left.shape[:2] not in geometries:
-                geometries[left.shape[:2]] = self.geometry(left.shape[:2])
-        out = np.empty((len(pairs), 2, *self.target_size, 3), dtype=np.uint8)
-        for number, pair in enumerate(pairs):
-            for view, image in enumerate(pair):
-                out[number, view] = geometries[image.shape[:2]].image(image, int(self.resample))
-        return out, [geometries[left.shape[:2]] for left, _ in pairs]
+    def prepare(self, samples: Sequence[Sequence[np.ndarray | None]]) -> tuple[np.ndarray, list[ViewGeometry]]:
+        """Checked views (see `as_pairs`, `as_views`) -> uint8 (batch, views, height, width, 3), zeros where a view is
+        absent, and the geometry of each sample's first view.
+        """
+        sizes = [image.shape[:2] for views in samples for image in views if image is not None]
+        geometries = {size: self.geometry(size) for size in dict.fromkeys(sizes)}
+        out = np.empty((len(samples), len(samples[0]), *self.target_size, 3), dtype=np.uint8)
+        for number, views in enumerate(samples):
+            for place, image in enumerate(views):
+                absent = image is None
+                out[number, place] = 0 if absent else geometries[image.shape[:2]].image(image, int(self.resample))
+        return out, [geometries[views[0].shape[:2]] for views in samples]
 
     def to_pixel_values(self, views: np.ndarray) -> torch.Tensor:
-        """uint8 (batch, 2, height, width, 3) -> float32 (batch, 2, 3, height, width) in [0, 1]."""
+        """uint8 (batch, views, height, width, 3) -> float32 (batch, views, 3, height, width) in [0, 1]."""
         channels_first = torch.from_numpy(views).permute(0, 1, 4, 2, 3)
         return channels_first.to(torch.float32, memory_format=torch.contiguous_format).mul_(self.rescale_factor)
 

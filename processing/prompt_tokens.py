@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .answers import BinTokens
+from .answers import IN_OUT, NEWLINE, BinTokens
 
 IGNORE_INDEX = -100
 # Instructions repeat; tokenizing them again and again was a quarter of the time of a training batch.
@@ -14,7 +14,12 @@ MAX_TEXT_CHARACTERS = 8192  # refused before it is tokenized; a thousand tokens 
 
 
 class PromptTokens:
-    """A tokenizer together with the ids that only the processor may write: special tokens, image token and bins."""
+    """A tokenizer together with the ids that only the processor may write: special tokens, image token and bins.
+
+    Two layouts: the released StereoVLA's, BOS, image tokens, "In: question\\nOut: "; and with `images_first` that of
+    PaliGemma and pi0 (transformers' models/pi0/processing_pi0.py), the image tokens of every view, BOS,
+    "question\\n". `form` is how `answers` puts a question for it.
+    """
 
     def __init__(
         self,
@@ -24,11 +29,14 @@ class PromptTokens:
         num_bins: int,
         action_vocab_size: int | None,
         max_length: int | None,
+        images_first: bool = False,
     ):
-        """Options as in `StereoProcessor`. ValueError if a special token is missing or shares its id with a bin."""
+        """Options as in `PolicyProcessor`. ValueError if a special token is missing or shares its id with a bin."""
         self.tokenizer = tokenizer
         self.bins = BinTokens(num_bins, len(tokenizer) if action_vocab_size is None else action_vocab_size)
         self.num_visual_tokens = num_visual_tokens
+        self.images_first = images_first
+        self.form = NEWLINE if images_first else IN_OUT
         self.max_length = tokenizer.model_max_length if max_length is None else max_length
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         if self.image_token_id is None or self.image_token_id == tokenizer.unk_token_id:
@@ -73,8 +81,13 @@ class PromptTokens:
 
     @property
     def start(self) -> list[int]:
-        """Ids before every text: BOS and the image placeholders."""
-        return [self.tokenizer.bos_token_id] + [self.image_token_id] * self.num_visual_tokens
+        """Ids before every text, of one set of image placeholders."""
+        return self.start_of(1)
+
+    def start_of(self, views: int) -> list[int]:
+        """Ids before a text: BOS and the image placeholders of so many `views`, in the order of the layout."""
+        images, bos = [self.image_token_id] * (self.num_visual_tokens * views), [self.tokenizer.bos_token_id]
+        return images + bos if self.images_first else bos + images
 
     def pad(self, sequences: list[tuple[list[int], int, int]], side: str) -> dict[str, np.ndarray]:
         """Per sample (ids, index of the first supervised id, number of ids to be generated) -> one padded batch.
@@ -86,8 +99,9 @@ class PromptTokens:
             raise ValueError(f"padding_side={side!r} is unknown; valid sides: ['left', 'right']")
         for number, (ids, _, room) in enumerate(sequences):
             if len(ids) + room > self.max_length:
+                visual = ids.count(self.image_token_id)
                 raise ValueError(
-                    f"sample {number} has {len(ids) + room} tokens ({self.num_visual_tokens} of them visual, {room} "
+                    f"sample {number} has {len(ids) + room} tokens ({visual} of them visual, {room} "
                     f"for the answer), the limit is {self.max_length}; shorten its text or raise max_length"
                 )
         length = max(len(ids) for ids, _, _ in sequences)

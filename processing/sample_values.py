@@ -1,6 +1,6 @@
 """The values of one training or inference sample, checked and brought to the processed view; robot units throughout."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +15,15 @@ OBJECTIVES = ("action", "pose", "box", "depth", "camera")
 SHARED = ("embodiment", "objective")  # may be given once for a whole batch
 
 
-def split_batch(columns: dict[str, Any], size: int, batched: bool) -> list[dict[str, Any]]:
-    """Arguments by name, for one sample or as lists over a batch -> one dict per sample."""
+def split_batch(columns: dict[str, Any], size: int, batched: bool, sets: str = "image pairs") -> list[dict[str, Any]]:
+    """Arguments by name, for one sample or as lists over a batch of so many `sets` -> one dict per sample."""
     rows: dict[str, list[Any]] = {}
     for name, value in columns.items():
         if not batched or value is None or (isinstance(value, str) and name in SHARED):
             rows[name] = [value] * size
         elif isinstance(value, (str, dict)) or len(value) != size:
             got = repr(value) if isinstance(value, (str, dict)) else f"{len(value)} entries"
-            raise ValueError(
-                f"{name} has {got}, but there are {size} image pairs; a batch needs a list of one per pair"
-            )
+            raise ValueError(f"{name} has {got}, but there are {size} {sets}; a batch needs a list of one per sample")
         else:
             rows[name] = list(value)
     for number, objective in enumerate(rows["objective"]):
@@ -65,6 +63,7 @@ class SampleReader:
     action_dim: int
     depth_unit_m: float
     pose_dim: int | None = None  # None = state_dim
+    has_right: bool = True  # whether the model sees the right view, and is asked for boxes in it
 
     def text(self, sample: dict[str, Any]) -> str:
         """Instruction or object name, without surrounding spaces."""
@@ -116,16 +115,21 @@ class SampleReader:
         return chunk, mask, len(actions)
 
     def boxes(self, sample: dict[str, Any], geometry: ViewGeometry) -> np.ndarray:
-        """float64 (2, 4), left and right, in px of the processed view, cut at its border."""
+        """float64 (2, 4), left and right, in px of the processed view, cut at its border; (1, 4), left, where the model
+        does not see the right view.
+        """
         boxes = numbers(required(sample, "boxes"), "boxes")
-        if boxes.shape != (2, 4):
-            raise ValueError(
-                f"boxes has shape {boxes.shape}; expected (2, 4): x_min, y_min, x_max, y_max left and right"
-            )
+        if not self.has_right and boxes.shape in ((4,), (1, 4), (2, 4)):
+            boxes = boxes.reshape(-1, 4)[:1]  # a data set of pairs has the right view's beside it
+        elif boxes.shape != (2, 4):
+            shapes = "(2, 4): x_min, y_min, x_max, y_max left and right"
+            shapes += "" if self.has_right else ", or (4,), left alone"
+            raise ValueError(f"boxes has shape {boxes.shape}; expected {shapes}")
         check_finite(boxes, "boxes")
         processed = geometry.boxes(boxes)
         if (processed[:, 2:] <= processed[:, :2]).any():
-            raise ValueError(f"boxes {boxes.tolist()} (left, right) are empty or outside of the processed view")
+            which = "left, right" if self.has_right else "left"
+            raise ValueError(f"boxes {boxes.tolist()} ({which}) are empty or outside of the processed view")
         return processed
 
     def question_points(self, sample: dict[str, Any], geometry: ViewGeometry) -> np.ndarray:
@@ -163,17 +167,46 @@ class SampleReader:
             quaternion=tuple(matrix_to_quaternion(camera.transform_camera_to_base[:3, :3])),
         )
 
-    def depth_map(self, sample: dict[str, Any], geometry: ViewGeometry) -> tuple[np.ndarray, float]:
-        """(depth (H, W) of the processed view in its own unit, p) with disparity in px = p / depth."""
-        depth = np.asarray(sample["depth_map"])
+    def depth_image(self, depth: Any, geometry: ViewGeometry, name: str) -> tuple[np.ndarray, float]:
+        """Depth (h, w) of a source view -> (depth (H, W) of the processed view in its own unit, that unit in m)."""
+        depth = np.asarray(depth)
         if depth.dtype.kind not in "fiu" or depth.ndim != 2:
             raise ValueError(
-                f"depth_map is {depth.dtype} {depth.shape}; expected (h, w), float (m) or integer (depth_unit_m)"
+                f"{name} is {depth.dtype} {depth.shape}; expected (h, w), float (m) or integer (depth_unit_m)"
             )
+        try:
+            return geometry.labels(depth), 1.0 if depth.dtype.kind == "f" else self.depth_unit_m
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+
+    def depth_map(self, sample: dict[str, Any], geometry: ViewGeometry) -> tuple[np.ndarray, float]:
+        """(depth (H, W) of the processed view in its own unit, p) with disparity in px = p / depth."""
+        depth, unit = self.depth_image(sample["depth_map"], geometry, "depth_map")
         camera = geometry.calibration(Calibration.from_mapping(required(sample, "calibration")))
         camera.require("baseline_m")
-        unit = 1.0 if depth.dtype.kind == "f" else self.depth_unit_m
-        return geometry.labels(depth), float(camera.focal_length_px[0] * camera.baseline_m / unit)
+        return depth, float(camera.focal_length_px[0] * camera.baseline_m / unit)
+
+    def depth_maps(self, sample: dict[str, Any], geometries: dict[str, ViewGeometry]) -> dict[str, np.ndarray]:
+        """Planar depth float32 (H, W) m of the processed views, 0 where it is not known, by the views' names.
+
+        Args:
+            geometries: of the views that the sample has; the first is the one of a depth map without a name.
+        """
+        given = sample["depth_map"]
+        if not isinstance(given, Mapping):
+            given = {next(iter(geometries)): given}
+        given = {name: depth for name, depth in given.items() if depth is not None}
+        if unknown := [name for name in given if name not in geometries]:
+            raise ValueError(
+                f"depth_map has the views {unknown}; of this sample it may have {list(geometries)}, the views that are "
+                "there and whose depth is predicted"
+            )
+        maps = {}
+        for name, depth in given.items():
+            processed, unit = self.depth_image(depth, geometries[name], f"depth_map of the view {name!r}")
+            known = (processed > 0) & np.isfinite(processed)
+            maps[name] = np.where(known, processed * np.float32(unit), 0).astype(np.float32)
+        return maps
 
     def view_points(self, sample: dict[str, Any], names: Sequence[str], geometry: ViewGeometry) -> np.ndarray:
         """float64 (len(names), 2) px of the processed left view; NaN where None, NaN or outside of the view."""

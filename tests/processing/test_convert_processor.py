@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from command_lines import COMMAND, main
+from gemma_tokenizer import gemma_tokenizer
 from PIL import Image
 from published_folders import assembly, release, released_shapes, write_parts
 from published_weights import random_weights
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from sentencepiece_folder import TEXTS, VOCABULARY, train, write_tokenizer
 
 from stereovla.modeling_stereovla import StereoVLAForActionPrediction, convert_parts, convert_stereovla
-from stereovla.processing import StereoProcessor, convert_processor
+from stereovla.processing import DepthVLAProcessor, StereoProcessor, convert_processor
 from stereovla.processing.convert_processor import build_processor, read_config, write_processor
 
 ROOT = Path(__file__).parents[2]
@@ -148,6 +149,49 @@ def test_processor_of_assembled_parts_has_no_statistics(assembled, tokenizer):
     np.testing.assert_allclose(processor.decode_actions(chunk, embodiment="arm"), chunk.numpy(), atol=1e-6)
 
 
+@pytest.mark.parametrize("stereo", [False, True])
+def test_processor_of_a_depthvla(stereo, tmp_path):
+    """PaliGemma's tokenizer as it is, with the model's views and sizes; its folder loads again."""
+    tokenizer, model = gemma_tokenizer([INSTRUCTION]), tmp_path / "model"
+    tokenizer.save_pretrained(tmp_path / "paligemma")
+    image, size = tokenizer.convert_tokens_to_ids("<image>"), tokenizer.convert_tokens_to_ids("<loc1023>") + 1
+    config = {
+        "model_type": "depthvla",
+        "vlm_config": {"text_config": {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}},
+        "depth_config": {"stereo_config": {}, "encoder_config": None} if not stereo else {"stereo_config": {"a": 1}},
+        "views": ["left", "wrist"],
+        "image_size": 56,
+        "patch_size": 14,
+        "image_token_id": image,
+        "action_vocab_size": size,
+        "num_bins": 128,
+        "chunk_size": 16,
+        "state_history": 1,
+        **dict.fromkeys(("state_dim", "action_dim", "pose_dim"), 7),
+    }
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(config))
+    main(["convert", "processor", "--model", str(model), "--tokenizer", str(tmp_path / "paligemma")])
+    processor = DepthVLAProcessor.from_pretrained(model)
+    assert processor.pixel_views == (("left", "wrist", "right") if stereo else ("left", "wrist"))
+    assert processor.num_visual_tokens == 16 and processor.chunk_size == 16 and processor.bins.vocab_size == size
+    assert processor.image_processor.target_size == (56, 56)
+    assert processor.image_processor.resample == Image.Resampling.BICUBIC
+    pictures = {side: Image.open(ROOT / "docs" / "images" / f"{side}.png") for side in ("left", "right")}
+    pictures = pictures if stereo else {"left": pictures["left"]}
+    batch = processor(pictures, "green apple", objective="box")
+    question = tokenizer("What is the bounding box of green apple in the images?\n", add_special_tokens=False)
+    assert batch["input_ids"][0].tolist() == [image] * 16 + [2, *question["input_ids"]]
+
+    before = contents(model)
+    (model / "config.json").write_text(json.dumps(config | {"image_token_id": image - 1}))
+    with pytest.raises(ValueError, match=rf"'image_token_id': {image - 1}}}; the tokenizer of .*: {image}}}"):
+        build_processor(model, tmp_path / "paligemma")
+    with pytest.raises(FileNotFoundError, match="has no tokenizer.json"):
+        build_processor(model, tmp_path)
+    assert contents(model).keys() == before.keys()
+
+
 # ---- files
 
 
@@ -189,7 +233,7 @@ def test_other_models_and_tokenizers_are_refused(assembled, tmp_path):
     with pytest.raises(FileNotFoundError, match="config.json"):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(ValueError, match="holds a 'llama', not a 'stereovla'"):
+    with pytest.raises(ValueError, match="holds a 'llama', not a 'stereovla' or 'depthvla'"):
         read_config(tmp_path)
     before = contents(assembled)
     other = train()

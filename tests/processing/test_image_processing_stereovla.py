@@ -247,3 +247,21 @@ def test_a_large_picture_is_refused_before_it_is_decoded():
     picture.load = None  # decoding would call it
     with pytest.raises(ValueError, match=r"\(20000, 1\)"):
         view_array(picture, "left view")
+
+
+def test_a_large_picture_within_the_sides_is_refused_before_it_is_decoded():
+    """8192 x 8192 px: as an array it has three numbers a pixel, as a picture one."""
+    picture = Image.new("RGB", (1, 1))
+    picture._size, picture.load = (8192, 8192), None
+    with pytest.raises(ValueError, match=r"\(8192, 8192\); a view has at most .* 33,554,432 px in all"):
+        view_array(picture, "left view")
+
+
+def test_sets_of_views():
+    """Views of free sizes, each by its own geometry; zeros where one is absent."""
+    left, wrist = random_view(0), random_view(1, 64, 64)
+    views, (first, second) = processor().prepare([(left, None), (wrist, left)])
+    assert views.shape == (2, 2, 64, 64, 3) and not views[0, 1].any()
+    np.testing.assert_array_equal(views[1, 0], wrist)
+    np.testing.assert_array_equal(views[0, 0], views[1, 1])
+    assert (first.source_height, second.source_height) == (48, 64)

@@ -37,13 +37,21 @@ def test_start(tokenizer):
     assert prompt_tokens(tokenizer).start == [1, 3, 3, 3, 3]
 
 
+def test_layouts(tokenizer):
+    """BOS first, or every view's image tokens first; and how each puts a question."""
+    ours, paligemma = prompt_tokens(tokenizer), prompt_tokens(tokenizer, images_first=True)
+    assert ours.start_of(2) == [1] + [3] * 8 and ours.form.format("Why {x}?") == "In: Why {x}?\nOut: "
+    assert paligemma.start_of(2) == [3] * 8 + [1] and paligemma.form.format("Why {x}?") == "Why {x}?\n"
+    assert paligemma.start == paligemma.start_of(1) == [3, 3, 3, 3, 1] and paligemma.start_of(0) == [1]
+
+
 def test_nothing_is_cut(tokenizer):
     tokens = prompt_tokens(tokenizer, max_length=5)
     assert tokens.pad([([1] * 5, 5, 0)], "left")["input_ids"].shape == (1, 5)
     with pytest.raises(
         ValueError, match=r"sample 1 has 6 tokens \(4 of them visual, 2 for the answer\), the limit is 5"
     ):
-        tokens.pad([([1], 1, 0), ([1] * 4, 4, 2)], "left")
+        tokens.pad([([1], 1, 0), ([3] * 4, 4, 2)], "left")
     with pytest.raises(ValueError, match=r"padding_side='top' is unknown; valid sides: \['left', 'right'\]"):
         tokens.pad([([1], 1, 0)], "top")
 

@@ -80,6 +80,34 @@ def test_depth_map_becomes_disparity():
         assert processed[0, 0] == 0
 
 
+def test_depth_maps_in_metres():
+    """By name, or the first view's; each through its own geometry, 0 where it is not known."""
+    square = ViewGeometry.fit((64, 64), (64, 64))
+    depth = np.full((64, 64), 5000, np.uint16)
+    depth[0, 0] = 0
+    maps = {"left": np.full((48, 80), 0.75), "wrist": depth, "agent": None}
+    out = READER.depth_maps(sample(depth_map=maps), {"left": GEOMETRY, "wrist": square, "agent": square})
+    assert list(out) == ["left", "wrist"] and all(item.dtype == np.float32 for item in out.values())
+    assert (out["left"][13:51] == 0.75).all() and not out["left"][:13].any() and not out["left"][51:].any()
+    np.testing.assert_allclose(out["wrist"].reshape(-1), [0] + [0.5] * (64 * 64 - 1), rtol=1e-6)
+    first = READER.depth_maps(sample(depth_map=maps["left"]), {"left": GEOMETRY, "wrist": square})
+    np.testing.assert_array_equal(first["left"], out["left"])
+    with pytest.raises(ValueError, match=r"depth_map has the views \['agent'\]; of this sample it may have \['left'\]"):
+        READER.depth_maps(sample(depth_map={"agent": depth}), {"left": GEOMETRY})
+    with pytest.raises(ValueError, match=r"depth_map of the view 'left': labels have shape \(64, 64\)"):
+        READER.depth_maps(sample(depth_map={"left": depth}), {"left": GEOMETRY})
+
+
+def test_boxes_of_a_model_without_a_right_view():
+    reader = SampleReader(4, 7, 8, 7, 1e-4, has_right=False)
+    expected = [[8, 13 + 10 * 38 / 48, 16, 13 + 20 * 38 / 48]]
+    for boxes in ([10, 10, 20, 20], [[10, 10, 20, 20]], [[10, 10, 20, 20], [0, 0, 0, 0]]):
+        np.testing.assert_allclose(reader.boxes(sample(boxes=boxes), GEOMETRY), expected)
+    for boxes in ([10, 10, 20], np.zeros((3, 4)), np.zeros((2, 2))):
+        with pytest.raises(ValueError, match=r"expected \(2, 4\): .* left and right, or \(4,\), left alone"):
+            reader.boxes(sample(boxes=boxes), GEOMETRY)
+
+
 def test_camera_is_relative_to_the_image():
     camera = READER.camera(sample(calibration=CALIBRATION), GEOMETRY)
     np.testing.assert_allclose(camera.focal_length, [100 / 80, 100 * 38 / 48 / 64])
