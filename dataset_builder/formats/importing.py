@@ -45,7 +45,7 @@ from stereovla.dataset_builder.recording.parts import Task, split_tasks
 
 NO_NAME = "unnamed object"  # target.name of imported rows: their sources do not say which object is meant
 COLUMNS = (
-    *schema.VIEWS,
+    *schema.PAIR,
     "observation.state",
     "action",
     "keyframe_pose",
@@ -263,7 +263,7 @@ def _picture_problems(source: Source, rig: Rig, name: str, episode: SourceEpisod
                     )
             if frame in chosen and sizes == [rig.size_px] * 2:
                 taken[frame] = views
-                stored[frame] = [shards.encode_image(schema.VIEWS[0], rig.view(view)) for view in views]
+                stored[frame] = [shards.encode_image(schema.PAIR[0], rig.view(view)) for view in views]
     except VideoError as error:
         return [*problems, str(error)], True
     found, judged = view_problems(stored, rig.stored_misalignment_px)
