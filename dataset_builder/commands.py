@@ -91,6 +91,7 @@ def import_droid(options: Any) -> int:
 
 def _import(options: Any, rig: Any, source: Any) -> int:
     from stereovla.dataset_builder.dataset.folders import INFO
+    from stereovla.dataset_builder.dataset.schema import for_whom
     from stereovla.dataset_builder.dataset.shards import read_json
     from stereovla.dataset_builder.formats.importing import ProblemsFound, import_dataset
 
@@ -107,4 +108,6 @@ def _import(options: Any, rig: Any, source: Any) -> int:
     for name in info["not_judged"]:
         print(f"{name}: no pair has enough structure to check order and rectification")
     print(f"dataset: {folder}; {len(info['dropped'])} episodes left out")
+    if words := for_whom(info["views"]):
+        print(words)
     return 0

@@ -180,7 +180,7 @@ def held_out_pairs(options: StereoOptions) -> Iterator[dict[str, Any]]:
 
 
 def windows(options: StereoOptions, split: str, **more: Any) -> WindowStream:
-    # camera questions need nothing of the data; they are not looked at
+    # camera questions need no more than disparity: a calibrated pair; they are not looked at
     unasked = {"mixture": {"camera": 1.0}, "chunk_size": 1, "history": 1}
     return WindowStream(dataset_mixture(options.dataset), split, depth_map_share=1.0, **unasked, **more)
 

@@ -103,8 +103,8 @@ class PairBatches(IterableDataset):
         pairs = []
         for pair in self.stream:
             if self.augmentation is not None:
-                views = self.augmentation(pair["left"], pair["right"], (pair["seed"], 0, 0, 0))
-                pair["left"], pair["right"] = views
+                views = {side: pair[side] for side in ("left", "right")}
+                pair |= self.augmentation(views, (pair["seed"], 0, 0, 0))
             pairs.append(self.framing.apply(pair, random=True))
             if len(pairs) == self.size:
                 yield collate(pairs), [], self.stream.state_dict()

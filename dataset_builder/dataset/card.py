@@ -1,6 +1,7 @@
 """The dataset card: what is in the folder, with a picture of sample pairs and their disparity."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +32,37 @@ def disparity_colors(disparity_px: np.ndarray, largest_px: float) -> np.ndarray:
 
 
 def sample_picture(rows: list[dict[str, Any]]) -> Image.Image:
-    """One line per decoded row: left view, right view, disparity of the left view where depth is known."""
+    """One line per decoded row: all its views as high as the left one, and the disparity of those whose depth is known
+    (without a baseline, what is proportional to it). An absent view is grey.
+    """
+    shown = {key: array.shape for row in rows for key, array in row.items() if key.startswith(schema.IMAGES)}
+    depths = {key: array.shape for row in rows for key, array in row.items() if schema.is_depth(key)}
+    views = [schema.image_key(view) for view in schema.views_of(shown)]
     lines = []
     for row in rows:
-        views = [row["observation.images.left"], row["observation.images.right"]]
-        if "observation.depth" in row:
-            depth = row["observation.depth"]
-            product = float(row["calibration.focal_length_px"][0]) * float(row["calibration.baseline_m"])
-            disparity = np.divide(product, depth, out=np.zeros_like(depth), where=depth > 0)
-            views.append(disparity_colors(disparity, max(float(np.quantile(disparity, 0.995)), 1e-6)))
-        gap = np.full((views[0].shape[0], 4, 3), 255, np.uint8)
-        lines.append(np.concatenate([part for view in views for part in (view, gap)][:-1], axis=1))
+        height = row[schema.LEFT].shape[0]
+        parts = [_as_high(row.get(key, np.full(shown[key], 128, np.uint8)), height) for key in views]
+        parts += [_as_high(_disparity_picture(row, key, depths[key]), height) for key in sorted(depths)]
+        gap = np.full((height, 4, 3), 255, np.uint8)
+        lines.append(np.concatenate([part for view in parts for part in (view, gap)][:-1], axis=1))
         lines.append(np.full((4, lines[0].shape[1], 3), 255, np.uint8))
     return Image.fromarray(np.concatenate(lines[:-1]))
+
+
+def _disparity_picture(row: dict[str, Any], key: str, shape: tuple[int, int]) -> np.ndarray:
+    depth = row.get(key, np.zeros(shape, np.float32))
+    product = 1.0
+    if schema.BASELINE in row:
+        product = float(row["calibration.focal_length_px"][0]) * float(row[schema.BASELINE])
+    disparity = np.divide(product, depth, out=np.zeros_like(depth), where=depth > 0)
+    return disparity_colors(disparity, max(float(np.quantile(disparity, 0.995)), 1e-6))
+
+
+def _as_high(picture: np.ndarray, height: int) -> np.ndarray:
+    if picture.shape[0] == height:
+        return picture
+    width = max(1, round(picture.shape[1] * height / picture.shape[0]))
+    return np.asarray(Image.fromarray(picture).resize((width, height)))
 
 
 def sample_rows(folder: Path, count: int = _PAIRS) -> list[dict[str, Any]]:
@@ -68,6 +87,8 @@ def write_card(
     """
     info, stats = read_json(folder / "meta/info.json"), read_json(folder / "meta/stats.json")
     imported = "import" in info
+    pair, has_depth = "right" in schema.views_of(info["columns"]), schema.DEPTH in info["columns"]
+    first = open_shard(sorted((folder / "data").glob("train-*.parquet"))[0])
     if imported and license not in (None, info["license"]):
         raise ValueError(f"the license is {license!r}; what was imported has {info['license']!r}, which stays")
     license = info["license"] if imported else license or "apache-2.0"
@@ -79,8 +100,9 @@ def write_card(
     data = DatasetCardData(
         license=license,
         task_categories=["robotics"],
-        tags=["robotics", "vla", "stereo"] + ([] if imported else ["depth", "mujoco"]),
-        pretty_name=f"{info['embodiments'][0]} stereo demonstrations" if imported else _TITLE,
+        tags=["robotics", "vla", *(["stereo"] if pair else []), *(["depth"] if has_depth else [])]
+        + ([] if imported else ["mujoco"]),
+        pretty_name=_imported_title(info) if imported else _TITLE,
         language=["en"],
         size_categories=[_size_category(frames)],
         configs=[
@@ -91,7 +113,6 @@ def write_card(
         ],
     )
     # with the columns in the card, a reader of one split need not look into another one's shards
-    first = open_shard(sorted((folder / "data").glob("train-*.parquet"))[0])
     DatasetInfosDict(default=DatasetInfo(features=Features.from_arrow_schema(first.schema_arrow))).to_dataset_card_data(
         data
     )
@@ -156,6 +177,10 @@ Franka Panda, whose meshes derive from Franka Robotics' own description packages
 """
 
 
+def _imported_title(info: dict[str, Any]) -> str:
+    return f"{info['embodiments'][0]} {'stereo ' if 'right' in schema.views_of(info['columns']) else ''}demonstrations"
+
+
 def _imported_text(info: dict[str, Any], stats: dict[str, Any], frames: int, license: str) -> str:
     episodes = sum(split["episodes"] for split in info["splits"].values())
     dropped = [f"- {name}: {'; '.join(problems)}" for name, problems in info["dropped"].items()]
@@ -164,15 +189,20 @@ def _imported_text(info: dict[str, Any], stats: dict[str, Any], frames: int, lic
         for name, count in info.get("cut_frames", {}).items()
     ]
     unjudged = [f"- {name}: no pair has enough structure to check its rectification" for name in info["not_judged"]]
-    return f"""# {info["embodiments"][0]} stereo demonstrations
+    views = schema.views_of(info["columns"])
+    calibrated = ", calibration" if schema.CALIBRATION[0] in info["columns"] else ""
+    pair = "right" in views
+    shown = "a rectified stereo pair" if pair else "one view"
+    shown += " and further views" if len(views) > 1 + pair else ""
+    checked = "sizes of the views" + (", order of left and right, rectification" if pair else "") + calibrated
+    return f"""# {_imported_title(info)}
 
-{frames} frames in {episodes} episodes at {info["fps"]:g} Hz with a rectified stereo pair, imported from
-{info["source"]["format"]}. Every episode was checked: frame counts, timestamps, sizes of the views, order of left and
-right, rectification, calibration.
+{frames} frames in {episodes} episodes at {info["fps"]:g} Hz with {shown}, imported from {info["source"]["format"]}.
+Every episode was checked: frame counts, timestamps, {checked}.
 
-![Left view, right view]({PICTURE.as_posix()})
+![{_in_picture(info)}]({PICTURE.as_posix()})
 
-*Left and right view of some frames.*
+*{_in_picture(info)} of some frames.*
 
 {_table(["split", "episodes", "frames", "shards"], [[name, *split.values()] for name, split in _splits(info)])}
 
@@ -183,8 +213,8 @@ Left out: {len(info["dropped"])} of {episodes + len(info["dropped"])} episodes.
 {_contents(info, stats)}
 ## Intended use and limits
 
-To train and test policies for this robot and its rectified cameras. The checks named above are all that was checked:
-nobody has looked at every episode, nor for people in the views.
+To train and test policies for this robot and its cameras. {_for_whom(views)}The checks named above are all
+that was checked: nobody has looked at every episode, nor for people in the views.
 
 ## Licence
 
@@ -192,13 +222,34 @@ nobody has looked at every episode, nor for people in the views.
 """
 
 
+def _in_picture(info: dict[str, Any]) -> str:
+    depths = [key for key in info["columns"] if schema.is_depth(key)]
+    names = [f"{view} view" for view in schema.views_of(info["columns"])]
+    return ", ".join([*names, *(f"disparity by {key}" for key in depths)])
+
+
+def _depth_text(info: dict[str, Any]) -> str:
+    """Whose the depth is; "" where a dataset has none, or does not say."""
+    source = info.get("depth_source")
+    if source is None:
+        return ""
+    more = ": a model's answers to single pictures, no measurement" if source.startswith("estimated by ") else ""
+    return f"\nSource of the depth: {source}{more}.\n"
+
+
+def _for_whom(views: Sequence[str]) -> str:
+    words = schema.for_whom(views)
+    return f"{words[0].upper()}{words[1:]}. " if words else ""
+
+
 def _contents(info: dict[str, Any], stats: dict[str, Any]) -> str:
-    """The sections on columns, tasks, statistics and use."""
+    """The sections on columns, depth, tasks, statistics and use."""
+    columns = schema.columns_of(info["columns"])
     tasks = ", ".join(f'"{task}"' for task in info["tasks"][:12]) + (" ..." if len(info["tasks"]) > 12 else "")
     return f"""## Columns
 
-{_table(["column", "type", "unit", "meaning"], [_column(c) for c in schema.ROW if c.key in info["columns"]])}
-
+{_table(["column", "type", "unit", "meaning"], [_column(c) for c in columns if c.key in info["columns"]])}
+{_depth_text(info)}
 {schema.__doc__.split("rules:", 1)[1].strip()}
 
 ## Tasks

@@ -1,8 +1,9 @@
 """What is wrong with a dataset folder: compared with its manifest, its own description and the schema."""
 
 import hashlib
+import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,12 @@ def _description_problems(folder: Path, entries: list[Entry]) -> Iterator[str]:
         if not isinstance(info, dict):
             yield f"{INFO}: it is {reprlib.repr(info)}, expected keys and values"
             info = {}
-        if "vertical_misalignment_px" not in info:
+        views = info.get("views", ["left", "right"])  # older datasets name none and are pairs
+        if not isinstance(views, list):
+            yield f"{INFO}: views is {reprlib.repr(views)}, expected a list of names"
+        elif "views" in info:
+            yield from _view_problems(folder, info, entries)
+        if isinstance(views, list) and "right" in views and "vertical_misalignment_px" not in info:
             yield f"{INFO}: vertical_misalignment_px is missing: how many rows apart the views may lie, 0 = none"
         yield from count_problems(info, entries)
     try:
@@ -90,6 +96,21 @@ def _description_problems(folder: Path, entries: list[Entry]) -> Iterator[str]:
             good = isinstance(values, dict) and set(values) == _STATISTICS
             if not good or not all(_finite(values[key]) for key in _STATISTICS):
                 yield f"{STATS}: {name} is not finite or lacks one of {sorted(_STATISTICS)}"
+
+
+def _view_problems(folder: Path, info: Mapping[str, Any], entries: list[Entry]) -> Iterator[str]:
+    """Views that info names and a shard has not, or the other way round; depth of nobody."""
+    for entry in entries:
+        try:
+            with open_shard(inside(folder, entry["path"])) as file:
+                names = file.schema_arrow.names
+        except (ShardError, ValueError):  # told of the shard
+            continue
+        if info["views"] != list(found := schema.views_of(names)):
+            yield f"{INFO}: views is {info['views']}, {entry['path']} has {', '.join(found)}"
+    said = info.get("depth_source")
+    if said is not None and not re.fullmatch(r"sensor|simulation|estimated by \S+@\S+", str(said)):
+        yield f"{INFO}: depth_source is {said!r}; valid: {', '.join(schema.DEPTH_SOURCES)}"
 
 
 def _finite(values: Any) -> bool:
@@ -149,7 +170,7 @@ def _statistics_problems(folder: Path, entries: list[Entry]) -> Iterator[str]:
 
 
 def _repetition_problems(folder: Path, entries: list[Entry]) -> Iterator[str]:
-    """Episodes of other splits that have frames of the split train: both views, state and action are the same."""
+    """Episodes of other splits that have frames of the split train: all views, state and action are the same."""
     own = [entry for entry in entries if entry["split"] != "train"]
     held_out = {frame: place for entry in own for frame, place in _frames(folder, entry)}
     if not held_out:
@@ -167,11 +188,12 @@ def _repetition_problems(folder: Path, entries: list[Entry]) -> Iterator[str]:
 def _frames(folder: Path, entry: Entry) -> Iterator[tuple[bytes, tuple[str, int]]]:
     """(hash of what a frame shows and holds, (path of its shard, its episode)) of every row."""
     with open_shard(folder / entry["path"]) as file:
-        for batch in file.iter_batches(64, columns=[*schema.VIEWS, "observation.state", "action", "episode_index"]):
+        views = [schema.image_key(view) for view in schema.views_of(file.schema_arrow.names)]
+        for batch in file.iter_batches(64, columns=[*views, "observation.state", "action", "episode_index"]):
             for row in batch.to_pylist():
                 content = hashlib.blake2b(digest_size=16)
-                for key in schema.VIEWS:
-                    content.update(row[key]["bytes"])
+                for key in views:
+                    content.update(b"" if row[key] is None else row[key]["bytes"])
                 content.update(repr((row["observation.state"], row["action"])).encode())
                 yield content.digest(), (entry["path"], row["episode_index"])
 
@@ -197,7 +219,8 @@ def _shard_problems(folder: Path, entry: Entry, next_episode: dict[str, int], qu
             schema.check_columns(names, source="the shard")
             table = file.read(columns=["episode_index", "frame_index"])
             yield from _index_problems(table, entry, first)
-            yield from _row_problems(file, [name for name in names if name in schema.row_columns()], quick)
+            known = [column.key for column in schema.columns_of(names)]
+            yield from _row_problems(file, [name for name in names if name in known], quick)
     except (ShardError, ValueError, OSError, pa.ArrowException) as error:
         yield str(error)
 
@@ -222,6 +245,8 @@ def _row_problems(file: Any, columns: list[str], quick: bool) -> Iterator[str]:
     for batch in file.iter_batches(1 if quick else 64, columns=columns):
         for row in batch.to_pylist():
             try:
+                if row.get(schema.RIGHT, "") is None:
+                    raise ValueError(f"row {number}: {schema.RIGHT} is null; a pair is whole in all rows or in none")
                 schema.validate_row(decode_row(row), where=f"row {number}")
             except (ShardError, ValueError) as error:
                 count += 1

@@ -20,7 +20,7 @@ import numpy as np
 from stereovla.dataset_builder.dataset import shards
 from stereovla.dataset_builder.dataset.folders import INFO
 from stereovla.dataset_builder.dataset.manifest import read_manifest
-from stereovla.dataset_builder.dataset.schema import VIEWS
+from stereovla.dataset_builder.dataset.schema import PAIR
 from stereovla.processing.camera_geometry import StereoReport, measure_stereo_pair
 from stereovla.untrusted import inside
 
@@ -98,7 +98,7 @@ def view_problems(images: Mapping[int, Sequence[bytes]], misalignment_px: float)
     """`pair_problems` of stored views: {frame: files of left and right} of `chosen_frames`."""
     problems, pairs = [], {}
     for frame, files in images.items():
-        views = [shards.decode_image(key, data) for key, data in zip(VIEWS, files, strict=True)]
+        views = [shards.decode_image(key, data) for key, data in zip(PAIR, files, strict=True)]
         if views[0].shape != views[1].shape:
             problems.append(f"frame {frame}: the left view is {views[0].shape}, the right one {views[1].shape}")
         else:
@@ -117,8 +117,9 @@ def dataset_problems(folder: Path) -> list[str]:
         for start in np.flatnonzero(np.diff(episodes, prepend=-1)):
             part = times[start : start + (episodes == episodes[start]).sum()]
             rows = {frame: table.slice(int(start) + frame, 1).to_pylist()[0] for frame in chosen_frames(len(part))}
-            images = {frame: [row[key]["bytes"] for key in VIEWS] for frame, row in rows.items()}
-            found, _ = view_problems(images, info["vertical_misalignment_px"])
-            found = timestamp_problems(part, info["fps"]) + found
+            found = timestamp_problems(part, info["fps"])
+            if PAIR[1] in table.column_names:
+                images = {frame: [row[key]["bytes"] for key in PAIR] for frame, row in rows.items()}
+                found += view_problems(images, info["vertical_misalignment_px"])[0]
             problems += [f"{entry['path']}: episode {episodes[start]}, {problem}" for problem in found]
     return problems

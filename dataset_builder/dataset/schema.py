@@ -1,8 +1,9 @@
 """The contract between rooms: every key of a dataset row and of a training window, with shape, dtype, unit and range.
 
 A *row* is one frame as it is stored; the frames of an episode are contiguous, start at frame_index 0, and an episode
-never spans two shards. A *window* is what `streaming.WindowStream` yields for training. Poses and actions follow these
-rules:
+never spans two shards. A *window* is what `streaming.WindowStream` yields for training. `NEEDED` says which images a
+model needs; meta/info.json names the `views` of a dataset, and in `depth_source` whose its depth is. Poses, actions and
+views follow these rules:
 
 - state: x, y, z of the tool centre point in the robot base frame (m); roll, pitch, yaw (rad, R = Rz(yaw) Ry(pitch)
   Rx(roll)) of the tool, zero when the gripper points straight down with its fingers opening along base y; gripper
@@ -15,11 +16,15 @@ rules:
   are the robot's own vectors of any size, the same in all rows of a dataset (meta/info.json: state_dim, action_dim).
 - transform_camera_to_base: pose of the left camera's optical frame (x right, y down, z forward). Pixel centres lie at j
   + 0.5.
+- `left` is the main view, in every row; `right` makes a rectified pair of it, whose baseline a calibration then has. A
+  further view, such as `wrist`, has the columns `observation.images.wrist` and `observation.depth.wrist`, a size of its
+  own, and is null where it is absent.
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,8 +38,16 @@ PLAN_LENGTH = 16  # steps of `action_plan` in data that our builder writes
 DEPTH_UNIT_M = 1e-4  # one step of the stored 16-bit depth; 65535 steps = 6.55 m
 MAX_DEPTH_M = 65535 * DEPTH_UNIT_M
 SEGMENTATION = {"background": 0, "robot": 1, "gripper": 2, "target": 3}  # 4 and above: other objects
-VIEWS = ("observation.images.left", "observation.images.right")
+IMAGES, DEPTH = "observation.images.", "observation.depth"
+PAIR = LEFT, RIGHT = f"{IMAGES}left", f"{IMAGES}right"
 CALIBRATION_KEYS = ("focal_length_px", "principal_point_px", "baseline_m", "transform_camera_to_base")
+CALIBRATION = tuple(f"calibration.{key}" for key in CALIBRATION_KEYS)
+BASELINE = "calibration.baseline_m"  # of a pair alone
+VIEW = re.compile(r"[a-z][a-z0-9_]{0,39}")  # name of a view
+# whose depth it is: of a camera, of the renderer, or a model's answer
+DEPTH_SOURCES = ("sensor", "simulation", "estimated by CHECKPOINT@REVISION")
+# the images without which a model learns nothing from a row
+NEEDED = {"StereoVLA": PAIR, "DepthVLA": (LEFT,)}
 
 
 @dataclass(frozen=True)
@@ -53,15 +66,22 @@ class Column:
 
 
 _CALIBRATION = (
-    Column("calibration.focal_length_px", "float32", (2,), "px", low=1.0, note="fx, fy"),
-    Column("calibration.principal_point_px", "float32", (2,), "px", low=0.0, note="cx, cy"),
-    Column("calibration.baseline_m", "float32", (), "m", low=1e-3, high=1.0),
-    Column("calibration.transform_camera_to_base", "float32", (4, 4), "m", note="left camera's optical frame -> base"),
+    Column("calibration.focal_length_px", "float32", (2,), "px", low=1.0, optional=True, note="fx, fy"),
+    Column("calibration.principal_point_px", "float32", (2,), "px", low=0.0, optional=True, note="cx, cy"),
+    Column("calibration.baseline_m", "float32", (), "m", low=1e-3, high=1.0, optional=True),
+    Column(
+        "calibration.transform_camera_to_base",
+        "float32",
+        (4, 4),
+        "m",
+        optional=True,
+        note="left camera's optical frame -> base",
+    ),
 )
 
 ROW: tuple[Column, ...] = (
-    Column("observation.images.left", "uint8", ("H", "W", 3), image=True, low=0, high=255, note="RGB, JPEG"),
-    Column("observation.images.right", "uint8", ("H", "W", 3), image=True, low=0, high=255, note="RGB, JPEG"),
+    Column(LEFT, "uint8", ("H", "W", 3), image=True, low=0, high=255, note="RGB, JPEG"),
+    Column(RIGHT, "uint8", ("H", "W", 3), image=True, low=0, high=255, optional=True, note="RGB, JPEG"),
     Column("observation.state", "float32", ("S",), "m, rad, 0..1"),
     Column("action", "float32", ("A",), "m, rad, -1..1", note="the expert's ideal next action from this state"),
     Column(
@@ -84,7 +104,7 @@ ROW: tuple[Column, ...] = (
     Column("state_is_pose", "bool", optional=True, note="False = state and action are the robot's own; null = True"),
     *_CALIBRATION,
     Column(
-        "observation.depth",
+        DEPTH,
         "float32",
         ("H", "W"),
         "m",
@@ -123,7 +143,7 @@ ROW: tuple[Column, ...] = (
 
 WINDOW: tuple[Column, ...] = (
     Column("left", "uint8", ("H", "W", 3), low=0, high=255, note="RGB"),
-    Column("right", "uint8", ("H", "W", 3), low=0, high=255, note="RGB"),
+    Column("right", "uint8", ("H", "W", 3), low=0, high=255, optional=True, note="RGB"),
     Column(
         "state_history",
         "float32",
@@ -150,6 +170,58 @@ WINDOW: tuple[Column, ...] = (
 )
 
 
+def image_key(view: str) -> str:
+    """Column of the pictures of a view."""
+    return f"{IMAGES}{view}"
+
+
+def depth_key(view: str) -> str:
+    """Column of the depth of a view."""
+    return DEPTH if view == "left" else f"{DEPTH}.{view}"
+
+
+def is_depth(key: str) -> bool:
+    """Whether a column holds depth."""
+    return key == DEPTH or key.startswith(f"{DEPTH}.")
+
+
+def views_of(keys: Iterable[str]) -> tuple[str, ...]:
+    """Names of the views whose pictures are among the columns `keys`: left, right, then the further ones by name."""
+    names = {name for key in keys if VIEW.fullmatch(name := key.removeprefix(IMAGES)) and key != name}
+    return (*(name for name in ("left", "right") if name in names), *sorted(names - {"left", "right"}))
+
+
+def for_whom(views: Sequence[str]) -> str:
+    """Which model cannot learn from data with these views, in words; "" where all can."""
+    unable = [model for model, needed in NEEDED.items() if not {*map(image_key, views)}.issuperset(needed)]
+    if not unable:
+        return ""
+    cameras = "one camera" if len(views) == 1 else f"{len(views)} cameras ({', '.join(views)}), but no right view"
+    able = [model for model in NEEDED if model not in unable]
+    return f"{cameras}: {', '.join(unable)} cannot train on it, {', '.join(able)} can"
+
+
+def columns_of(keys: Iterable[str]) -> tuple[Column, ...]:
+    """`ROW` with the columns of the further views among `keys`: pictures after the right view, depth after `DEPTH`."""
+    return _with_views(ROW, keys, {IMAGES: RIGHT, f"{DEPTH}.": DEPTH})
+
+
+def _with_views(table: tuple[Column, ...], keys: Iterable[str], starts: Mapping[str, str]) -> tuple[Column, ...]:
+    """`table`, and behind a column those of further views, {how their keys start: the column that they are like}."""
+    known = {column.key for column in table}
+    added: dict[str, list[Column]] = {}
+    for key in sorted(set(keys) - known):
+        for start, like in starts.items():
+            view = key.removeprefix(start)
+            if key.startswith(start) and VIEW.fullmatch(view) and view != "left":
+                own = {size: size if view == "right" else f"{size} of {view}" for size in ("H", "W")}
+                column = next(column for column in table if column.key == like)
+                shape = tuple(own.get(size, size) for size in column.shape)
+                note = column.note.replace("the left view", "this view")
+                added.setdefault(like, []).append(replace(column, key=key, shape=shape, note=note))
+    return tuple(found for column in table for found in (column, *added.get(column.key, ()))) if added else table
+
+
 def features(
     plan_length: int = PLAN_LENGTH,
     state_dim: int = STATE_DIM,
@@ -169,11 +241,12 @@ def features(
             result = List(result, length=sizes.get(size, size))
         return result
 
-    return Features({column.key: feature(column) for column in ROW if columns is None or column.key in columns})
+    wanted = row_columns() if columns is None else columns
+    return Features({column.key: feature(column) for column in columns_of(wanted) if column.key in wanted})
 
 
 def row_columns() -> list[str]:
-    """Keys of a row in their stored order."""
+    """Keys of a row without further views, in their stored order."""
     return [column.key for column in ROW]
 
 
@@ -184,7 +257,8 @@ def check_columns(names: Sequence[str], *, source: str, needed: Sequence[str] = 
     if missing:
         near = {key: difflib.get_close_matches(key, names, n=1) for key in missing}
         hints = ", ".join(f"{key} (there is {match[0]})" if match else key for key, match in near.items())
-        raise ValueError(f"{source} has no column {hints}; it has: {', '.join(names)}")
+        why = f" ({for_whom(views_of(names))})" if RIGHT in missing and LEFT in names else ""
+        raise ValueError(f"{source} has no column {hints}; it has: {', '.join(names)}{why}")
 
 
 def validate_row(row: Mapping[str, Any], *, where: str = "row") -> None:
@@ -192,7 +266,7 @@ def validate_row(row: Mapping[str, Any], *, where: str = "row") -> None:
     is_pose = row.get("state_is_pose") is not False
     size = np.size(row.get("observation.state"))
     size = size if size in POSES else STATE_DIM
-    sizes = _check_table(row, ROW, where, {"S": size, "A": size} if is_pose else {})
+    sizes = _check_table(row, columns_of(row), where, {"S": size, "A": size} if is_pose else {})
     if is_pose:
         _check_poses(row, where)
     if row.get("action_plan") is not None:
@@ -203,7 +277,7 @@ def validate_row(row: Mapping[str, Any], *, where: str = "row") -> None:
             raise ValueError(
                 f"{where}: action {row['action']} is not the first step of action_plan {row['action_plan'][0]}"
             )
-    _check_camera(row, sizes, where)
+    _check_calibration(row, sizes, where)
     for key in ("target.box_left_px", "target.box_right_px"):
         if row.get(key) is not None:
             x_min, y_min, x_max, y_max = (float(value) for value in row[key])
@@ -216,7 +290,8 @@ def validate_row(row: Mapping[str, Any], *, where: str = "row") -> None:
 
 def validate_window(window: Mapping[str, Any], *, where: str = "window") -> None:
     """Check one training window against `WINDOW`; ValueError names key, value and limit."""
-    _check_table(window, WINDOW, where, {})
+    table = _with_views(WINDOW, window, {"view.": "right", "depth.": "depth"})
+    _check_table(window, table, where, {})
 
 
 def _check_table(
@@ -286,7 +361,16 @@ def _check_gripper(value: np.ndarray, low: float, high: float, where: str, key: 
         )
 
 
-def _check_camera(row: Mapping[str, Any], sizes: Mapping[str, int], where: str) -> None:
+def _check_calibration(row: Mapping[str, Any], sizes: Mapping[str, int], where: str) -> None:
+    given = [key for key in CALIBRATION if row.get(key) is not None]
+    if not given:
+        return
+    whole = [key for key in CALIBRATION if key != BASELINE or row.get(RIGHT) is not None]
+    if given != whole:
+        raise ValueError(
+            f"{where}: the calibration has {', '.join(given)}; with{'' if BASELINE in whole else 'out'} a right "
+            f"view it is {', '.join(whole)}, or nothing"
+        )
     transform = np.asarray(row["calibration.transform_camera_to_base"], dtype=np.float64)
     rotation = transform[:3, :3]
     if (

@@ -46,9 +46,9 @@ class ShardError(RuntimeError):
 def encode_image(key: str, array: np.ndarray) -> bytes:
     """Decoded image of column `key` -> file bytes (JPEG for colour, PNG for depth in m and segmentation)."""
     buffer = io.BytesIO()
-    if key.startswith("observation.images."):
+    if key.startswith(schema.IMAGES):
         Image.fromarray(array).save(buffer, format="JPEG", quality=JPEG_QUALITY)
-    elif key == "observation.depth":
+    elif schema.is_depth(key):
         steps = np.round(array / schema.DEPTH_UNIT_M)
         steps[steps > 65535] = 0  # too far to store: no depth rather than a wrong one
         return _png16(steps.astype(np.uint16))
@@ -88,7 +88,7 @@ def decode_image(key: str, data: bytes) -> np.ndarray:
             array = np.array(image)
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow and simplejpeg raise for broken files
         raise ShardError(f"the {len(data)} bytes of {key} cannot be decoded: {error}") from error
-    if key == "observation.depth":
+    if schema.is_depth(key):
         return array.astype(np.float32) * np.float32(schema.DEPTH_UNIT_M)
     return array
 
@@ -110,7 +110,7 @@ def shard_path(split: str, index: int, count: int) -> Path:
 
 def encode_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """Decoded row -> values that `write_shard` takes (images become bytes). Call it early: it frees the pixels."""
-    images = {column.key for column in schema.ROW if column.image}
+    images = {column.key for column in schema.columns_of(row) if column.image}
     return {
         key: encode_image(key, value) if key in images and value is not None else value for key, value in row.items()
     }
@@ -120,7 +120,7 @@ def rows_to_table(rows: Sequence[Mapping[str, Any]], layout: Features | None = N
     """Encoded rows -> arrow table with the schema of `layout`, by default that of all columns of `schema.features`."""
     target = (schema.features() if layout is None else layout).arrow_schema
     arrays = []
-    for column in schema.ROW:
+    for column in schema.columns_of(target.names):
         if column.key not in target.names:
             continue
         values = [row.get(column.key) for row in rows]
@@ -146,7 +146,11 @@ def write_shard(
 
     `info` (JSON-able) goes into the file's metadata; `shard_info` reads it.
     """
-    table = rows_to_table(rows, layout)
+    write_table(path, rows_to_table(rows, layout), temporary=temporary, info=info)
+
+
+def write_table(path: Path, table: pa.Table, *, temporary: Path, info: Mapping[str, Any] | None = None) -> None:
+    """`write_shard` of rows that are a table already, with the metadata of `Features.arrow_schema`."""
     metadata = {**table.schema.metadata, INFO_KEY: json.dumps(dict(info or {}), sort_keys=True).encode()}
     temporary.parent.mkdir(parents=True, exist_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -201,7 +205,7 @@ def read_rows(path: Path, start: int = 0, count: int | None = None) -> Iterator[
 def decode_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of python values -> numpy arrays with the dtypes of the schema; columns that are null are left out."""
     decoded = {}
-    for column in schema.ROW:
+    for column in schema.columns_of(row):
         value = row.get(column.key)
         if value is None:
             continue
@@ -219,9 +223,13 @@ def numbers(table: pa.Table, key: str) -> np.ndarray:
     while pa.types.is_fixed_size_list(array.type):
         shape.append(array.type.list_size)
         if array.null_count:
-            array = array.fill_null([float("nan")] * array.type.list_size)
+            array = array.fill_null(_nan(array.type))
         array = array.flatten()
     return np.array(array.to_numpy(zero_copy_only=False)).reshape(shape)
+
+
+def _nan(kind: pa.DataType) -> Any:
+    return [_nan(kind.value_type)] * kind.list_size if pa.types.is_fixed_size_list(kind) else float("nan")
 
 
 def sha256(path: Path) -> str:

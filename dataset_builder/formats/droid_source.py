@@ -7,12 +7,14 @@ Facts of the format, from https://github.com/droid-dataset/droid and its documen
 - trajectory.h5: observation/robot_state/cartesian_position (n, 6) (m, rad, the same angles) and gripper_position (n,)
   (0 = open, 1 = closed), action/gripper_position (n,) (what was commanded),
   observation/camera_extrinsics/{serial}_left (n, 6), observation/timestamp/cameras/{serial}_estimated_capture (ms).
-- recordings/MP4/{serial}-stereo.mp4: left and right view side by side, rectified, one frame per row of trajectory.h5.
+- recordings/MP4/{serial}-stereo.mp4: left and right view side by side, rectified, one frame per row of trajectory.h5;
+  recordings/MP4/{serial}.mp4: the left view alone, which not every copy of the data has.
 - aggregated-annotations-*.json, one file for all: {uuid: {"language_instruction1": ...}}.
 
-Recorded at 15 Hz. The intrinsics are not in this data; they come from the YAML file, whose `cameras` is {stereo: wrist
-| ext1 | ext2}, and whose transform_camera_to_base may be "recorded". `tool` should say how our tool frame lies in the
-frame that the arm reports. Actions are the changes of the recorded pose from frame to frame.
+Recorded at 15 Hz. The YAML file's `cameras` is {stereo: CAMERA}, or of one view {left: CAMERA}, and any further views,
+such as {hand: CAMERA}; a CAMERA is wrist, ext1 or ext2. The intrinsics are not in this data; they come from that file,
+where transform_camera_to_base may be "recorded". `tool` should say how our tool frame lies in the frame that the arm
+reports. Actions are the changes of the recorded pose from frame to frame.
 """
 
 import dataclasses
@@ -29,9 +31,8 @@ import numpy as np
 
 from stereovla.command_line import option
 from stereovla.dataset_builder.dataset import shards
-from stereovla.dataset_builder.dataset.schema import CALIBRATION_KEYS
 from stereovla.dataset_builder.formats.importing import ImportConfig
-from stereovla.dataset_builder.formats.rig import Rig, Vector
+from stereovla.dataset_builder.formats.rig import STEREO, Rig, Vector
 from stereovla.dataset_builder.formats.source import EpisodeError, SourceEpisode
 from stereovla.dataset_builder.formats.video import VideoError, frame_times, read_all_frames
 from stereovla.extras import extra
@@ -46,6 +47,7 @@ FPS = 15.0  # control rate of the DROID platform
 MOST_NUMBERS = 10**7  # in a column; 6 numbers at 15 Hz for 30 hours
 CAMERAS = ("wrist", "ext1", "ext2")
 RECORDED = "recorded"
+_SIDE_BY_SIDE = "-stereo"  # at the end of the names of videos that show both views
 _FEW = 5  # frames that a recorder may write to one of video and trajectory only
 _STATE = Vector("robot_state", position=(0, 1, 2), rpy=(3, 4, 5), gripper=6, gripper_closed_open=(1.0, 0.0))
 _ACTION = Vector("gripper_position", kind="from_states", gripper=0, gripper_closed_open=(1.0, 0.0))
@@ -74,8 +76,11 @@ def open_droid(config: DroidImportConfig, rig: Rig) -> tuple["DroidSource", Rig]
     """The episodes below the folder `config.source`, and the rig with what the format says itself."""
     if rig.state is not None or rig.action is not None or rig.parts_px is not None:
         raise ValueError("leave state, action and parts_px out of the rig: DROID's format says where they are")
-    if set(rig.cameras) != {"stereo"} or rig.cameras["stereo"] not in CAMERAS:
-        raise ValueError(f"cameras is {dict(rig.cameras)}; DROID needs {{stereo: one of {', '.join(CAMERAS)}}}")
+    if "right" in rig.cameras or not set(rig.cameras.values()) <= set(CAMERAS):
+        raise ValueError(
+            f"cameras is {dict(rig.cameras)}; DROID needs {{stereo: one of {', '.join(CAMERAS)}}}, or left in place of "
+            "stereo, and any further views of these"
+        )
     for key, value in rig.calibration_columns().items():
         if key != "transform_camera_to_base" or value != RECORDED:
             raise ValueError(f"{key} is {value!r}; only transform_camera_to_base can be {RECORDED!r}")
@@ -114,8 +119,8 @@ class DroidSource:
     def read(self, name: str) -> SourceEpisode:
         """See `source.Source`."""
         metadata = self._metadata(name)
-        camera = self.rig.cameras["stereo"]
-        serial = self._serial(name)
+        camera = self._main
+        serial = self._serial(name, camera)
         try:
             with h5py.File(inside(self.folder, f"{name}/trajectory.h5")) as file:
                 poses = _column(file, "observation/robot_state/cartesian_position", 6)
@@ -143,14 +148,14 @@ class DroidSource:
         if extrinsics is None and metadata.get(f"{camera}_cam_extrinsics") and camera != "wrist":
             extrinsics = np.tile(_six(metadata, f"{camera}_cam_extrinsics"), (length, 1))
         kept, cut = self._common(name, length)
-        calibration = {key: self.rig.calibration[key] for key in CALIBRATION_KEYS}
-        transforms = calibration.pop("transform_camera_to_base")
+        calibration = self.rig.stated_calibration()
+        transforms = calibration.pop("transform_camera_to_base", None)
         if isinstance(transforms, str):
             if extrinsics is None:
                 raise EpisodeError(f"there are no extrinsics of the camera {camera} ({serial})")
             transforms = np.tile(np.eye(4), (length, 1, 1))
             transforms[:, :3, :3], transforms[:, :3, 3] = rpy_to_matrix(extrinsics[:, 3:]), extrinsics[:, :3]
-        else:
+        elif transforms is not None:
             calibration["transform_camera_to_base"] = transforms
             transforms = None
         values = {key: np.broadcast_to(value, (length, *np.shape(value))) for key, value in calibration.items()}
@@ -168,34 +173,46 @@ class DroidSource:
 
     def _common(self, name: str, length: int) -> tuple[int, int]:
         """(how many of `length` frames are kept, how many that only the trajectory or only the video has are cut)."""
-        path = self._video(name)
-        if not self.cut_frames or not path.is_file():
+        paths = {self._video(name, view) for view in self.rig.cameras}
+        if not self.cut_frames or not all(path.is_file() for path in paths):
             return length, 0
         try:
-            filmed = len(frame_times(path))
-        except VideoError:  # `pairs` says why
+            counts = [length, *(len(frame_times(path)) for path in paths)]
+        except VideoError:  # `pictures` says why
             return length, 0
-        common, cut = min(length, filmed), abs(length - filmed)
+        common, cut = min(counts), max(counts) - min(counts)
         return (common, cut) if common and cut <= self.cut_frames else (length, 0)
 
-    def pairs(self, name: str, episode: SourceEpisode) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def pictures(self, name: str, episode: SourceEpisode) -> Iterator[dict[str, np.ndarray | None]]:
         """See `source.Source`."""
-        path = self._video(name)
+        streams = [self._views(name, view, episode) for view in self.rig.cameras]
+        for images in zip(*streams, strict=True):  # each is as long as the data, or says why not
+            found = {view: image for part in images for view, image in part.items()}
+            yield {view: found[view] for view in self.rig.views}
+
+    def _views(self, name: str, view: str, episode: SourceEpisode) -> Iterator[dict[str, np.ndarray]]:
+        """Pictures of one entry of the rig's cameras."""
+        path = self._video(name, view)
         if not path.is_file():
             raise VideoError(f"recordings/MP4/{path.name} is missing")
         length, frame = len(episode.timestamps_s), -1
         for frame, image in enumerate(read_all_frames(path)):
             if frame < length:
                 half = image.shape[1] // 2
-                yield image[:, :half], image[:, half:]
+                if view == STEREO:
+                    yield {"left": image[:, :half], "right": image[:, half:]}
+                else:
+                    yield {view: image[:, :half] if path.stem.endswith(_SIDE_BY_SIDE) else image}
         count = frame + 1
         if not length <= count <= length + episode.cut:
             few = abs(count - length) <= _FEW
             hint = f"; --cut_frames {abs(count - length)} leaves out what only one of them has" if few else ""
             raise VideoError(f"frame {min(count, length)}: {path.name} has {count} frames, the data {length}{hint}")
 
-    def _video(self, name: str) -> Path:
-        return inside(self.folder, f"{name}/recordings/MP4/{self._serial(name)}-stereo.mp4")
+    def _video(self, name: str, view: str) -> Path:
+        start = f"{name}/recordings/MP4/{self._serial(name, self.rig.cameras[view])}"
+        alone = inside(self.folder, f"{start}.mp4")
+        return alone if view != STEREO and alone.is_file() else inside(self.folder, f"{start}{_SIDE_BY_SIDE}.mp4")
 
     def _metadata(self, name: str) -> dict[str, Any]:
         files = sorted((self.folder / name).glob("metadata_*.json"))
@@ -209,8 +226,13 @@ class DroidSource:
             raise EpisodeError(f"{files[0].name} is {reprlib.repr(metadata)}, expected keys and values")
         return metadata
 
-    def _serial(self, name: str) -> str:
-        key = f"{self.rig.cameras['stereo']}_cam_serial"
+    @property
+    def _main(self) -> str:
+        """The camera whose left view is ours."""
+        return self.rig.cameras[STEREO if STEREO in self.rig.cameras else "left"]
+
+    def _serial(self, name: str, camera: str) -> str:
+        key = f"{camera}_cam_serial"
         metadata = self._metadata(name)
         serial = metadata.get(key)
         if not serial or not isinstance(serial, str | int):

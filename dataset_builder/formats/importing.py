@@ -21,12 +21,6 @@ from tqdm.auto import tqdm
 
 from stereovla.command_line import option
 from stereovla.dataset_builder.dataset import schema, shards
-from stereovla.dataset_builder.dataset.episode_checks import (
-    chosen_frames,
-    pair_problems,
-    timestamp_problems,
-    view_problems,
-)
 from stereovla.dataset_builder.dataset.folders import (
     PLAN,
     STATS,
@@ -36,28 +30,14 @@ from stereovla.dataset_builder.dataset.folders import (
     work_folder,
 )
 from stereovla.dataset_builder.dataset.statistics import angles_around_pi, compute_statistics
-from stereovla.dataset_builder.formats import plausibility
-from stereovla.dataset_builder.formats.rig import SHAPES, Rig, check_value
+from stereovla.dataset_builder.formats.import_checks import Finding, check_episode, equal_sizes
+from stereovla.dataset_builder.formats.rig import Rig
+from stereovla.dataset_builder.formats.rig_calibration import check_value
 from stereovla.dataset_builder.formats.robot_mapping import Motion, map_motion
-from stereovla.dataset_builder.formats.source import EpisodeError, Source, SourceEpisode
-from stereovla.dataset_builder.formats.video import VideoError
+from stereovla.dataset_builder.formats.source import Source
 from stereovla.dataset_builder.recording.parts import Task, split_tasks
 
 NO_NAME = "unnamed object"  # target.name of imported rows: their sources do not say which object is meant
-COLUMNS = (
-    *schema.VIEWS,
-    "observation.state",
-    "action",
-    "keyframe_pose",
-    "state_is_pose",
-    *(f"calibration.{key}" for key in schema.CALIBRATION_KEYS),
-    "target.name",
-    "task",
-    "embodiment",
-    "episode_index",
-    "frame_index",
-    "timestamp",
-)
 # where an import finds what it needs, and whether it may go on; all other options decide what it makes
 _NOT_CONTENT = ("out", "config", "source", "skip_bad_episodes")
 
@@ -84,18 +64,6 @@ class ImportConfig:
             raise ValueError(f"episodes_per_shard={self.episodes_per_shard} must be at least 1")
         if self.validation_episodes < 0:
             raise ValueError(f"validation_episodes={self.validation_episodes} must not be negative")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What the check of one episode found."""
-
-    episode: str
-    problems: list[str]
-    state_dim: int = 0
-    action_dim: int = 0
-    judged: bool = True  # False: no pair has enough structure to be matched
-    cut: int = 0  # frames at the end that were left out, as was asked
 
 
 class ProblemsFound(ValueError):
@@ -161,116 +129,7 @@ def _check(path: Path, rig: Rig, source: Source) -> dict[str, Finding]:
                 done[name] = check_episode(source, rig, name)
                 file.write(json.dumps(dataclasses.asdict(done[name])) + "\n")
                 file.flush()
-    return _equal_sizes({name: done[name] for name in names})
-
-
-def _equal_sizes(findings: dict[str, Finding]) -> dict[str, Finding]:
-    """A problem for every episode whose vectors have other sizes than those of the first good one."""
-    first = next((f for f in findings.values() if not f.problems), None)
-    for name, finding in findings.items():
-        if finding.problems:
-            continue
-        sizes, expected = (finding.state_dim, finding.action_dim), (first.state_dim, first.action_dim)
-        if sizes != expected:
-            text = f"state and action have {sizes} numbers, those of {first.episode} {expected}"
-            findings[name] = dataclasses.replace(finding, problems=[text])
-    return findings
-
-
-def check_episode(source: Source, rig: Rig, name: str) -> Finding:
-    """Read and decode one episode, and name everything that is wrong with it."""
-    try:
-        episode = source.read(name)
-    except EpisodeError as error:
-        return Finding(name, [str(error)])
-    times = np.asarray(episode.timestamps_s, dtype=np.float32)  # as they are stored
-    problems = [*episode.problems, *timestamp_problems(times, source.fps)]
-    if times[0] < 0:
-        problems.append(f"frame 0: the timestamp is {times[0]:.4f} s, expected 0 or more: from the episode's start")
-    problems += [f"frame {frame}: there is no instruction" for frame, t in enumerate(episode.tasks) if not t.strip()]
-    calibration = _calibration_problems(rig, episode)
-    motion = map_motion(rig, episode.states, episode.actions)
-    problems += calibration + motion.problems
-    if not calibration and not motion.problems:
-        problems += _motion_problems(rig, episode, motion, source.fps)
-    found, judged = _picture_problems(source, rig, name, episode)
-    sizes = (motion.states.shape[1], motion.actions.shape[1])
-    return Finding(name, problems + found, *sizes, judged, episode.cut)
-
-
-def _motion_problems(rig: Rig, episode: SourceEpisode, motion: Motion, fps: float) -> list[str]:
-    """What is not plausible of poses and actions: units, kinds, and a tool that the camera does not see."""
-    if not rig.is_pose:
-        return []
-    problems: list[str] = []
-    if "units" not in rig.accept:
-        vectors = [("state", rig.state, episode.states)]
-        if rig.action.kind == "absolute":
-            vectors.append(("action", rig.action, episode.actions))
-        for name, vector, values in vectors:
-            positions, angles = values[:, vector.position], values[:, vector.rpy]
-            problems += plausibility.pose_problems(name, positions, angles)
-        problems = problems or plausibility.step_problems(motion.actions[:, :6])
-        if rig.action.kind == "delta":
-            problems = problems or plausibility.delta_problems(motion.states[:, :6], motion.actions[:, :6], fps)
-    if "camera_pose" not in rig.accept and not problems:
-        calibration = {
-            key: np.reshape(episode.calibration[key], (len(motion.states), *shape))
-            for key, shape in SHAPES.items()
-            if key != "baseline_m"
-        }
-        problems += filter(None, [plausibility.view_of_tool_problem(motion.states[:, :3], calibration, rig.size_px)])
-    return problems
-
-
-def _calibration_problems(rig: Rig, episode: SourceEpisode) -> list[str]:
-    """Problems of those calibrations that differ from the frame before."""
-    problems, before = [], None
-    for frame in range(len(episode.timestamps_s)):
-        given = {key: values[frame] for key, values in episode.calibration.items()}
-        if before is not None and all(np.array_equal(given[key], before[key]) for key in given):
-            continue
-        before, where = given, f"frame {frame}"
-        try:
-            checked = {key: check_value(key, value, rig.size_px, where, rig.accept) for key, value in given.items()}
-        except ValueError as error:
-            problems.append(str(error))
-            continue
-        point = rig.moved(checked)["principal_point_px"]
-        if not ((point >= 0) & (point <= rig.stored_size_px)).all():
-            problems.append(
-                f"{where}: after crop_px and resize_px, the principal point {point.tolist()} lies outside the view of "
-                f"{list(rig.stored_size_px)} px"
-            )
-    return problems
-
-
-def _picture_problems(source: Source, rig: Rig, name: str, episode: SourceEpisode) -> tuple[list[str], bool]:
-    """Problems of the pictures, all of which are decoded, and whether a pair could be judged."""
-    problems: list[str] = []
-    taken, stored = {}, {}  # some pairs as they were taken, and as the files that will be written
-    length = len(episode.timestamps_s)
-    chosen = chosen_frames(length)
-    try:
-        for frame, images in enumerate(source.pairs(name, episode)):
-            views = [rig.part(image, side) for image, side in zip(images, ("left", "right"), strict=True)]
-            sizes = [(view.shape[1], view.shape[0]) for view in views]
-            for side, size in zip(("left", "right"), sizes, strict=True):
-                if size != rig.size_px:
-                    problems.append(
-                        f"frame {frame}: the {side} view is {size[0]}x{size[1]} px, "
-                        f"the calibration is of {rig.size_px[0]}x{rig.size_px[1]} px"
-                    )
-            if frame in chosen and sizes == [rig.size_px] * 2:
-                taken[frame] = views
-                stored[frame] = [shards.encode_image(schema.VIEWS[0], rig.view(view)) for view in views]
-    except VideoError as error:
-        return [*problems, str(error)], True
-    found, judged = view_problems(stored, rig.stored_misalignment_px)
-    if (rig.crop_px or rig.resize_px) and not found:  # the whole views show more
-        found, more = pair_problems(taken, rig.vertical_misalignment_px)
-        found, judged = [f"{line}, before crop and resize" for line in found], judged or more
-    return problems + found, judged or not stored
+    return equal_sizes({name: done[name] for name in names})
 
 
 def _plan(config: ImportConfig, good: Mapping[str, Sequence[str]]) -> list[tuple[Task, list[str]]]:
@@ -298,7 +157,7 @@ def _plan(config: ImportConfig, good: Mapping[str, Sequence[str]]) -> list[tuple
 def _write(
     folder: Path, partial: Path, tasks: list[tuple[Task, list[str]]], rig: Rig, source: Source, first: Finding
 ) -> None:
-    layout = schema.features(state_dim=first.state_dim, action_dim=first.action_dim, columns=COLUMNS)
+    layout = schema.features(state_dim=first.state_dim, action_dim=first.action_dim, columns=row_keys(rig))
     with tqdm(total=sum(len(names) for _, names in tasks), desc="importing", unit="episode") as bar:
         for task, names in tasks:
             if not (folder / task.path).exists():
@@ -313,25 +172,45 @@ def _write(
             bar.update(len(names))
 
 
+def row_keys(rig: Rig) -> list[str]:
+    """Columns of what is imported."""
+    calibration = [key for key in schema.CALIBRATION if rig.calibration and (rig.is_pair or key != schema.BASELINE)]
+    return [
+        *map(schema.image_key, rig.views),
+        "observation.state",
+        "action",
+        "keyframe_pose",
+        "state_is_pose",
+        *calibration,
+        "target.name",
+        "task",
+        "embodiment",
+        "episode_index",
+        "frame_index",
+        "timestamp",
+    ]
+
+
 def episode_rows(source: Source, rig: Rig, name: str, index: int) -> Iterator[dict[str, Any]]:
     """Encoded rows of one checked episode, which becomes number `index` of its split."""
     episode = source.read(name)
     motion: Motion = map_motion(rig, episode.states, episode.actions)
     length = len(episode.timestamps_s)
-    for frame, images in enumerate(islice(source.pairs(name, episode), length)):
-        left, right = (rig.view(rig.part(image, side)) for image, side in zip(images, ("left", "right"), strict=True))
+    for frame, images in enumerate(islice(source.pictures(name, episode), length)):
         calibration = {
             key: check_value(key, values[frame], rig.size_px, name, rig.accept)
             for key, values in episode.calibration.items()
         }
         row = {
-            "observation.images.left": left,
-            "observation.images.right": right,
+            **{
+                schema.image_key(view): None if image is None else rig.stored(rig.part(image, view), view)
+                for view, image in images.items()
+            },
             "observation.state": motion.states[frame],
             "action": motion.actions[frame],
             "keyframe_pose": motion.keyframes[frame],
             "state_is_pose": rig.is_pose,
-            **{f"calibration.{key}": value for key, value in rig.moved(calibration).items()},
+            **{f"calibration.{key}": value for key, value in (rig.moved(calibration) if calibration else {}).items()},
             "target.name": NO_NAME,
             "task": episode.tasks[frame],
             "embodiment": rig.embodiment,
@@ -369,12 +248,13 @@ def _finish(
         "embodiments": [rig.embodiment],
         "tasks": sentences,
         "splits": splits,
-        "columns": list(COLUMNS),
+        "columns": row_keys(rig),
+        "views": list(rig.views),
         "state_dim": first.state_dim,
         "action_dim": first.action_dim,
         "state_is_pose": rig.is_pose,
         "angles_around_pi": around,
-        "vertical_misalignment_px": rig.stored_misalignment_px,
+        **({"vertical_misalignment_px": rig.stored_misalignment_px} if rig.is_pair else {}),
         "license": rig.license,
         "source": content["source"],
         "dropped": {name: finding.problems for name, finding in findings.items() if finding.problems},

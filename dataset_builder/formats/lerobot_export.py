@@ -77,7 +77,7 @@ def export_lerobot(config: LeRobotExportConfig) -> Path:
     for number, entry in enumerate(tqdm(entries, desc="exporting", unit="shard")):
         place = {"chunk_index": number // CHUNK, "file_index": number % CHUNK}
         table = shards.read_table(inside(folder, entry["path"]))
-        size = size or shards.decode_image(schema.VIEWS[0], table.column(schema.VIEWS[0])[0].as_py()["bytes"]).shape
+        size = size or shards.decode_image(schema.PAIR[0], table.column(schema.PAIR[0])[0].as_py()["bytes"]).shape
         found = _write_file(partial, table, place, info, config, maps, tasks, episodes, size)
         for key, values in found.items():
             collected.setdefault(key, []).append(values)
@@ -131,11 +131,11 @@ def _write_file(
     arrays = [pa.array(columns[item.name], type=item.type) for item in target]
     pq.write_table(pa.Table.from_arrays(arrays, schema=target), path)
     values = {key: columns[key].reshape(-1, 1) for key in _INDICES} | numbers
-    pictures = {key: _write_video(partial, table, key, place, fps, config.codec, size, starts) for key in schema.VIEWS}
+    pictures = {key: _write_video(partial, table, key, place, fps, config.codec, size, starts) for key in schema.PAIR}
     for number, (start, length) in enumerate(zip(starts, lengths, strict=True)):
         part = slice(int(start), int(start + length))
         statistics = {key: _statistics(array[part]) for key, array in values.items()}
-        statistics |= {key: _statistics(pictures[key][number]) for key in schema.VIEWS}
+        statistics |= {key: _statistics(pictures[key][number]) for key in schema.PAIR}
         episodes.append(
             {
                 "episode_index": len(episodes),
@@ -144,15 +144,15 @@ def _write_file(
                 **{f"data/{name}": index for name, index in place.items()},
                 "dataset_from_index": first + part.start,
                 "dataset_to_index": first + part.stop,
-                **{f"videos/{key}/{name}": index for key in schema.VIEWS for name, index in place.items()},
-                **{f"videos/{key}/from_timestamp": part.start / fps for key in schema.VIEWS},
-                **{f"videos/{key}/to_timestamp": part.stop / fps for key in schema.VIEWS},
+                **{f"videos/{key}/{name}": index for key in schema.PAIR for name, index in place.items()},
+                **{f"videos/{key}/from_timestamp": part.start / fps for key in schema.PAIR},
+                **{f"videos/{key}/to_timestamp": part.stop / fps for key in schema.PAIR},
                 "meta/episodes/chunk_index": 0,
                 "meta/episodes/file_index": 0,
                 **{f"stats/{key}/{name}": v for key, stats in statistics.items() for name, v in stats.items()},
             }
         )
-    return values | {key: np.concatenate(pictures[key]) for key in schema.VIEWS}
+    return values | {key: np.concatenate(pictures[key]) for key in schema.PAIR}
 
 
 def _write_video(
@@ -241,7 +241,7 @@ def _info(
     }
     names = ["height", "width", "channels"]
     features: dict[str, Any] = {
-        key: {"dtype": "video", "shape": [height, width, 3], "names": names, "info": video} for key in schema.VIEWS
+        key: {"dtype": "video", "shape": [height, width, 3], "names": names, "info": video} for key in schema.PAIR
     }
     features |= {key: {"dtype": "image", "shape": [height, width, 1], "names": names} for key in maps}
     for key, count in _vectors(info).items():
@@ -288,7 +288,7 @@ def _rig(info: Mapping[str, Any], size: tuple[int, int, int]) -> dict[str, Any]:
     return {
         "embodiment": info["embodiments"][0],
         "license": info.get("license", "apache-2.0"),
-        "cameras": {"left": schema.VIEWS[0], "right": schema.VIEWS[1]},
+        "cameras": {"left": schema.PAIR[0], "right": schema.PAIR[1]},
         "calibration": {
             "size_px": [size[1], size[0]],
             **{key: f"calibration.{key}" for key in schema.CALIBRATION_KEYS},

@@ -18,10 +18,9 @@ from huggingface_hub import snapshot_download
 
 from stereovla.command_line import option
 from stereovla.dataset_builder.dataset import shards
-from stereovla.dataset_builder.dataset.schema import CALIBRATION_KEYS
 from stereovla.dataset_builder.formats.importing import ImportConfig
 from stereovla.dataset_builder.formats.lerobot_metadata import INFO, read_episodes, read_info, read_tasks
-from stereovla.dataset_builder.formats.rig import Rig
+from stereovla.dataset_builder.formats.rig import STEREO, Rig
 from stereovla.dataset_builder.formats.source import EpisodeError, SourceEpisode
 from stereovla.dataset_builder.formats.video import VideoError, first_beside, frame_times, read_frames
 from stereovla.sources import source_of
@@ -60,15 +59,17 @@ class LeRobotSource:
         self.folder, self.rig = folder, rig
         self.info = read_info(folder)
         self.fps = self.info.fps
-        if set(rig.cameras) != {"left", "right"}:
-            raise ValueError(f"cameras is {dict(rig.cameras)}; name the views left and right")
+        if STEREO in rig.cameras:
+            raise ValueError(f"cameras is {dict(rig.cameras)}; {STEREO} is DROID's, name the views left and right here")
         features = self.info.features
         images = [key for key, feature in features.items() if feature["dtype"] in ("video", "image")]
         for side, key in rig.cameras.items():
             if key not in images:
                 raise ValueError(f"{folder} has no camera {key!r} for the {side} view; it has: {', '.join(images)}")
-        if rig.cameras["left"] == rig.cameras["right"] and not rig.parts_px:
-            raise ValueError(f"both views come from {rig.cameras['left']!r}: parts_px must say where each is in it")
+        for view, key in rig.cameras.items():
+            sharing = [name for name, other in rig.cameras.items() if other == key]
+            if len(sharing) > 1 and view not in (rig.parts_px or {}):
+                raise ValueError(f"{' and '.join(sharing)} come from {key!r}: parts_px must say where each is in it")
         if rig.state is None or rig.action is None:
             raise ValueError("the rig lacks state or action: say where they are in the source")
         self._videos = [key for key in dict.fromkeys(rig.cameras.values()) if features[key]["dtype"] == "video"]
@@ -149,22 +150,19 @@ class LeRobotSource:
                     f"frame {frame}: its instruction is {sentence!r}, meta/episodes lists {entry['tasks']} as tasks"
                 )
         values = {key: _array(table, key) for key in self._columns}
-        calibration = self.rig.calibration
         return SourceEpisode(
             timestamps_s=times,
             states=values[self.rig.state.column],
             actions=None if self.rig.action.column is None else values[self.rig.action.column],
             tasks=["unknown" if sentence is None else sentence for sentence in sentences],
             calibration={
-                key: values[calibration[key]]
-                if isinstance(calibration[key], str)
-                else np.broadcast_to(calibration[key], (length, *np.shape(calibration[key])))
-                for key in CALIBRATION_KEYS
+                key: values[value] if isinstance(value, str) else np.broadcast_to(value, (length, *np.shape(value)))
+                for key, value in self.rig.stated_calibration().items()
             },
             problems=problems,
         )
 
-    def pairs(self, name: str, episode: SourceEpisode) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def pictures(self, name: str, episode: SourceEpisode) -> Iterator[dict[str, np.ndarray | None]]:
         """See `source.Source`."""
         entry = self._episodes[name]
         streams = {key: self._video(entry, key, episode.timestamps_s) for key in self._videos}
@@ -173,7 +171,7 @@ class LeRobotSource:
             streams |= {key: self._stored(table, key) for key in self._images}
         for _ in range(len(episode.timestamps_s)):
             images = {key: next(stream) for key, stream in streams.items()}
-            yield images[self.rig.cameras["left"]], images[self.rig.cameras["right"]]
+            yield {view: images[self.rig.cameras[view]] for view in self.rig.views}
 
     def _video_file(self, entry: dict[str, Any], key: str) -> Path:
         place = {name: entry[f"videos/{key}/{name}"] for name in ("chunk_index", "file_index")}
@@ -199,10 +197,16 @@ class LeRobotSource:
             )
         return read_frames(path, found, self.fps)
 
-    def _stored(self, table: pa.Table, key: str) -> Iterator[np.ndarray]:
-        """Pictures that the data holds, or whose files it names (as `datasets` writes them without embedding)."""
+    def _stored(self, table: pa.Table, key: str) -> Iterator[np.ndarray | None]:
+        """Pictures that the data holds, or whose files it names (as `datasets` writes them without embedding); None
+        where a view is absent that may be.
+        """
+        may_lack = not any(self.rig.cameras.get(side) == key for side in ("left", "right"))
         for frame, value in enumerate(table.column(key).to_pylist()):
             content, name = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+            if content is None and name is None and may_lack:
+                yield None
+                continue
             try:
                 if content is None and isinstance(name, str):
                     content = inside(self.folder, name).read_bytes()

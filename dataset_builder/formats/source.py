@@ -19,7 +19,8 @@ class SourceEpisode:
         timestamps_s: (n,) from the episode's start.
         states, actions: (n, ...) vectors for `map_motion`; no actions where they follow from the states.
         tasks: n instructions.
-        calibration: per key of the schema (n, ...) values, of the views before crop and resize.
+        calibration: per key of the schema (n, ...) values, of the views before crop and resize; {} where the rig has
+            none.
         problems: what the source found wrong itself.
         cut: frames at the end that the source left out, as it was asked to.
     """
@@ -47,5 +48,7 @@ class Source(Protocol):
     def read(self, name: str) -> SourceEpisode:
         """Everything of one episode but its pictures; EpisodeError where that fails."""
 
-    def pairs(self, name: str, episode: SourceEpisode) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Its pictures, uint8 (h, w, 3) RGB, left and right; VideoError where that fails."""
+    def pictures(self, name: str, episode: SourceEpisode) -> Iterator[dict[str, np.ndarray | None]]:
+        """Its pictures frame by frame, {view: uint8 (h, w, 3) RGB}, None where a further view is absent; VideoError
+        where that fails.
+        """

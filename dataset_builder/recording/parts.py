@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from stereovla.dataset_builder.dataset import shards
+from stereovla.dataset_builder.dataset import schema, shards
 from stereovla.dataset_builder.dataset.folders import PLAN, STATS, changes, count_shards, describe_folder, work_folder
 from stereovla.dataset_builder.dataset.statistics import camera_ranges, compute_statistics
 
@@ -58,6 +58,11 @@ def merge(folder: Path, parts: Sequence[Path] = ()) -> Path:
     if not sources:
         raise ValueError(f"{folder} holds no part of a dataset, and no other parts are named")
     content = shards.read_json(sources[0] / PLAN)
+    if "episodes_per_shard" not in content:
+        raise ValueError(
+            f"{sources[0]} is no part that `build` recorded, but a whole dataset; several of these are trained on "
+            "together as they are: --dataset A B"
+        )
     for source in sources[1:]:
         if changed := changes(content, shards.read_json(source / PLAN)):
             raise ValueError(f"{sources[0]} and {source} are parts of different datasets: {changed}")
@@ -124,6 +129,8 @@ def finish(folder: Path, content: Mapping[str, Any]) -> None:
         "splits": splits,
         "failed_attempts": dict(sorted(failures.items())),
         "columns": layout.names,
+        "views": list(schema.views_of(layout.names)),
+        **({"depth_source": "simulation"} if content["labels"] else {}),
         "state_dim": layout.field("observation.state").type.list_size,
         "action_dim": layout.field("action").type.list_size,
         "state_is_pose": True,

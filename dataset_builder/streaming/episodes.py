@@ -143,6 +143,7 @@ class EpisodeSource:
 
     Attributes:
         splits: names of all splits.
+        views: names of the views, of which only left and right are in every row.
         filled: columns of the first shard that hold anything but null.
     """
 
@@ -167,6 +168,7 @@ class EpisodeSource:
             )
         self.splits = opened.splits
         self._fields, self.filled = self._first_schema(skip)
+        self.views = schema.views_of(self._fields.names)
         schema.check_columns(self._fields.names, source=f"dataset {path}, split {split!r},", needed=columns)
         chosen = {column.key for column in schema.ROW if not column.optional} | {*columns, *wanted}
         self._fields = pa.schema([field for field in self._fields if field.name in chosen])

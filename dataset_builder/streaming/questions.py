@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from stereovla.dataset_builder.dataset.schema import CALIBRATION_KEYS, SEGMENTATION
+from stereovla.dataset_builder.dataset.schema import BASELINE, CALIBRATION_KEYS, SEGMENTATION
 
 OBJECTIVES = ("action", "depth", "box", "pose", "camera")
 PAPER_MIXTURE = {"action": 5.0, "depth": 2.0, "box": 2.0, "pose": 1.0}
-ALWAYS_POSSIBLE = ("action", "pose", "camera")  # boxes and depths need their object in view
+# boxes and depths need their object in view, camera parameters a calibrated pair
+ALWAYS_POSSIBLE = ("action", "pose")
 _CANDIDATES = 32  # pixels tried around a region before it counts as having no depth
 
 
@@ -176,15 +177,32 @@ def tool_pixels(
     return np.where(inside[:, None], pixels, np.nan).astype(np.float32)
 
 
-def processor_arguments(windows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Windows -> keyword arguments of `StereoProcessor.__call__` for a training batch: `processor(**arguments)`.
+def possible_objectives(window: Mapping[str, Any]) -> list[str]:
+    """What can be asked about a window, but for depth."""
+    sides = [side for side in ("left", "right") if side in window]
+    possible = [*ALWAYS_POSSIBLE]
+    if np.isfinite(window["boxes"][: len(sides)]).all():
+        possible.append("box")
+    if "right" in sides and BASELINE in window:
+        possible.append("camera")
+    return possible
+
+
+def processor_arguments(windows: Sequence[Mapping[str, Any]], views: Sequence[str] | None = None) -> dict[str, Any]:
+    """Windows -> keyword arguments of a processor's `__call__` for a training batch: `processor(**arguments)`.
 
     The window's text is the instruction for actions and poses and the object's name for boxes. Points and depth maps
     are handed on where the windows carry them.
+
+    Args:
+        views: None for `StereoProcessor`, whose images are pairs. Names of views for `DepthVLAProcessor`: images and
+            depth maps are {name: array or None} then, and `boxes` those of the left view (1, 4) where "right" is not
+            among them.
     """
+    sides = 2 if views is None or "right" in views else 1
     per_window = [
         {
-            "images": [window["left"], window["right"]],
+            "images": [window["left"], window["right"]] if views is None else _of_views(window, views, "view."),
             "text": window["target"] if window["objective"] == "box" else window["task"],
             "state": window["state_history"],
             "embodiment": window["embodiment"],
@@ -192,10 +210,10 @@ def processor_arguments(windows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "actions": window["actions"],
             "action_mask": window["action_mask"],
             "keyframe_pose": window.get("keyframe_pose"),
-            "boxes": window["boxes"],
+            "boxes": window["boxes"][:sides],
             "points_px": window.get("points_px"),
             "depths_m": window.get("depths_m"),
-            "calibration": {key: window[f"calibration.{key}"] for key in CALIBRATION_KEYS},
+            "calibration": _calibration(window),
             # depth and camera questions do not say which object is the target
             "target_px": None if window["objective"] in ("depth", "camera") else window["points"][0],
             "gripper_px": window["points"][1],
@@ -204,5 +222,18 @@ def processor_arguments(windows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     ]
     arguments: dict[str, Any] = {key: [values[key] for values in per_window] for key in per_window[0]}
     if any("depth" in window for window in windows):
-        arguments["depth_map"] = [window.get("depth") for window in windows]
+        arguments["depth_map"] = [
+            window.get("depth") if views is None or "depth" not in window else _of_views(window, views, "depth.")
+            for window in windows
+        ]
     return arguments | {"return_labels": True}
+
+
+def _of_views(window: Mapping[str, Any], views: Sequence[str], start: str) -> dict[str, np.ndarray | None]:
+    """Pictures ("view.") or depth maps ("depth.") of a window by the names of their views."""
+    pair = {"left": "left", "right": "right"} if start == "view." else {"left": "depth"}
+    return {view: window.get(pair.get(view, f"{start}{view}")) for view in views}
+
+
+def _calibration(window: Mapping[str, Any]) -> dict[str, Any] | None:
+    return {key: window[f"calibration.{key}"] for key in CALIBRATION_KEYS if f"calibration.{key}" in window} or None

@@ -57,7 +57,10 @@ class WindowStream(LaneStream):
         on_bad_shard: what becomes of shards that are not the manifest's, and of those that cannot be read, after the
             retries: "raise" = ShardError that names the shard, for the former when the stream is made; "skip" = warn,
             count it in `skipped_shards` and go on behind what is left of it, which is nothing of the former.
-        augmentation: changes the colours of every pair; None = as recorded.
+        augmentation: changes the colours of all views; None = as recorded.
+        views: names of the views that the windows show: "left", which every dataset has; "right", which all must have
+            where it is named, as for a model that sees pairs; and any others, None in the windows of those datasets and
+            rows that have not got them. ValueError for one that no dataset has.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class WindowStream(LaneStream):
         backoff_s: float = 0.5,
         on_bad_shard: Literal["raise", "skip"] = "raise",
         augmentation: PhotometricAugmentation | None = None,
+        views: Sequence[str] = ("left", "right"),
     ):
         super().__init__(lanes, rank, world_size)
         for name, value in {"chunk_size": chunk_size, "history": history, "pool_episodes": pool_episodes}.items():
@@ -92,12 +96,17 @@ class WindowStream(LaneStream):
             raise ValueError(f"on_bad_shard={on_bad_shard!r}; valid: 'raise', 'skip'")
         if not 0 <= depth_map_share <= 1:
             raise ValueError(f"depth_map_share={depth_map_share} must be in [0, 1]")
+        if "left" not in views or len(set(views)) < len(views):
+            raise ValueError(f"views={list(views)} must name left, the main view, and none twice")
+        self.views = tuple(views)
         self.question_config = questions.QuestionConfig(
             mixture=questions.PAPER_MIXTURE if mixture is None else mixture,
             depth_points=depth_points,
             points_per_question=points_per_question,
             detection_failures=detection_failures,
         )
+        if self.question_config.asks("camera") and "right" not in views:
+            raise ValueError(f"camera is asked, which needs a stereo pair; views={list(views)} has no right view")
         self.chunk_size, self.history, self.depth_map_share = chunk_size, history, depth_map_share
         self.seed, self.shuffle, self.epochs = seed, shuffle, epochs
         self.pool_episodes = pool_episodes
@@ -116,9 +125,13 @@ class WindowStream(LaneStream):
                 "state_is_pose",
                 "target.box_left_px",
                 "target.box_right_px",
+                *schema.CALIBRATION,
+                *map(schema.image_key, self.views),
+                *(schema.depth_key(view) for view in self.views if depth_map_share and view != "left"),
             ),
         }
         self._sources: dict[int, EpisodeSource] = {}
+        self._check_views()
         self._shards = [self._source(number).shards for number in range(len(self._paths))]
         # units per shard, so that no lane goes without
         self._stripes = [-(-lanes // len(names)) for names in self._shards]
@@ -127,8 +140,14 @@ class WindowStream(LaneStream):
         self._skips = torch.zeros(lanes, sum(map(len, self._shards)), dtype=torch.int32).share_memory_()
         self._left_out = torch.zeros(lanes, dtype=torch.int64).share_memory_()
 
+    def _check_views(self) -> None:
+        there = {str(path): self._source(number).views for number, path in enumerate(self._paths)}
+        if unknown := [view for view in self.views if not any(view in views for views in there.values())]:
+            found = "; ".join(f"{', '.join(views)} in {path}" for path, views in there.items())
+            raise ValueError(f"no dataset has the view {', '.join(unknown)}; there are: {found}")
+
     def _needed_columns(self) -> list[str]:
-        config, needed = self.question_config, []
+        config, needed = self.question_config, [schema.RIGHT] if "right" in self.views else []
         if config.asks("depth") or self.depth_map_share:
             needed.append(DEPTH)
         if config.asks("depth") and config.depth_points == "interaction":
@@ -136,7 +155,9 @@ class WindowStream(LaneStream):
         if config.asks("action") or config.asks("pose"):
             needed.append("keyframe_pose")
         if config.asks("box"):
-            needed += ["target.box_left_px", "target.box_right_px"]
+            needed += [f"target.box_{side}_px" for side in ("left", "right") if side in self.views]
+        if config.asks("camera"):
+            needed += [schema.RIGHT, *schema.CALIBRATION]
         return needed
 
     def __getstate__(self) -> dict[str, Any]:
@@ -286,23 +307,25 @@ class WindowStream(LaneStream):
             if table["episode_index"][0].as_py() % self._stripes[number] == stripe:
                 tables.append(table)
             if len(tables) == self.pool_episodes:
-                yield WindowPool(tables, self.history, self.chunk_size), end
+                yield WindowPool(tables, self.history, self.chunk_size, self.views), end
                 tables = []
         if tables:
-            yield WindowPool(tables, self.history, self.chunk_size), end
+            yield WindowPool(tables, self.history, self.chunk_size, self.views), end
 
     def _window(self, pool: WindowPool, index: int, epoch: int) -> dict[str, Any] | None:
         window = pool.window(index)
         place = (self.seed, epoch, window["episode_index"], window["frame_index"])
         window["seed"] = int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)
         if self.augmentation is not None:
-            window["left"], window["right"] = self.augmentation(window["left"], window["right"], place)
+            keys = {view: view if view in ("left", "right") else f"view.{view}" for view in self.views}
+            augmented = self.augmentation({view: window[key] for view, key in keys.items()}, place)
+            window |= {keys[view]: picture for view, picture in augmented.items()}
         config = self.question_config
         if not self.depth_map_share and config.only is not None:
             return window | {"objective": config.only}  # nothing to draw: saves 5 % of the time
         rng = questions.window_generator(*place)
         carries_depth = rng.random() < self.depth_map_share
-        possible = [*questions.ALWAYS_POSSIBLE] + (["box"] if np.isfinite(window["boxes"]).all() else [])
+        possible = questions.possible_objectives(window)
         objective = questions.draw_objective(config, rng, [*possible, "depth"])
         if objective is None:
             return None
@@ -310,6 +333,8 @@ class WindowStream(LaneStream):
             depth = pool.image(DEPTH, index)
             if carries_depth:
                 window["depth"] = depth
+                others = [view for view in self.views if view != "left"]
+                window |= {f"depth.{view}": pool.image_or_none(schema.depth_key(view), index) for view in others}
         if objective == "depth":
             segmentation = pool.image(SEGMENTATION, index) if config.depth_points == "interaction" else None
             asked = questions.depth_points(depth, segmentation, window["points"][1], config, rng)

@@ -10,24 +10,25 @@ from stereovla.dataset_builder.dataset import schema
 from stereovla.dataset_builder.dataset.shards import ShardError, decode_image, numbers
 from stereovla.dataset_builder.streaming.questions import tool_pixels
 
-LEFT, RIGHT = "observation.images.left", "observation.images.right"
-DEPTH, SEGMENTATION = "observation.depth", "observation.segmentation"
+DEPTH, SEGMENTATION = schema.DEPTH, "observation.segmentation"
 
 
 class WindowPool:
-    """Some whole episodes: numbers as arrays over all their frames, images as bytes until they are asked for."""
+    """Some whole episodes: numbers as arrays over all their frames, images as bytes until they are asked for; `views`
+    are those that a window shows, left among them.
+    """
 
-    def __init__(self, tables: Sequence[pa.Table], history: int, chunk: int):
+    def __init__(self, tables: Sequence[pa.Table], history: int, chunk: int, views: Sequence[str] = ("left", "right")):
         table = pa.concat_tables(tables).combine_chunks()
-        self.size = table.num_rows
+        self.size, self.views = table.num_rows, views
         self._bytes = {
             key: table.column(key).combine_chunks().field("bytes")
-            for key in (LEFT, RIGHT, DEPTH, SEGMENTATION)
+            for key in (*(f(view) for view in views for f in (schema.image_key, schema.depth_key)), SEGMENTATION)
             if key in table.column_names
         }
         self._strings = {key: table.column(key).to_pylist() for key in ("task", "target.name", "embodiment")}
         self._index = {key: numbers(table, key) for key in ("episode_index", "frame_index")}
-        self._calibration = {key: numbers(table, f"calibration.{key}") for key in schema.CALIBRATION_KEYS}
+        self._calibration = {key: numbers(table, key) for key in schema.CALIBRATION if key in table.column_names}
         states = numbers(table, "observation.state")
         frames = np.arange(self.size)
         first = frames - self._index["frame_index"]
@@ -40,33 +41,49 @@ class WindowPool:
         self._points: np.ndarray | None = None
         self._tool_position = _tool_positions(table, states)
 
+    @property
+    def further(self) -> list[str]:
+        """The views that are none of a pair."""
+        return [view for view in self.views if view not in ("left", "right")]
+
     def image(self, key: str, index: int) -> np.ndarray:
         """Decoded image of frame `index`; ShardError names episode and frame of one that cannot be decoded."""
         data = self._bytes[key][index].as_py()
         if data is None:
-            raise ShardError(f"{self._place(index)}: {key} is null; was the data recorded without labels?")
+            why = "" if key in schema.PAIR else "; was the data recorded without labels?"
+            raise ShardError(f"{self._place(index)}: {key} is null{why}")
         try:
             return decode_image(key, data)
         except ShardError as error:
             raise ShardError(f"{self._place(index)}: {error}") from error
+
+    def image_or_none(self, key: str, index: int) -> np.ndarray | None:
+        """`image`, or None where the data or the row has none."""
+        there = key in self._bytes and self._bytes[key][index].is_valid
+        return self.image(key, index) if there else None
 
     def _place(self, index: int) -> str:
         return ", ".join(f"{key} {values[index]}" for key, values in self._index.items())
 
     def window(self, index: int) -> dict[str, Any]:
         """Window of frame `index` without objective and depth."""
-        left, right = self.image(LEFT, index), self.image(RIGHT, index)
-        if left.shape != right.shape:
-            raise ValueError(
-                f"{self._place(index)}: left view is {left.shape}, right view {right.shape}; they must be equally large"
-            )
-        window = {
-            "left": left,
-            "right": right,
+        left = self.image(schema.LEFT, index)
+        window = {"left": left}
+        if "right" in self.views:
+            window["right"] = self.image(schema.RIGHT, index)
+            if left.shape != window["right"].shape:
+                raise ValueError(
+                    f"{self._place(index)}: left view is {left.shape}, right view {window['right'].shape}; they must "
+                    "be equally large"
+                )
+        for view in self.further:
+            window[f"view.{view}"] = self.image_or_none(schema.image_key(view), index)
+        calibration = {key: values[index] for key, values in self._calibration.items()}
+        window |= {
             "state_history": self._states[index],
             "actions": self._actions[index],
             "action_mask": self._mask[index],
-            **{f"calibration.{key}": values[index] for key, values in self._calibration.items()},
+            **{key: value for key, value in calibration.items() if np.isfinite(value).all()},  # NaN = null
             "boxes": self._boxes[index],
             "points": self._pointing(left.shape[:2])[index],
             "task": self._strings["task"][index],
@@ -81,14 +98,11 @@ class WindowPool:
     def _pointing(self, size: tuple[int, int]) -> np.ndarray:
         """(n, 2, 2) (u, v) of the middle of the target's box and of the tool centre, NaN = not in the left view."""
         if self._points is None:
-            calibration = self._calibration
-            tool = tool_pixels(
-                self._tool_position,
-                calibration["transform_camera_to_base"],
-                calibration["focal_length_px"],
-                calibration["principal_point_px"],
-                size,
-            )
+            tool = np.full((self.size, 2), np.nan, dtype=np.float32)
+            if self._calibration:
+                keys = ("transform_camera_to_base", "focal_length_px", "principal_point_px")
+                camera = (self._calibration[f"calibration.{key}"] for key in keys)
+                tool = tool_pixels(self._tool_position, *camera, size)
             box = self._boxes[:, 0]
             self._points = np.stack([(box[:, :2] + box[:, 2:]) / 2, tool], axis=1)
         return self._points

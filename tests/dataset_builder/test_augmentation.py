@@ -20,7 +20,7 @@ def test_views_get_the_same_map_where_none_between_them_is_asked():
     augmentation = PhotometricAugmentation(between_views=0.0)
     left = picture()
     right = np.roll(left, -4, axis=1)  # a disparity of 4 px everywhere
-    new_left, new_right = augmentation(left, right, PLACE)
+    new_left, new_right = augmentation({"left": left, "right": right}, PLACE).values()
     assert not np.array_equal(new_left, left)
     np.testing.assert_array_equal(new_right, np.roll(new_left, -4, axis=1))
 
@@ -30,7 +30,7 @@ def test_pixels_follow_the_stated_formula():
     image = picture()
     for seed in range(5):
         augmentation = PhotometricAugmentation(0.2, 0.3, 0.4, 0.1, 0.05)
-        new, other = augmentation(image, image, (seed, 0, 0, 0))
+        new, other = augmentation({"left": image, "right": image}, (seed, 0, 0, 0)).values()
         rng = np.random.default_rng((seed, 0, 0, 0, 1))
         b, c, s = (1 + rng.uniform(-1, 1) * limit for limit in (0.2, 0.3, 0.4))
         gain = b * (1 + 0.1 * rng.uniform(-1, 1, 3))
@@ -49,7 +49,7 @@ def test_views_differ_a_little_and_no_more_than_asked():
     quiet = PhotometricAugmentation(0, 0, 0, 0, between_views=0.05)
     differences = []
     for episode in range(100):
-        left, right = quiet(grey, grey, (0, 0, episode, 0))
+        left, right = quiet({"left": grey, "right": grey}, (0, 0, episode, 0)).values()
         np.testing.assert_array_equal(left, grey)
         differences.append(float(right.mean()) - 120)
     assert 2 < np.abs(differences).max() <= 0.05 * (120 + 255) + 0.5
@@ -57,7 +57,7 @@ def test_views_differ_a_little_and_no_more_than_asked():
 
 def test_nothing_asked_changes_nothing():
     left, right = picture(0), picture(1)
-    new_left, new_right = PhotometricAugmentation(0, 0, 0, 0, 0)(left, right, PLACE)
+    new_left, new_right = PhotometricAugmentation(0, 0, 0, 0, 0)({"left": left, "right": right}, PLACE).values()
     np.testing.assert_array_equal(new_left, left)
     np.testing.assert_array_equal(new_right, right)
 

@@ -37,7 +37,7 @@ from stereo_scene import poses, textured_pair
 
 from stereovla.dataset_builder.dataset import schema, shards
 from stereovla.dataset_builder.dataset.checking import find_problems
-from stereovla.dataset_builder.formats import importing
+from stereovla.dataset_builder.formats import import_checks, importing
 from stereovla.dataset_builder.formats.importing import ProblemsFound
 from stereovla.dataset_builder.formats.video import VideoWriter
 from stereovla.dataset_builder.streaming.window_stream import WindowStream
@@ -129,7 +129,8 @@ def test_a_stopped_import_loses_and_repeats_nothing(imported, tmp_path, monkeypa
             raise Stopped
         return whole(*arguments)
 
-    monkeypatch.setattr(importing, "map_motion", stopping)
+    for module in (import_checks, importing):
+        monkeypatch.setattr(module, "map_motion", stopping)
     with pytest.raises(Stopped):
         import_folder(options)
     assert not (tmp_path / "out/meta/manifest.json").exists()

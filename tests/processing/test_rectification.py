@@ -9,7 +9,7 @@ from command_lines import data as main
 from lerobot_folder import AS_THEY_ARE, import_config, import_folder, rewrite_shard, write_lerobot
 
 from stereovla.dataset_builder.dataset import shards
-from stereovla.dataset_builder.formats.importing import check_episode
+from stereovla.dataset_builder.formats.import_checks import check_episode
 from stereovla.dataset_builder.formats.lerobot_source import open_lerobot
 from stereovla.dataset_builder.formats.rig import read_rig
 
