@@ -143,6 +143,11 @@ class StereoVLAConfig(PreTrainedConfig):
         self.text_config.tie_word_embeddings = value
 
     @property
+    def pixel_views(self) -> list[str]:
+        """Names of the views in `pixel_values`."""
+        return ["left", "right"]
+
+    @property
     def num_visual_tokens(self) -> int:
         return (self.image_size // self.patch_size) ** 2
 
@@ -223,12 +228,15 @@ class StereoVLAConfig(PreTrainedConfig):
 
 
 def with_overrides(values: dict, overrides: dict) -> dict:
-    """`values` with `overrides`; a dict replaces single fields of a part, or brings in a part that is absent."""
-    merged = {
-        name: {**(values.get(name) or {}), **value} if isinstance(value, dict) else value
-        for name, value in overrides.items()
-    }
-    return {**values, **merged}
+    """`values` with `overrides`; a dict replaces single fields of a part (and of its parts), or brings in a part that is
+    absent.
+    """
+
+    def merged(name: str, value: Any) -> Any:
+        is_part = isinstance(value, dict) and name.endswith("_config")
+        return with_overrides(values.get(name) or {}, value) if is_part else value
+
+    return {**values, **{name: merged(name, value) for name, value in overrides.items()}}
 
 
 def full_parts() -> dict[str, dict]:

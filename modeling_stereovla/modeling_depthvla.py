@@ -239,6 +239,7 @@ class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPredic
         "action_expert": "action_expert",
         "pointers": "pointers",
     }
+    towers = ("vision", "depth_encoder", "stereo")
     _tied_weights_keys = {"lm_head.weight": "model.vlm.language_model.embed_tokens.weight"}
 
     def __init__(self, config: DepthVLAConfig):

@@ -131,6 +131,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         "action_expert": "action_expert",
         "pointers": "pointers",
     }
+    towers = ("semantic", "spatial", "stereo")
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
 
     def __init__(self, config: StereoVLAConfig):

@@ -72,9 +72,11 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
 
     Attributes:
         parts: what `freeze` can hold fixed, and where it is.
+        towers: those of them that come trained, but for those of the small presets.
     """
 
     parts: ClassVar[dict[str, str]]
+    towers: ClassVar[tuple[str, ...]]
 
     def _add_heads(self, config) -> None:
         """The parts beside `self.model`, at the end of `__init__`."""

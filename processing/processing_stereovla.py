@@ -1,12 +1,13 @@
 """StereoProcessor: samples in, StereoVLA's inputs out; its outputs back to robot units."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
 from .answers import action_prompt
-from .image_processing_stereovla import as_pairs
+from .image_processing_stereovla import as_pairs, as_views
 from .policy_processor import PolicyProcessor
 from .prompt_tokens import PromptTokens
 from .sample_values import SampleReader
@@ -57,7 +58,10 @@ class StereoProcessor(PolicyProcessor):
         return ["pixel_values", "input_ids", "attention_mask", "state"]
 
     def _views_of(self, images: Any) -> tuple[list[tuple[np.ndarray, np.ndarray]], bool]:
-        return as_pairs(images)
+        named = isinstance(images, Mapping) or (
+            isinstance(images, list) and any(isinstance(i, Mapping) for i in images)
+        )
+        return as_views(images, self.pixel_views, self.pixel_views) if named else as_pairs(images)
 
     def _action_prompt(self, objective: str, text: str, form: str) -> str:
         return action_prompt(text, form)

@@ -7,9 +7,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from stereovla.dataset_builder.streaming.questions import processor_arguments
 from stereovla.dataset_builder.streaming.window_stream import WindowStream
-from stereovla.modeling_stereovla import StereoVLAConfig
+from stereovla.modeling_stereovla import DepthVLAConfig, StereoVLAConfig
 from stereovla.modeling_stereovla.flow_matching import sample_time
-from stereovla.processing import StereoProcessor
+from stereovla.processing import DepthVLAProcessor, StereoProcessor
 
 
 class Batches(IterableDataset):
@@ -17,7 +17,13 @@ class Batches(IterableDataset):
     it begins with comes first, without inputs.
     """
 
-    def __init__(self, stream: WindowStream, size: int, processor: StereoProcessor, config: StereoVLAConfig):
+    def __init__(
+        self,
+        stream: WindowStream,
+        size: int,
+        processor: StereoProcessor | DepthVLAProcessor,
+        config: StereoVLAConfig | DepthVLAConfig,
+    ):
         self.stream, self.size, self.processor, self.config = stream, size, processor, config
 
     def __iter__(self) -> Iterator[tuple[dict | None, list[str], dict]]:
@@ -30,22 +36,21 @@ class Batches(IterableDataset):
                 windows = []
 
     def collate(self, windows: list[dict]) -> dict[str, torch.Tensor]:
-        """Inputs of `StereoVLAForActionPrediction.forward`, the draws of flow matching among them: they follow from
+        """Inputs of the policy's `forward`, the draws of flow matching among them: they follow from
         each window's own seed, so that they do not depend on how a batch is split.
         """
-        config, inputs = self.config, dict(self.processor(**processor_arguments(windows)))
+        config, inputs = self.config, dict(self.processor(**processor_arguments(windows, self.processor.pixel_views)))
         inputs.pop("action_mask", None)  # the loss covers the whole chunk, the held-still steps after its end included
+        hidden = getattr(config, "direct_probability", None)  # of a policy that writes the keyframe pose
         draws = []
         for window in windows:
             generator = torch.Generator().manual_seed(window["seed"])
             noise = torch.randn(config.flow_draws, config.chunk_size, config.action_dim, generator=generator)
             interval = (config.time_alpha, config.time_beta, config.time_min, config.time_max)
             time = sample_time((config.flow_draws,), *interval, generator=generator)
-            draws.append((noise, time, torch.rand((), generator=generator) < config.direct_probability))
-        inputs["noise"], inputs["time"], inputs["hide_pose"] = (
-            torch.stack(values) for values in zip(*draws, strict=True)
-        )
-        return inputs
+            hide_pose = {} if hidden is None else {"hide_pose": torch.rand((), generator=generator) < hidden}
+            draws.append({"noise": noise, "time": time} | hide_pose)
+        return inputs | {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
 
 
 class Feed:

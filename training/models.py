@@ -10,31 +10,76 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from stereovla.modeling_stereovla import (
+    DepthVLAConfig,
+    DepthVLAForActionPrediction,
     StereoEncoderConfig,
     StereoEncoderModel,
     StereoVLAConfig,
     StereoVLAForActionPrediction,
 )
+from stereovla.modeling_stereovla.configuration_depthvla import PRESETS as DEPTHVLA_PRESETS
 from stereovla.modeling_stereovla.robot_heads import sizes_of_robot
-from stereovla.processing import StereoImageProcessorPil, StereoProcessor, build_tokenizer
+from stereovla.processing import DepthVLAProcessor, StereoImageProcessorPil, StereoProcessor, build_tokenizer
 from stereovla.sources import adapted_model, source_of
 
 ADDED = ("architectures", "dtype", "transformers_version", "_name_or_path")  # to the configs within a config
 
+Policy = StereoVLAForActionPrediction | DepthVLAForActionPrediction
+Processor = StereoProcessor | DepthVLAProcessor
+POLICIES = {
+    StereoVLAConfig.model_type: (StereoVLAForActionPrediction, StereoProcessor),
+    DepthVLAConfig.model_type: (DepthVLAForActionPrediction, DepthVLAProcessor),
+}
 
-TOWERS = ("semantic", "spatial", "stereo")  # encoders that come trained, but for those of the small presets
+
+def classes_of(source: str) -> tuple[type[Policy], type[Processor]]:
+    """Of the policy, or of the one that an adapter changes, in a folder or on the Hub; ValueError where it is none."""
+    source = adapted_model(source) or source
+    with source_of(source, "model"):
+        kind = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+    if kind not in POLICIES:
+        raise ValueError(f"{source} is a {kind!r}; expected a policy, one of {', '.join(POLICIES)}")
+    return POLICIES[kind]
 
 
-def towers_of(model: StereoVLAForActionPrediction) -> list[str]:
-    """Those of `TOWERS` that the model has, as `freeze` names them."""
-    return [name for name in TOWERS if getattr(model.model.visual_tokens, name) is not None]
+def load_policy(source: str) -> Policy:
+    """The policy in a folder or on the Hub, in float32."""
+    return classes_of(source)[0].from_pretrained(source, dtype=torch.float32)
 
 
-def untrained(preset: str, meta: dict) -> tuple[StereoVLAForActionPrediction, StereoProcessor]:
+def load_processor(source: str, **options: Any) -> Processor:
+    """The processor of a policy or an adapter, with options replaced."""
+    return classes_of(source)[1].from_pretrained(source, **options)
+
+
+def config_of(preset: str, **overrides: Any) -> StereoVLAConfig | DepthVLAConfig:
+    """The configuration of a preset of either policy, with overrides."""
+    kind = DepthVLAConfig if preset in DEPTHVLA_PRESETS else StereoVLAConfig
+    return kind.from_preset(preset, **overrides)
+
+
+def reads_depth(config: StereoVLAConfig | DepthVLAConfig) -> bool:
+    """Whether the policy is shown the true depth (an ablation of DepthVLA)."""
+    return (
+        isinstance(config, DepthVLAConfig) and config.depth_config is not None and config.depth_config.input == "depth"
+    )
+
+
+def towers_of(model: Policy) -> list[str]:
+    """The `towers` that the model has, as `freeze` names them."""
+    modules = dict(model.named_modules())
+    return [name for name in model.towers if model.parts[name] in modules]
+
+
+def untrained(preset: str, meta: dict, **overrides: Any) -> tuple[Policy, Processor]:
     """An untrained model of the preset's size and its processor, with the words and statistics of the dataset."""
-    config = StereoVLAConfig.from_preset(preset)
+    config = config_of(preset, **overrides)
+    policy_class, processor_class = POLICIES[config.model_type]
+    of_views = {}
+    if processor_class is DepthVLAProcessor:
+        of_views = {"views": list(config.views), "stereo": config.stereo_config is not None}
     tokenizer = build_tokenizer(meta["tasks"], num_bins=config.num_bins)
-    processor = StereoProcessor(
+    processor = processor_class(
         StereoImageProcessorPil(size={"height": config.image_size, "width": config.image_size}),
         tokenizer,
         norm_stats=meta["stats"],
@@ -46,23 +91,25 @@ def untrained(preset: str, meta: dict) -> tuple[StereoVLAForActionPrediction, St
         state_names=meta.get("state_names"),
         num_visual_tokens=config.num_visual_tokens,
         num_bins=config.num_bins,
+        **of_views,
     )
-    config = StereoVLAConfig.from_preset(
-        preset,
-        **sizes_of_robot(meta["state_dim"], meta["action_dim"]),
-        image_token_id=tokenizer.convert_tokens_to_ids(processor.image_token),
-        action_vocab_size=len(tokenizer),
-        text_config={
-            "vocab_size": math.ceil(len(tokenizer) / 64) * 64,  # a multiple of 64 multiplies faster
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        },
-    )
-    return StereoVLAForActionPrediction(config), processor
+    image_token_id, vocab_size = tokenizer.convert_tokens_to_ids(processor.image_token), len(tokenizer)
+    text_config = {
+        "vocab_size": math.ceil(vocab_size / 64) * 64,  # a multiple of 64 multiplies faster
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    words = {"text_config": text_config}
+    if policy_class is DepthVLAForActionPrediction:
+        of_vlm = {"vocab_size": text_config["vocab_size"], "image_token_index": image_token_id}
+        words = {"vlm_config": {**words, **of_vlm}}
+    overrides |= sizes_of_robot(meta["state_dim"], meta["action_dim"])
+    overrides |= {"image_token_id": image_token_id, "action_vocab_size": vocab_size}
+    return policy_class(config_of(preset, **overrides, **words)), processor
 
 
-def trained(source: str, meta: dict) -> tuple[StereoVLAForActionPrediction, StereoProcessor]:
+def trained(source: str, meta: dict) -> tuple[Policy, Processor]:
     """The model to start from and its processor, with the statistics of the dataset beside its own; without its own
     where the dataset's robot has other sizes, as the model's heads are then new.
     """
@@ -71,15 +118,14 @@ def trained(source: str, meta: dict) -> tuple[StereoVLAForActionPrediction, Ster
             f"{source} is an adapter: `stereovla train --lora_rank` goes on with it; to train all weights, or in "
             "another stage, merge it into its base first (PeftModel.merge_and_unload) and save the result"
         )
-    with source_of(source, "model"):
-        model = StereoVLAForActionPrediction.from_pretrained(source, dtype=torch.float32)
+    model = load_policy(source)
     sizes = {name: meta[name] for name in ("state_dim", "action_dim")}
     same = all(getattr(model.config, name) == size for name, size in sizes.items())
-    processor = with_statistics(source, StereoProcessor.from_pretrained(source), meta, keep=same)
+    processor = with_statistics(source, load_processor(source), meta, keep=same)
     return model.resize_heads(**sizes), processor
 
 
-def trained_adapter(source: str, meta: dict, rank: int) -> tuple[PeftModel, StereoProcessor]:
+def trained_adapter(source: str, meta: dict, rank: int) -> tuple[PeftModel, Processor]:
     """The adapter in a folder or on the Hub on its base, to be trained on, and its processor with the statistics of the
     dataset beside its own; ValueError where its rank is another, or its robot has other sizes than the dataset's.
     """
@@ -88,14 +134,14 @@ def trained_adapter(source: str, meta: dict, rank: int) -> tuple[PeftModel, Ster
         raise ValueError(
             f"{source} is an adapter of rank {config.r}, and --lora_rank is {rank}; {config.r} goes on with it"
         )
-    processor = StereoProcessor.from_pretrained(source)
+    processor = load_processor(source)
     for name in ("state_dim", "action_dim"):
         if getattr(processor, name) != meta[name]:
             raise ValueError(
                 f"the adapter {source} is for a robot with {name} {getattr(processor, name)}, the dataset's has "
                 f"{meta[name]}; begin a new adapter with --model {config.base_model_name_or_path}"
             )
-    base = StereoVLAForActionPrediction.from_pretrained(config.base_model_name_or_path, dtype=torch.float32)
+    base = load_policy(config.base_model_name_or_path)
     base.resize_heads(processor.state_dim, processor.action_dim)
     model = PeftModel.from_pretrained(base, source, is_trainable=True)
     return model, with_statistics(source, processor, meta)
@@ -106,11 +152,11 @@ def is_adapter(source: str) -> bool:
     return adapted_model(source) is not None
 
 
-def with_statistics(source: str, processor: StereoProcessor, meta: dict, keep: bool = True) -> StereoProcessor:
+def with_statistics(source: str, processor: Processor, meta: dict, keep: bool = True) -> Processor:
     """The processor in `source` with the statistics of a dataset, beside its own if these are kept."""
     fields = ("norm_stats", "control_rates_hz", "state_names")
     stats, rates, names = (getattr(processor, field) or {} if keep else {} for field in fields)
-    return StereoProcessor.from_pretrained(
+    return load_processor(
         source,
         norm_stats={**stats, **meta["stats"]},
         control_rates_hz={**rates, **{name: meta["fps"] for name in meta["stats"]}},

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from stereovla.modeling_stereovla import StereoVLAForActionPrediction
-from stereovla.processing import StereoProcessor
+from stereovla.dataset_builder.streaming.questions import depth_of, views_of
 from stereovla.training.checkpoints import write_tensors
+from stereovla.training.models import Policy, Processor, load_policy, load_processor, reads_depth
 
 # of normalised actions: the same weights on the same device, by other kernels or orders of summation; another model's
 # actions differ by 0.1 and more
@@ -31,15 +31,14 @@ class Prediction:
     actions: torch.Tensor
 
 
-def predict_one(
-    model: StereoVLAForActionPrediction | PeftModel, processor: StereoProcessor, window: dict
-) -> Prediction:
+def predict_one(model: Policy | PeftModel, processor: Processor, window: dict) -> Prediction:
     """What the model in memory predicts for a window, in evaluation mode, in which it stays. Where processes share its
     weights, all of them must call this.
     """
     config, device = model.eval().config, next(model.parameters()).device
     inputs = processor(
-        images=[window["left"], window["right"]],
+        images=views_of(window, processor.pixel_views),
+        depth_map=depth_of(window) if reads_depth(config) else None,
         text=window["task"],
         state=window["state_history"],
         embodiment=window["embodiment"],
@@ -53,7 +52,7 @@ def predict_one(
 def complete(
     partial: Path,
     folder: Path,
-    processor: StereoProcessor,
+    processor: Processor,
     prediction: Prediction,
     summary: dict[str, Any],
     base: str | None = None,
@@ -67,21 +66,21 @@ def complete(
         base: folder or Hub id of the model, where the weights are those of an adapter.
     """
     processor.save_pretrained(partial)
-    loaded = StereoVLAForActionPrediction.from_pretrained(partial if base is None else base)
+    loaded = load_policy(str(partial if base is None else base))
     if base is not None:
         loaded.resize_heads(processor.state_dim, processor.action_dim)
         loaded = PeftModel.from_pretrained(loaded, partial)
     window = prediction.window
-    again = predict_one(loaded, StereoProcessor.from_pretrained(partial), window).normalised
+    again = predict_one(loaded, load_processor(str(partial)), window).normalised
     difference = float((again - prediction.normalised).abs().max())
     if not difference <= SAME_MODEL:
         raise RuntimeError(
             f"{partial} was saved, but loaded again it predicts actions that differ by {difference:.2g} (normalised; "
             f"at most {SAME_MODEL:g} is rounding) from those of the trained model; please report this"
         )
-    tensors = {
-        "left": torch.from_numpy(window["left"]),
-        "right": torch.from_numpy(window["right"]),
+    given = views_of(window, processor.pixel_views) | {"depth": window["depth"] if reads_depth(loaded.config) else None}
+    tensors = {name: torch.from_numpy(view) for name, view in given.items() if view is not None}
+    tensors |= {
         "state": torch.from_numpy(window["state_history"]),
         "noise": prediction.noise,
         "actions": prediction.actions,

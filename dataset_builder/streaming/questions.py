@@ -188,21 +188,20 @@ def possible_objectives(window: Mapping[str, Any]) -> list[str]:
     return possible
 
 
-def processor_arguments(windows: Sequence[Mapping[str, Any]], views: Sequence[str] | None = None) -> dict[str, Any]:
+def processor_arguments(windows: Sequence[Mapping[str, Any]], views: Sequence[str]) -> dict[str, Any]:
     """Windows -> keyword arguments of a processor's `__call__` for a training batch: `processor(**arguments)`.
 
     The window's text is the instruction for actions and poses and the object's name for boxes. Points and depth maps
     are handed on where the windows carry them.
 
     Args:
-        views: None for `StereoProcessor`, whose images are pairs. Names of views for `DepthVLAProcessor`: images and
-            depth maps are {name: array or None} then, and `boxes` those of the left view (1, 4) where "right" is not
-            among them.
+        views: `pixel_views` of the processor. Where "right" is not among them, `boxes` are those of the left view
+            (1, 4).
     """
-    sides = 2 if views is None or "right" in views else 1
+    sides = 2 if "right" in views else 1
     per_window = [
         {
-            "images": [window["left"], window["right"]] if views is None else _of_views(window, views, "view."),
+            "images": views_of(window, views),
             "text": window["target"] if window["objective"] == "box" else window["task"],
             "state": window["state_history"],
             "embodiment": window["embodiment"],
@@ -222,17 +221,19 @@ def processor_arguments(windows: Sequence[Mapping[str, Any]], views: Sequence[st
     ]
     arguments: dict[str, Any] = {key: [values[key] for values in per_window] for key in per_window[0]}
     if any("depth" in window for window in windows):
-        arguments["depth_map"] = [
-            window.get("depth") if views is None or "depth" not in window else _of_views(window, views, "depth.")
-            for window in windows
-        ]
+        arguments["depth_map"] = [depth_of(window) for window in windows]
     return arguments | {"return_labels": True}
 
 
-def _of_views(window: Mapping[str, Any], views: Sequence[str], start: str) -> dict[str, np.ndarray | None]:
-    """Pictures ("view.") or depth maps ("depth.") of a window by the names of their views."""
-    pair = {"left": "left", "right": "right"} if start == "view." else {"left": "depth"}
-    return {view: window.get(pair.get(view, f"{start}{view}")) for view in views}
+def views_of(window: Mapping[str, Any], views: Sequence[str]) -> dict[str, np.ndarray | None]:
+    """Pictures of a window by the names of their views, None where one is absent."""
+    return {view: window.get(view if view in ("left", "right") else f"view.{view}") for view in views}
+
+
+def depth_of(window: Mapping[str, Any]) -> np.ndarray | dict[str, np.ndarray | None] | None:
+    """Depth of a window as processors take it: of the left view, or of several by their names; None = none."""
+    others = {key.removeprefix("depth."): window[key] for key in window if key.startswith("depth.")}
+    return {"left": window.get("depth"), **others} if others else window.get("depth")
 
 
 def _calibration(window: Mapping[str, Any]) -> dict[str, Any] | None:
