@@ -47,6 +47,12 @@ DATA = {
     ),
     "import": ("check recorded episodes of a robot and import them", SOURCES),
     "export": ("write a dataset in another format", TARGETS),
+    "estimate_depth": Command(
+        "dataset_builder.depth_estimation:DepthOptions",
+        "dataset_builder.depth_estimation:estimate_depth",
+        "copy a dataset with the depth that a Depth Anything checkpoint estimates",
+        done="dataset: {}",
+    ),
     "check": Command(
         "dataset_builder.commands:CheckOptions",
         "dataset_builder.commands:check",

@@ -1,7 +1,8 @@
 """LeRobot datasets to import: one that lerobot wrote, and small ones that are written here by plain pyarrow."""
 
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+from PIL import Image
 from stereo_scene import textured_pair
 
 from stereovla.dataset_builder.dataset import shards
@@ -115,6 +117,71 @@ def write_lerobot(folder: Path, states: np.ndarray, actions: np.ndarray, rows: S
     info["features"] = {"eyes": {"dtype": "video"}, "joints": {"dtype": "float32"}, "targets": {"dtype": "float32"}}
     (folder / "meta/info.json").write_text(json.dumps(info))
     return folder
+
+
+def write_cameras(
+    folder: Path,
+    sizes: dict[str, tuple[int, int]],
+    lengths: Sequence[int] = (4, 3),
+    *,
+    videos: Sequence[str] = (),
+    absent: Collection[tuple[str, int]] = (),
+) -> Path:
+    """Cameras of these names and sizes (width, height), by plain pyarrow as LIBERO has them: stored in the rows but for
+    the `videos`; null at `absent`, (camera, index of the frame). Frame n of camera c shows `camera_picture(c, n, ...)`.
+    """
+    total, frames = sum(lengths), np.concatenate([np.arange(length) for length in lengths])
+    columns = {"observation.state": [np.full(8, n, np.float32) for n in range(total)]}
+    columns |= {"action": [np.full(7, -n, np.float32) for n in range(total)]}
+    columns |= {"timestamp": (frames / FPS).astype(np.float32), "frame_index": frames, "index": np.arange(total)}
+    columns |= {"episode_index": np.repeat(np.arange(len(lengths)), lengths), "task_index": 0 * frames}
+    for number, (key, size) in enumerate(sizes.items()):
+        pictures = [camera_picture(number, n, size) for n in range(total)]
+        if key in videos:
+            path = folder / f"videos/{key}/chunk-000/file-000.mp4"
+            path.parent.mkdir(parents=True)
+            with VideoWriter(path, FPS, size, "libx264", 12) as writer:
+                for picture in pictures:
+                    writer.write(picture)
+            continue
+        columns[key] = []
+        for n, picture in enumerate(pictures):
+            Image.fromarray(picture).save(buffer := io.BytesIO(), format="PNG")
+            columns[key].append(None if (key, n) in absent else {"bytes": buffer.getvalue(), "path": f"{n}.png"})
+    (folder / "data/chunk-000").mkdir(parents=True)
+    pq.write_table(pa.table({k: pa.array(v) for k, v in columns.items()}), folder / "data/chunk-000/file-000.parquet")
+    entries = []
+    for number, (start, length) in enumerate(zip(np.cumsum([0, *lengths]), lengths, strict=False)):
+        entry = {"episode_index": number, "length": length, "data/chunk_index": 0, "data/file_index": 0}
+        for key in videos:
+            entry |= {f"videos/{key}/chunk_index": 0, f"videos/{key}/file_index": 0}
+            times = {"from_timestamp": start / FPS, "to_timestamp": (start + length) / FPS}
+            entry |= {f"videos/{key}/{name}": float(time) for name, time in times.items()}
+        entries.append(entry)
+    (folder / "meta/episodes/chunk-000").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(entries), folder / "meta/episodes/chunk-000/file-000.parquet")
+    pd.DataFrame({"task_index": [0]}, index=["open the drawer"]).to_parquet(folder / "meta/tasks.parquet")
+    info = {"codebase_version": "v3.0", "fps": FPS, "total_episodes": len(lengths)}
+    info |= {"splits": {"train": f"0:{len(lengths)}"}}
+    info |= {"data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"}
+    info |= {"video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"}
+    info["features"] = {key: {"dtype": "video" if key in videos else "image"} for key in sizes}
+    info["features"] |= {key: {"dtype": "float32"} for key in ("observation.state", "action")}
+    (folder / "meta/info.json").write_text(json.dumps(info))
+    return folder
+
+
+def camera_picture(camera: int, frame: int, size: tuple[int, int]) -> np.ndarray:
+    """What `write_cameras` shows, uint8 (height, width, 3)."""
+    return textured_pair(1000 * camera + frame, *size)[0]
+
+
+def import_cameras(source: Path, folder: Path, cameras: dict[str, str], name: str = "out", **options) -> Path:
+    """Import vectors as they are and these views, without a calibration unless `rig` has one."""
+    rig = {"state": {"column": "observation.state"}, "action": {"column": "action"}, **options.pop("rig", {})}
+    return import_folder(
+        import_config(source, folder, name, rig={"cameras": cameras, "calibration": None, **rig}, **options)
+    )
 
 
 AS_THEY_ARE = {

@@ -1,7 +1,8 @@
 """What a training asks of its data: as it is wished on the command line, or else what the data has.
 
-Recorded demonstrations of the simulator have everything; those of a robot often have neither depth nor boxes, and no
-held-out split. What is not wished for follows from the data; a wish that it cannot meet is an error.
+Recorded demonstrations of the simulator have everything; those of a robot often have neither depth nor boxes, no
+held-out split, or one camera without a calibration. What is not wished for follows from the data; a wish that it
+cannot meet is an error, and so are data without a view that the model needs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,20 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stereovla.dataset_builder.dataset.schema import BASELINE, CALIBRATION, RIGHT, for_whom, views_of
 from stereovla.dataset_builder.streaming.episodes import EpisodeSource
 from stereovla.dataset_builder.streaming.mixture import Mixture, check_mixture
 from stereovla.dataset_builder.streaming.windows import DEPTH, SEGMENTATION
 from stereovla.training.options import mixture_weights
 
 BOXES = ("target.box_left_px", "target.box_right_px")
-# columns that an objective is learned from; an action is learned together with the keyframe that it leads to
+# columns that an objective is learned from; an action is learned together with the keyframe that it leads to, and boxes
+# of the right view are learned where the model sees one
 LEARNED_FROM = {
     "action": ("keyframe_pose",),
     "depth": (DEPTH,),
     "box": BOXES,
     "pose": ("keyframe_pose",),
-    "camera": (),
+    "camera": (RIGHT, *CALIBRATION),
 }
+STEREO = ("left", "right")  # views of a model that sees pairs
 HELD_OUT = "validation"
 
 
@@ -46,6 +50,18 @@ class Contents:
         """Names of the datasets without one of these columns; "" = all have them."""
         return ", ".join(name for name, present in self.columns.items() if not present.issuperset(columns))
 
+    def check_views(self, views: Sequence[str]) -> None:
+        """ValueError for datasets without the right view where a model needs it, and for views that none has."""
+        there = {name: views_of(present) for name, present in self.columns.items()}
+        lacking = [name for name, found in there.items() if "right" in views and "right" not in found]
+        if lacking:
+            raise ValueError(
+                f"{', '.join(lacking)} has no right view, which this model needs; {for_whom(there[lacking[0]])}"
+            )
+        if unknown := [view for view in views if not any(view in found for found in there.values())]:
+            found = "; ".join(f"{name} has {', '.join(found)}" for name, found in there.items())
+            raise ValueError(f"no dataset has the view {', '.join(unknown)}, which this model sees: {found}")
+
     def without_split(self, split: str) -> str:
         """Names of the datasets without a split."""
         return ", ".join(name for name, splits in self.splits.items() if split not in splits)
@@ -53,10 +69,11 @@ class Contents:
 
 @dataclass(frozen=True)
 class Questions:
-    """Shares of the objectives, as in --mixture, and where depth is asked."""
+    """Shares of the objectives, as in --mixture, where depth is asked, and the views that the model sees."""
 
     shares: Mapping[str, float]
     depth_points: str
+    views: Sequence[str] = STEREO
 
     @property
     def text(self) -> str:
@@ -72,6 +89,7 @@ class Questions:
             "chunk_size": config.chunk_size,
             "history": config.state_history,
             "depth_map_share": 0.0,
+            "views": tuple(self.views),
         }
 
 
@@ -82,6 +100,7 @@ def questions(
     depth_points: str | None,
     objectives: Sequence[str] = tuple(LEARNED_FROM),
     optional: int = 1,
+    views: Sequence[str] = STEREO,
 ) -> Questions:
     """Mixture and place of the depth questions; ValueError for a wish that the data cannot meet, and for data of which
     nothing can be asked.
@@ -90,7 +109,11 @@ def questions(
         wish: --mixture, or None for what the data has of `default`.
         depth_points: --depth_points, or None for "interaction" where the data has masks, else "uniform".
         objectives, optional: as in `mixture_weights`.
+        views: that the model sees.
     """
+    data.check_views(views)
+    sides = [column for column in BOXES if "right" in views or "left" in column]
+    needed = LEARNED_FROM | {"box": tuple(sides)}
     shares = mixture_weights(default if wish is None else wish, objectives, optional)
     if depth_points is None:
         depth_points = "uniform" if data.lacking(SEGMENTATION) else "interaction"
@@ -100,12 +123,10 @@ def questions(
             "leave the option out"
         )
     asked = [name for name, share in shares.items() if share and not (name == "depth" and depth_points == "off")]
-    impossible = [name for name in asked if data.lacking(*LEARNED_FROM[name])]
-    possible = [name for name in objectives if not data.lacking(*LEARNED_FROM[name])]
+    impossible = [name for name in asked if data.lacking(*needed[name])]
+    possible = [name for name in objectives if not data.lacking(*needed[name])]
     if wish is not None and impossible:
-        reasons = [
-            f"{name} ({data.lacking(*LEARNED_FROM[name])} lacks {', '.join(LEARNED_FROM[name])})" for name in impossible
-        ]
+        reasons = [f"{name} ({data.lacking(*needed[name])} lacks {', '.join(needed[name])})" for name in impossible]
         raise ValueError(
             f"--mixture {wish} asks for {', '.join(reasons)}; of this data can be asked: "
             f"{', '.join(possible) or 'nothing'}; without --mixture what can be asked is"
@@ -113,9 +134,11 @@ def questions(
     if len(impossible) == len(asked):
         raise ValueError(
             f"none of {', '.join(asked)} can be learned: the data has nothing of "
-            f"{', '.join(sorted({column for name in asked for column in LEARNED_FROM[name]}))}"
+            f"{', '.join(sorted({column for name in asked for column in needed[name]}))}"
         )
-    return Questions({name: 0.0 if name in impossible else share for name, share in shares.items()}, depth_points)
+    return Questions(
+        {name: 0.0 if name in impossible else share for name, share in shares.items()}, depth_points, views
+    )
 
 
 def needed_by(depth_points: str) -> tuple[str, ...]:
@@ -126,14 +149,17 @@ def disparity_share(data: Contents, wish: float | None, default: float, weight: 
     """Share of the samples that carry a depth map for the disparity loss, of this weight; ValueError for a wish that
     model or data cannot meet.
     """
-    lacking = data.lacking(DEPTH)
+    columns = (DEPTH, *CALIBRATION)
+    lacking = data.lacking(*columns)
     if wish and not weight:
         raise ValueError(
             f"--disparity_share is {wish:g}, but this model has no disparity loss (disparity_loss_weight of its config "
             "is 0); leave the option out"
         )
     if wish and lacking:
-        raise ValueError(f"--disparity_share is {wish:g}, but {lacking} lacks {DEPTH}; leave the option out")
+        raise ValueError(
+            f"--disparity_share is {wish:g}, but {lacking} lacks one of {', '.join(columns)}; leave the option out"
+        )
     if wish is not None:
         return wish
     return default if weight and not lacking else 0.0
@@ -164,7 +190,14 @@ def terms(data: Contents, asked: Questions, held_out: str, disparity: float | No
         held_out: what is scored at a checkpoint, "" = nothing.
         disparity: share of the samples that teach it; None = this training does not.
     """
-    kinds = {"depth": (DEPTH,), "boxes": BOXES, "masks": (SEGMENTATION,), "keyframes": ("keyframe_pose",)}
+    kinds = {
+        "right view": (RIGHT,),
+        "calibration": tuple(column for column in CALIBRATION if column != BASELINE),
+        "depth": (DEPTH,),
+        "boxes": BOXES[:1],
+        "masks": (SEGMENTATION,),
+        "keyframes": ("keyframe_pose",),
+    }
     lacking = {kind: names for kind, columns in kinds.items() if (names := data.lacking(*columns))}
     if names := data.without_split(HELD_OUT):
         lacking["held-out split"] = names

@@ -27,6 +27,7 @@ from stereovla.dataset_builder.dataset.shards import (
 from stereovla.dataset_builder.dataset.statistics import compute_statistics
 from stereovla.untrusted import inside
 
+_IN_ALL = (schema.RIGHT, *schema.CALIBRATION)  # columns that may be missing as a whole
 _MOST = 20  # problems of rows that are listed of one shard; damage tends to hit many
 _ROUNDING = 1e-4  # of a statistic, as a share of its span: sums in another order, on another processor
 _STATISTICS = {"min", "max", "q01", "q99", "mean", "std"}
@@ -109,7 +110,7 @@ def _view_problems(folder: Path, info: Mapping[str, Any], entries: list[Entry]) 
         if info["views"] != list(found := schema.views_of(names)):
             yield f"{INFO}: views is {info['views']}, {entry['path']} has {', '.join(found)}"
     said = info.get("depth_source")
-    if said is not None and not re.fullmatch(r"sensor|simulation|estimated by \S+@\S+", str(said)):
+    if said is not None and not re.fullmatch(r"sensor|simulation|estimated by .+@\S+", str(said)):
         yield f"{INFO}: depth_source is {said!r}; valid: {', '.join(schema.DEPTH_SOURCES)}"
 
 
@@ -245,8 +246,8 @@ def _row_problems(file: Any, columns: list[str], quick: bool) -> Iterator[str]:
     for batch in file.iter_batches(1 if quick else 64, columns=columns):
         for row in batch.to_pylist():
             try:
-                if row.get(schema.RIGHT, "") is None:
-                    raise ValueError(f"row {number}: {schema.RIGHT} is null; a pair is whole in all rows or in none")
+                if absent := [key for key in _IN_ALL if row.get(key, "") is None]:
+                    raise ValueError(f"row {number}: {absent[0]} is null; it is in all rows of a dataset or in none")
                 schema.validate_row(decode_row(row), where=f"row {number}")
             except (ShardError, ValueError) as error:
                 count += 1

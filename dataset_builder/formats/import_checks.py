@@ -129,6 +129,8 @@ def _picture_problems(
                 problems.append(f"frame {frame}: {error}")
     except VideoError as error:
         return [*problems, str(error)], True, sizes_px
+    if not rig.is_pair:
+        return problems, True, sizes_px
     found, judged = view_problems(stored, rig.stored_misalignment_px)
     if (rig.crop_px or rig.resize_px) and not found:  # the whole views show more
         found, more = pair_problems(taken, rig.vertical_misalignment_px)

@@ -1,7 +1,8 @@
 """Writes a dataset of ours as a LeRobot dataset of the format v3.0, as lerobot 0.4 itself lays it out.
 
-One data file and one mp4 per camera for each of our shards; the episodes of all splits are counted through. Beside
-images, state and action, every frame carries its calibration. LeRobot finds a picture by its time, so timestamps become
+One data file and one mp4 per camera for each of our shards; the episodes of all splits are counted through. A view that
+is absent in some frames is no video but stored with them, null where it is absent. Beside images, state and action,
+every frame carries its calibration, where the data has one. LeRobot finds a picture by its time, so timestamps become
 frame_index / fps exactly. `meta/rig.yaml` is what `data import lerobot` needs to read the folder again.
 """
 
@@ -29,7 +30,7 @@ from stereovla.dataset_builder.formats.video import VideoWriter
 from stereovla.sources import existing_folder
 from stereovla.untrusted import inside
 
-MAPS = ("observation.depth", "observation.segmentation")
+SEGMENTATION = "observation.segmentation"
 CODECS = {"libx264": ("h264", 18), "libsvtav1": ("av1", 20)}  # encoder: (name of the codec, quality)
 CHUNK = 1000  # files per folder, LeRobot's default
 _PATH = "chunk-{chunk_index:03d}/file-{file_index:03d}"
@@ -64,21 +65,27 @@ def export_lerobot(config: LeRobotExportConfig) -> Path:
         raise ValueError(f"{out} exists; choose another --out")
     info = shards.read_json(folder / INFO)
     entries = read_manifest(folder)
-    maps = [key for key in MAPS if config.with_depth and key in info["columns"]]
+    views = [schema.image_key(view) for view in schema.views_of(info["columns"])]
+    videos = [key for key in views if key in schema.PAIR or _is_whole(folder, entries, key)]
+    maps = [key for key in info["columns"] if config.with_depth and (schema.is_depth(key) or key == SEGMENTATION)]
     if config.with_depth and not maps:
-        raise ValueError(f"{folder} has no {' and no '.join(MAPS)}; leave --with_depth out")
+        raise ValueError(f"{folder} has no {schema.DEPTH} and no {SEGMENTATION}; leave --with_depth out")
+    maps = [*(key for key in views if key not in videos), *maps]
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # what a kill left: an export starts anew
     (partial / "meta").mkdir(parents=True)
     tasks: dict[str, int] = {}
     episodes: list[dict[str, Any]] = []
     collected: dict[str, list[np.ndarray]] = {}
-    size = None
+    sizes: dict[str, tuple[int, ...]] = {}
     for number, entry in enumerate(tqdm(entries, desc="exporting", unit="shard")):
         place = {"chunk_index": number // CHUNK, "file_index": number % CHUNK}
         table = shards.read_table(inside(folder, entry["path"]))
-        size = size or shards.decode_image(schema.PAIR[0], table.column(schema.PAIR[0])[0].as_py()["bytes"]).shape
-        found = _write_file(partial, table, place, info, config, maps, tasks, episodes, size)
+        for key in [*videos, *maps]:
+            if key not in sizes and (stored := table.column(key).drop_null()):
+                sizes[key] = shards.decode_image(key, stored[0].as_py()["bytes"]).shape
+        videos_px = {key: sizes[key] for key in videos}
+        found = _write_file(partial, table, place, info, config, maps, tasks, episodes, videos_px)
         for key, values in found.items():
             collected.setdefault(key, []).append(values)
     everything = {key: np.concatenate(values) for key, values in collected.items()}
@@ -89,10 +96,18 @@ def export_lerobot(config: LeRobotExportConfig) -> Path:
     path = partial / "meta/episodes" / f"{_PATH.format(chunk_index=0, file_index=0)}.parquet"
     path.parent.mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(episodes), path)
-    shards.write_json(partial / "meta/info.json", _info(info, entries, config, maps, size, len(episodes), len(tasks)))
-    (partial / "meta/rig.yaml").write_text(yaml.safe_dump(_rig(info, size), sort_keys=False), encoding="utf-8")
+    content = _info(info, entries, config, videos, sizes, len(episodes), len(tasks))
+    shards.write_json(partial / "meta/info.json", content)
+    (partial / "meta/rig.yaml").write_text(
+        yaml.safe_dump(_rig(info, sizes[schema.LEFT]), sort_keys=False), encoding="utf-8"
+    )
     os.replace(partial, out)
     return out
+
+
+def _is_whole(folder: Path, entries: Sequence[Mapping[str, Any]], key: str) -> bool:
+    """Whether no row lacks an image."""
+    return not any(shards.read_table(inside(folder, e["path"]), [key]).column(key).null_count for e in entries)
 
 
 def _write_file(
@@ -104,9 +119,11 @@ def _write_file(
     maps: Sequence[str],
     tasks: dict[str, int],
     episodes: list[dict[str, Any]],
-    size: tuple[int, int, int],
+    videos: Mapping[str, tuple[int, ...]],
 ) -> dict[str, np.ndarray]:
-    """One data file and its videos; adds to `tasks` and `episodes`, and returns what the statistics are made of."""
+    """One data file and its videos, {camera: shape of its pictures}; adds to `tasks` and `episodes`, and returns what
+    the statistics are made of.
+    """
     fps, rows = float(info["fps"]), table.num_rows
     numbers = {key: shards.numbers(table, key).reshape(rows, -1) for key in _vectors(info)}
     starts = np.flatnonzero(np.diff(shards.numbers(table, "episode_index"), prepend=-1))
@@ -131,11 +148,13 @@ def _write_file(
     arrays = [pa.array(columns[item.name], type=item.type) for item in target]
     pq.write_table(pa.Table.from_arrays(arrays, schema=target), path)
     values = {key: columns[key].reshape(-1, 1) for key in _INDICES} | numbers
-    pictures = {key: _write_video(partial, table, key, place, fps, config.codec, size, starts) for key in schema.PAIR}
+    pictures = {
+        key: _write_video(partial, table, key, place, fps, config.codec, size, starts) for key, size in videos.items()
+    }
     for number, (start, length) in enumerate(zip(starts, lengths, strict=True)):
         part = slice(int(start), int(start + length))
         statistics = {key: _statistics(array[part]) for key, array in values.items()}
-        statistics |= {key: _statistics(pictures[key][number]) for key in schema.PAIR}
+        statistics |= {key: _statistics(pictures[key][number]) for key in videos}
         episodes.append(
             {
                 "episode_index": len(episodes),
@@ -144,15 +163,15 @@ def _write_file(
                 **{f"data/{name}": index for name, index in place.items()},
                 "dataset_from_index": first + part.start,
                 "dataset_to_index": first + part.stop,
-                **{f"videos/{key}/{name}": index for key in schema.PAIR for name, index in place.items()},
-                **{f"videos/{key}/from_timestamp": part.start / fps for key in schema.PAIR},
-                **{f"videos/{key}/to_timestamp": part.stop / fps for key in schema.PAIR},
+                **{f"videos/{key}/{name}": index for key in videos for name, index in place.items()},
+                **{f"videos/{key}/from_timestamp": part.start / fps for key in videos},
+                **{f"videos/{key}/to_timestamp": part.stop / fps for key in videos},
                 "meta/episodes/chunk_index": 0,
                 "meta/episodes/file_index": 0,
                 **{f"stats/{key}/{name}": v for key, stats in statistics.items() for name, v in stats.items()},
             }
         )
-    return values | {key: np.concatenate(pictures[key]) for key in schema.PAIR}
+    return values | {key: np.concatenate(pictures[key]) for key in videos}
 
 
 def _write_video(
@@ -205,7 +224,7 @@ def _vectors(info: Mapping[str, Any]) -> dict[str, int]:
     """Columns of numbers with their sizes, in their order."""
     sizes = {"observation.state": info["state_dim"], "action": info["action_dim"]}
     shapes = {column.key: column.shape for column in schema.ROW}
-    calibration = [f"calibration.{key}" for key in schema.CALIBRATION_KEYS]
+    calibration = [key for key in schema.CALIBRATION if key in info["columns"]]
     return sizes | {key: int(np.prod(shapes[key], dtype=int)) for key in calibration}
 
 
@@ -221,29 +240,28 @@ def _info(
     info: Mapping[str, Any],
     entries: Sequence[Mapping[str, Any]],
     config: LeRobotExportConfig,
-    maps: Sequence[str],
-    size: tuple[int, int, int],
+    videos: Sequence[str],
+    sizes: Mapping[str, tuple[int, ...]],
     episodes: int,
     tasks: int,
 ) -> dict[str, Any]:
-    """Content of meta/info.json."""
-    height, width, _ = size
+    """Content of meta/info.json; `sizes` are the shapes of the videos' pictures and of the stored images."""
     fps = int(info["fps"]) if float(info["fps"]).is_integer() else info["fps"]
-    video = {
-        "video.height": height,
-        "video.width": width,
-        "video.codec": CODECS[config.codec][0],
-        "video.pix_fmt": "yuv420p",
-        "video.is_depth_map": False,
-        "video.fps": fps,
-        "video.channels": 3,
-        "has_audio": False,
-    }
-    names = ["height", "width", "channels"]
-    features: dict[str, Any] = {
-        key: {"dtype": "video", "shape": [height, width, 3], "names": names, "info": video} for key in schema.PAIR
-    }
-    features |= {key: {"dtype": "image", "shape": [height, width, 1], "names": names} for key in maps}
+    features: dict[str, Any] = {}
+    for key, (height, width, *channels) in sizes.items():
+        shape = {"shape": [height, width, *(channels or [1])], "names": ["height", "width", "channels"]}
+        features[key] = {"dtype": "video" if key in videos else "image", **shape}
+        if key in videos:
+            features[key]["info"] = {
+                "video.height": height,
+                "video.width": width,
+                "video.codec": CODECS[config.codec][0],
+                "video.pix_fmt": "yuv420p",
+                "video.is_depth_map": False,
+                "video.fps": fps,
+                "video.channels": 3,
+                "has_audio": False,
+            }
     for key, count in _vectors(info).items():
         of_pose = key in ("observation.state", "action") and info["state_is_pose"]
         features[key] = {"dtype": "float32", "shape": [count], "names": list(schema.POSES[count]) if of_pose else None}
@@ -272,8 +290,16 @@ def _info(
     }
 
 
-def _rig(info: Mapping[str, Any], size: tuple[int, int, int]) -> dict[str, Any]:
-    """What `data import lerobot` needs to read the exported folder, see `rig`."""
+def _rig(info: Mapping[str, Any], size: tuple[int, ...]) -> dict[str, Any]:
+    """What `data import lerobot` needs to read the exported folder, see `rig`; `size` is that of the left view."""
+    views = schema.views_of(info["columns"])
+    calibration = [key for key in schema.CALIBRATION_KEYS if f"calibration.{key}" in info["columns"]]
+    stated: dict[str, Any] = {}
+    if calibration:
+        places = {key: f"calibration.{key}" for key in calibration}
+        stated["calibration"] = {"size_px": [size[1], size[0]], **places}
+    if "right" in views:
+        stated["vertical_misalignment_px"] = info["vertical_misalignment_px"]
     state: dict[str, Any] = {"column": "observation.state"}
     action: dict[str, Any] = {"column": "action"}
     if info["state_is_pose"] and info["state_dim"] == schema.STATE_DIM:  # a rig knows whole poses only
@@ -288,13 +314,9 @@ def _rig(info: Mapping[str, Any], size: tuple[int, int, int]) -> dict[str, Any]:
     return {
         "embodiment": info["embodiments"][0],
         "license": info.get("license", "apache-2.0"),
-        "cameras": {"left": schema.PAIR[0], "right": schema.PAIR[1]},
-        "calibration": {
-            "size_px": [size[1], size[0]],
-            **{key: f"calibration.{key}" for key in schema.CALIBRATION_KEYS},
-        },
+        "cameras": {view: schema.image_key(view) for view in views},
         "state": state,
         "action": action,
-        "vertical_misalignment_px": info["vertical_misalignment_px"],
+        **stated,
         "accept": list(CHECKS),  # views that were cropped, tools out of view: judged when the data was made
     }

@@ -8,6 +8,7 @@ from synthetic_dataset import write_dataset, write_finished_dataset
 from training_runs import arguments, losses, run_here
 
 from stereovla.command_line import parse
+from stereovla.dataset_builder.dataset.schema import CALIBRATION, PAIR
 from stereovla.dataset_builder.dataset.shards import write_json
 from stereovla.dataset_builder.dataset.statistics import compute_statistics
 from stereovla.dataset_builder.streaming.windows import DEPTH, SEGMENTATION
@@ -17,11 +18,12 @@ from stereovla.training.reward import RewardOptions
 from stereovla.training.reward import train as reward
 from stereovla.training.terms import BOXES, Contents, disparity_share, held_out_batches, questions, terms
 
-ALL = frozenset({DEPTH, SEGMENTATION, *BOXES, "keyframe_pose"})
+SEEN = {*PAIR, *CALIBRATION}
+ALL = frozenset({*SEEN, DEPTH, SEGMENTATION, *BOXES, "keyframe_pose"})
 BOTH = ("train", "validation")
 SIMULATED = Contents({"sim": BOTH}, {"sim": ALL})
-IMPORTED = Contents({"arm": ("train",)}, {"arm": frozenset({"keyframe_pose"})})
-MIXED = Contents({"sim": BOTH, "arm": ("train",)}, {"sim": ALL, "arm": frozenset({"keyframe_pose"})})
+IMPORTED = Contents({"arm": ("train",)}, {"arm": frozenset({*SEEN, "keyframe_pose"})})
+MIXED = Contents({"sim": BOTH, "arm": ("train",)}, {"sim": ALL, "arm": IMPORTED.columns["arm"]})
 WITHOUT_MASKS = Contents({"rgbd": BOTH}, {"rgbd": ALL - {SEGMENTATION}})
 
 
@@ -77,7 +79,7 @@ def test_one_line_tells_what_is_asked():
         (lambda: questions(IMPORTED, None, "1:1", None, ("depth", "box"), 0), "none of depth, box can be learned"),
         (
             lambda: disparity_share(MIXED, 0.25, 0.125, 1.0),
-            "--disparity_share is 0.25, but arm lacks observation",
+            "--disparity_share is 0.25, but arm lacks one of observation.depth, calibration",
         ),
         (lambda: disparity_share(SIMULATED, 0.25, 0.125, 0.0), r"--disparity_share is 0.25, but this model has no"),
         (
@@ -90,6 +92,33 @@ def test_one_line_tells_what_is_asked():
 def test_a_wish_that_cannot_be_met_is_refused_by_its_name(wish, message):
     with pytest.raises(ValueError, match=message):
         wish()
+
+
+MONO = Contents({"mono": BOTH}, {"mono": frozenset({PAIR[0], "keyframe_pose", DEPTH, BOXES[0]})})
+WRIST = Contents({"hand": BOTH}, {"hand": frozenset({PAIR[0], "observation.images.wrist", "keyframe_pose"})})
+
+
+def test_what_one_camera_can_be_asked():
+    asked = questions(MONO, None, "5:2:2:1:1", None, views=("left",))
+    assert asked.text == "5:2:2:1 (action : depth : box : pose)"  # no camera parameters without a calibrated pair
+    assert terms(MONO, asked, "") == (
+        "mono has no right view, no calibration, no masks: mixture 5:2:2:1 (action : depth : box : pose), "
+        "depth points uniform, nothing held out to score"
+    )
+    both = Contents(MONO.splits | WRIST.splits, MONO.columns | WRIST.columns)
+    assert questions(both, None, "5:2:2:1", None, views=("left", "wrist")).views == ("left", "wrist")
+    with pytest.raises(ValueError, match=r"asks for camera \(mono lacks observation.images.right, calibration.focal"):
+        questions(MONO, "1:0:0:0:1", "5:2:2:1", None, views=("left",))
+
+
+def test_data_without_a_view_that_the_model_needs_are_refused():
+    message = (
+        "mono, hand has no right view, which this model needs; one camera: StereoVLA cannot train on it, DepthVLA can"
+    )
+    with pytest.raises(ValueError, match=message):
+        questions(Contents(MONO.splits | WRIST.splits, MONO.columns | WRIST.columns), None, "5:2:2:1", None)
+    with pytest.raises(ValueError, match="no dataset has the view wrist, which this model sees: mono has left"):
+        questions(MONO, None, "5:2:2:1", None, views=("left", "wrist"))
 
 
 def test_off_needs_no_depth_whatever_the_mixture_says():
@@ -106,7 +135,7 @@ def test_contents_are_those_of_the_files(imported, tmp_path):
     simulated = str(write_finished_dataset(tmp_path / "data"))
     found = Contents.of([(imported, 1.0), (simulated, 1.0)])
     assert set(found.splits[imported]) == {"train"} and set(found.splits[simulated]) == set(BOTH)
-    assert ALL & found.columns[imported] == {"keyframe_pose"} and found.columns[simulated] >= ALL
+    assert ALL & found.columns[imported] == {*SEEN, "keyframe_pose"} and found.columns[simulated] >= ALL
     first, *_ = sorted(Path(simulated, "data").glob("train-*"))
     first.write_bytes(first.read_bytes()[:-100])
     assert Contents.of(simulated, skip=True).columns[simulated] >= ALL
