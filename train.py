@@ -1,4 +1,4 @@
-"""Trains StereoVLA on streamed datasets with Accelerate: options, model, data, checkpoints, loop."""
+"""Trains StereoVLA or DepthVLA on streamed datasets with Accelerate: options, model, data, checkpoints, loop."""
 
 import json
 import shutil
@@ -20,16 +20,18 @@ from tqdm.auto import tqdm
 from stereovla.command_line import execute, option
 from stereovla.dataset_builder.streaming.mixture import load_meta
 from stereovla.dataset_builder.streaming.window_stream import WindowStream
-from stereovla.modeling_stereovla import StereoVLAForActionPrediction
-from stereovla.processing import StereoProcessor
+from stereovla.modeling_stereovla.configuration_depthvla import DEPTH_INPUTS, MASKS, stereo_encoder
 from stereovla.training.checkpoint_folders import checkpoints, last_checkpoint
 from stereovla.training.checkpoints import WHOLE, Average, load_checkpoint, save_bad_batch, save_checkpoint
 from stereovla.training.feed import Batches, Feed
 from stereovla.training.losses import LossMeans, agree, answer_counts, answer_weights, to_device, validate
 from stereovla.training.models import (
+    Policy,
+    Processor,
     blocks,
     give_stereo_encoder,
     is_adapter,
+    reads_depth,
     towers_of,
     trained,
     trained_adapter,
@@ -51,7 +53,7 @@ from stereovla.training.terms import (
     HELD_OUT,
     Contents,
     batches_in_words,
-    disparity_share,
+    depth_map_share,
     held_out_batches,
     questions,
     terms,
@@ -77,13 +79,17 @@ PRESETS = {
         "workers": 4,
     },
 }
-MIXTURE = "5:2:2:1"  # the released code's shares of action : depth : box : pose
-DISPARITY_SHARES = {"demo": 0.125, "lab": 0.125}  # of the samples, by preset
-DISPARITY_SHARE = 0.25  # of the other presets
+# DepthVLA is trained end to end
+PRESETS |= {f"depthvla-{name}": {**values, "freeze": ""} for name, values in PRESETS.items()}
+MIXTURE = "5:2:2:1"  # StereoVLA's released code's shares of action : depth : box : pose
+ACTIONS_ALONE = "1:0:0:0"  # DepthVLA's
+DEPTH_MAP_SHARES = {"demo": 0.125, "lab": 0.125}  # of the samples, by StereoVLA's preset
+DEPTH_MAP_SHARE = 0.25  # of its other presets; DepthVLA learns depth from all
 VALIDATION_BATCHES = 2
+SHOWN = ("loss/action", "loss/box", "loss/depth", "loss/depth_map")  # by the progress bar
 # what adapters are put on, and what is trained whole beside them: what knows the robot's numbers
 LORA_TARGETS = (
-    r"(model\.language_model|action_expert\.transformer)\.layers\.\d+"
+    r"(model\.(vlm\.)?language_model|model\.depth_expert\.decoder|action_expert\.transformer)\.layers\.\d+"
     r"\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 )
 LORA_HEADS = (
@@ -115,6 +121,21 @@ class TrainingOptions(RunOptions):
     stereo_encoder: str | None = option(
         None, "Folder or Hub id of a stereo encoder to start with, such as that of `stereovla pretrain stereo`."
     )
+    views: str | None = option(None, "DepthVLA: cameras that it sees, separated by commas (not given: left).")
+    depth_input: str | None = option(
+        None,
+        "DepthVLA: what its depth expert sees: the pictures (not given), left and right by a stereo encoder, or the "
+        "true depth in their place; none leaves the expert out, which is pi0.",
+        choices=[*DEPTH_INPUTS, "stereo", "none"],
+    )
+    mask: str | None = option(
+        None,
+        "DepthVLA: whether language model and depth expert see each other (full; not given: block).",
+        choices=MASKS,
+    )
+    depth_loss: str | None = option(
+        None, "DepthVLA: whether the depth expert learns depth (not given: on).", choices=["on", "off"]
+    )
     batch_size: int = option(48, "Samples of one step, over all processes (preset).")
     learning_rate: float = option(3e-4, "Peak learning rate (preset).")
     part_rates: str = option("{}", 'Factors on it by part, as JSON: {"lm_head": 0.1}.')
@@ -133,7 +154,7 @@ class TrainingOptions(RunOptions):
     mixture: str | None = option(
         None,
         "Shares of action : depth : box : pose; a fifth number is that of camera. Not given: of "
-        f"{MIXTURE} what the data can answer.",
+        f"{MIXTURE} what the data can answer, with DepthVLA {ACTIONS_ALONE}.",
     )
     mixture_as: str = option(
         "samples",
@@ -151,10 +172,11 @@ class TrainingOptions(RunOptions):
     on_bad_shard: str = option(
         "raise", "A shard that cannot be read ends the training, or is skipped and counted.", choices=["raise", "skip"]
     )
-    disparity_share: float | None = option(
+    depth_map_share: float | None = option(
         None,
-        "Share of the samples that teach the disparity. Not given: 0 where the data has no depth or the model no such "
-        f"loss, else {DISPARITY_SHARE:g}, with {' and '.join(DISPARITY_SHARES)} {DISPARITY_SHARES['demo']:g}.",
+        "Share of the samples that teach the disparity, or DepthVLA's depth. Not given: 0 where the data has no depth "
+        f"or the model no such loss, else {DEPTH_MAP_SHARE:g}, with {' and '.join(DEPTH_MAP_SHARES)} "
+        f"{DEPTH_MAP_SHARES['demo']:g}, with DepthVLA 1.",
     )
     workers: int = option(0, "Processes that prepare batches for each training process; 0 = itself (preset).")
     validation_batches: int | None = option(
@@ -174,6 +196,27 @@ class TrainingOptions(RunOptions):
             raise ValueError(f"--ema_decay is {self.ema_decay}; it must be in [0, 1)")
         if self.lora_rank and self.model is None:
             raise ValueError("--lora_rank needs --model: adapters change a trained model")
+        if (given := self.overrides) and (self.model or not self.preset.startswith("depthvla")):
+            names = ("views", "depth_input", "mask", "depth_loss")
+            named = ", ".join(f"--{name}" for name in names if getattr(self, name) is not None)
+            reason = f"{self.model} has its own" if self.model else f"--preset {self.preset} is a StereoVLA"
+            raise ValueError(f"{named} says how an untrained DepthVLA is made ({', '.join(given)}), but {reason}")
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """Fields of the config of an untrained DepthVLA that are not the preset's."""
+        fields: dict[str, Any] = {}
+        if self.views is not None:
+            fields["views"] = self.views.split(",")
+        if self.mask is not None:
+            fields["mask"] = self.mask
+        if self.depth_loss == "off":
+            fields["depth_map_loss_weight"] = 0.0
+        if self.depth_input == "none":
+            fields |= {"depth_config": None, "depth_map_loss_weight": 0.0}
+        elif self.depth_input is not None:
+            fields["depth_config"] = stereo_encoder() if self.depth_input == "stereo" else {"input": self.depth_input}
+        return fields
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -181,7 +224,7 @@ class TrainingOptions(RunOptions):
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def build(options: TrainingOptions, meta: dict) -> tuple[StereoVLAForActionPrediction | PeftModel, StereoProcessor]:
+def build(options: TrainingOptions, meta: dict) -> tuple[Policy | PeftModel, Processor]:
     """The model as it is trained, with frozen parts and adapters, and its processor."""
     torch.manual_seed(options.seed)
     going_on = bool(options.lora_rank) and is_adapter(options.model)
@@ -189,11 +232,14 @@ def build(options: TrainingOptions, meta: dict) -> tuple[StereoVLAForActionPredi
         whole, processor = trained_adapter(options.model, meta, options.lora_rank)
         model = whole.get_base_model()
     else:
-        model, processor = untrained(options.preset, meta) if options.model is None else trained(options.model, meta)
+        new = options.model is None
+        model, processor = untrained(options.preset, meta, **options.overrides) if new else trained(options.model, meta)
     if options.stereo_encoder is not None:
         give_stereo_encoder(model, options.stereo_encoder)
     parts = [*filter(None, options.freeze.split(","))]
     model.freeze(*(towers_of(model) if options.lora_rank and not parts else parts))
+    if hasattr(model.config, "frozen_parts"):
+        model.config.frozen_parts = list(model.frozen)
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable()  # which older versions of transformers know too
     if options.compile:
@@ -206,7 +252,7 @@ def build(options: TrainingOptions, meta: dict) -> tuple[StereoVLAForActionPredi
     return model, processor
 
 
-def adapters(model: StereoVLAForActionPrediction, rank: int) -> LoraConfig:
+def adapters(model: Policy, rank: int) -> LoraConfig:
     """Of language model and action expert, with the heads that the model has."""
     heads = [name for name in LORA_HEADS if name in dict(model.named_modules())]
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGETS, modules_to_save=heads)
@@ -274,17 +320,32 @@ def run(options: TrainingOptions, accelerator: Accelerator, told: list[int]) -> 
     result, losses_file = output / "model", output / "losses.jsonl"
     datasets = dataset_mixture(options.dataset)
     meta, data = load_meta(datasets), Contents.of(datasets, options.on_bad_shard == "skip")
-    asked = questions(data, options.mixture, MIXTURE, options.depth_points)
     validation_batches = held_out_batches(data, options.validation_batches, VALIDATION_BATCHES)
     model, processor = build(options, meta)
     config = model.config
-    share = DISPARITY_SHARES.get(options.preset, DISPARITY_SHARE)
-    disparity = disparity_share(data, options.disparity_share, share, config.disparity_loss_weight)
-    accelerator.print(terms(data, asked, batches_in_words(validation_batches), disparity))
-    if not disparity and config.stereo_learns_from == "disparity":
+    with_pose = config.writes_pose
+    asked = questions(
+        data,
+        options.mixture,
+        MIXTURE if with_pose else ACTIONS_ALONE,
+        options.depth_points,
+        views=config.pixel_views,
+        writes_pose=with_pose,
+    )
+    in_words = [name for name, share in asked.shares.items() if share and name != "action"]
+    if in_words and not config.language_loss_weight:
+        raise ValueError(f"the mixture asks for {', '.join(in_words)}, but the model's language_loss_weight is 0")
+    if with_pose:
+        share, weight = DEPTH_MAP_SHARES.get(options.preset, DEPTH_MAP_SHARE), config.disparity_loss_weight
+    else:
+        share, weight = 1.0, config.depth_map_loss_weight
+    depth = depth_map_share(data, options.depth_map_share, share, weight, with_pose, reads_depth(config))
+    learned = "disparity" if with_pose else "depth"
+    accelerator.print(terms(data, asked, batches_in_words(validation_batches), depth, learned))
+    if not depth and getattr(config, "stereo_learns_from", "all") == "disparity":
         accelerator.print("the stereo encoder learns from disparity alone: it stays as it was given or drawn")
     shares, as_losses = asked.shares, options.mixture_as == "losses"
-    shared = asked.windows(config) | {"detection_failures": options.detection_failures, "depth_map_share": disparity}
+    shared = asked.windows(config) | {"detection_failures": options.detection_failures, "depth_map_share": depth}
     if as_losses:
         shared["mixture"] = {name: float(share > 0) for name, share in shares.items()}
     part_size = options.batch_size // (accelerator.num_processes * options.accumulation)
@@ -380,9 +441,7 @@ def run(options: TrainingOptions, accelerator: Accelerator, told: list[int]) -> 
                 accelerator.log(line, step=step)
             if accelerator.is_main_process:
                 append_line(losses_file, line)
-            progress.set_postfix(
-                {k.split("/")[1]: f"{line[k]:.3f}" for k in ("loss/action", "loss/box", "loss/depth") if k in line}
-            )
+            progress.set_postfix({k.split("/")[1]: f"{line[k]:.3f}" for k in SHOWN if k in line})
         if step % options.checkpoint_every == 0 or step == options.steps or stop:
             if validation_batches and not stop:
                 batches = Batches(held_out(), part_size, processor, config)

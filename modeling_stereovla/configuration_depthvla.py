@@ -218,6 +218,11 @@ class DepthVLAConfig(PreTrainedConfig):
         return None if self.depth_config is None else self.depth_config.stereo_config
 
     @property
+    def writes_pose(self) -> bool:
+        """Whether the keyframe pose stands in the sequence of a sample that acts."""
+        return False
+
+    @property
     def pixel_views(self) -> list[str]:
         """Names of the views in `pixel_values`: those that are seen, and the right one for a stereo encoder."""
         return [*self.views, *([] if self.stereo_config is None else [RIGHT])]

@@ -143,6 +143,11 @@ class StereoVLAConfig(PreTrainedConfig):
         self.text_config.tie_word_embeddings = value
 
     @property
+    def writes_pose(self) -> bool:
+        """Whether the keyframe pose stands in the sequence of a sample that acts."""
+        return True
+
+    @property
     def pixel_views(self) -> list[str]:
         """Names of the views in `pixel_values`."""
         return ["left", "right"]
@@ -228,8 +233,8 @@ class StereoVLAConfig(PreTrainedConfig):
 
 
 def with_overrides(values: dict, overrides: dict) -> dict:
-    """`values` with `overrides`; a dict replaces single fields of a part (and of its parts), or brings in a part that is
-    absent.
+    """`values` with `overrides`; a dict replaces single fields of a part, and of its parts, or brings in a part that
+    is absent.
     """
 
     def merged(name: str, value: Any) -> Any:

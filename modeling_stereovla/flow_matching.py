@@ -48,7 +48,7 @@ class Draws:
         """With what is missing drawn for `actions` (B, chunk_size, action_dim)."""
         noise, time, hide_pose = self.noise, self.time, self.hide_pose
         draws, device = (len(actions), config.flow_draws), actions.device
-        hidden = getattr(config, "direct_probability", 0.0)
+        hidden = config.direct_probability if config.writes_pose else 0.0
         if hide_pose is None and hidden:
             hide_pose = torch.rand(len(actions), generator=generator, device=device) < hidden
         if noise is None:

@@ -58,10 +58,10 @@ class StereoProcessor(PolicyProcessor):
         return ["pixel_values", "input_ids", "attention_mask", "state"]
 
     def _views_of(self, images: Any) -> tuple[list[tuple[np.ndarray, np.ndarray]], bool]:
-        named = isinstance(images, Mapping) or (
-            isinstance(images, list) and any(isinstance(i, Mapping) for i in images)
-        )
-        return as_views(images, self.pixel_views, self.pixel_views) if named else as_pairs(images)
+        first = images[0] if isinstance(images, (list, tuple)) and images else images
+        if isinstance(first, Mapping):
+            return as_views(images, self.pixel_views, self.pixel_views)
+        return as_pairs(images)
 
     def _action_prompt(self, objective: str, text: str, form: str) -> str:
         return action_prompt(text, form)

@@ -69,6 +69,23 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata=metadata)
 
 
+def tied_names(model) -> dict[str, str]:
+    """{name: first name} of the parameters that have several, such as an output layer that is the embedding."""
+    first: dict[int, str] = {}
+    tied = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        name = name.removeprefix("module.").replace("_orig_mod.", "")
+        if first.setdefault(id(parameter), name) != name:
+            tied[name] = first[id(parameter)]
+    return tied
+
+
+def trained_tensors(model) -> dict[str, torch.Tensor]:
+    """The trained weights, whole, on the main process; each once."""
+    tied = tied_names(model)
+    return {name: t for name, t in get_model_state_dict(model, options=SAVED).items() if name not in tied}
+
+
 def save_bad_batch(output: Path, step: int, process: int, parts: Sequence[dict[str, torch.Tensor]]) -> Path:
     """Inputs of a step that went wrong, for inspection; returns the file."""
     path = output / f"bad-batch-{step:07d}-{process}.safetensors"
@@ -90,12 +107,12 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    files = {"model": get_model_state_dict(model, options=SAVED)}
+    files = {"model": trained_tensors(model)}
     files["optimizer"] = optimizer_tensors(model, optimizer)
     if average.means:
         with average.in_place():
             # of its own memory: what lies in the model is about to be swapped back
-            files["average"] = {name: t.clone() for name, t in get_model_state_dict(model, options=SAVED).items()}
+            files["average"] = {name: t.clone() for name, t in trained_tensors(model).items()}
     write_stream(partial, accelerator.process_index, feed)
     if accelerator.is_main_process:
         for name, tensors in files.items():
@@ -128,6 +145,7 @@ def load_optimizer(path: Path, model, optimizer) -> None:
 
 def load_weights(path: Path, model) -> None:
     tensors, expected = load_file(path), get_model_state_dict(model, options=NAMED)
+    tensors |= {name: tensors[first] for name, first in tied_names(model).items() if first in tensors}
     if tensors.keys() != expected.keys():
         raise ValueError(f"{path} has other weights than this model: {sorted(tensors.keys() ^ expected.keys())[:5]}")
     set_model_state_dict(model, tensors, options=LOADED)

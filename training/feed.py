@@ -41,15 +41,15 @@ class Batches(IterableDataset):
         """
         config, inputs = self.config, dict(self.processor(**processor_arguments(windows, self.processor.pixel_views)))
         inputs.pop("action_mask", None)  # the loss covers the whole chunk, the held-still steps after its end included
-        hidden = getattr(config, "direct_probability", None)  # of a policy that writes the keyframe pose
         draws = []
         for window in windows:
             generator = torch.Generator().manual_seed(window["seed"])
             noise = torch.randn(config.flow_draws, config.chunk_size, config.action_dim, generator=generator)
             interval = (config.time_alpha, config.time_beta, config.time_min, config.time_max)
             time = sample_time((config.flow_draws,), *interval, generator=generator)
-            hide_pose = {} if hidden is None else {"hide_pose": torch.rand((), generator=generator) < hidden}
-            draws.append({"noise": noise, "time": time} | hide_pose)
+            draws.append({"noise": noise, "time": time})
+            if config.writes_pose:
+                draws[-1]["hide_pose"] = torch.rand((), generator=generator) < config.direct_probability
         return inputs | {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
 
 

@@ -60,9 +60,7 @@ def config_of(preset: str, **overrides: Any) -> StereoVLAConfig | DepthVLAConfig
 
 def reads_depth(config: StereoVLAConfig | DepthVLAConfig) -> bool:
     """Whether the policy is shown the true depth (an ablation of DepthVLA)."""
-    return (
-        isinstance(config, DepthVLAConfig) and config.depth_config is not None and config.depth_config.input == "depth"
-    )
+    return getattr(getattr(config, "depth_config", None), "input", None) == "depth"
 
 
 def towers_of(model: Policy) -> list[str]:
@@ -186,16 +184,18 @@ def blocks(model: PreTrainedModel) -> list[nn.Module]:
     return [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
 
 
-def give_stereo_encoder(model: StereoVLAForActionPrediction, source: str) -> None:
+def give_stereo_encoder(model: Policy, source: str) -> None:
     """Loads the weights of the stereo encoder in `source` into the policy's; ValueError names the fields of their
     configs that differ.
     """
-    encoder, policy = trained_stereo_encoder(source), model.model.visual_tokens.stereo
+    encoder, policy = trained_stereo_encoder(source), dict(model.named_modules()).get(model.parts["stereo"])
     if policy is None:
         raise ValueError(f"{source} has nowhere to go: this model has no stereo encoder (stereo_config is None)")
     wanted, given = (own_fields(part.config) for part in (policy, encoder))
     if differing := [f"{name} ({wanted[name]}, {given[name]})" for name in wanted if wanted[name] != given[name]]:
         raise ValueError(f"the stereo encoders of the model and of {source} differ in {', '.join(differing)}")
+    if policy.classifier is None:  # a depth expert asks for no disparity
+        encoder.classifier = None
     policy.load_state_dict(encoder.state_dict())
 
 

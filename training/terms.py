@@ -101,6 +101,7 @@ def questions(
     objectives: Sequence[str] = tuple(LEARNED_FROM),
     optional: int = 1,
     views: Sequence[str] = STEREO,
+    writes_pose: bool = True,
 ) -> Questions:
     """Mixture and place of the depth questions; ValueError for a wish that the data cannot meet, and for data of which
     nothing can be asked.
@@ -109,11 +110,11 @@ def questions(
         wish: --mixture, or None for what the data has of `default`.
         depth_points: --depth_points, or None for "interaction" where the data has masks, else "uniform".
         objectives, optional: as in `mixture_weights`.
-        views: that the model sees.
+        views: that the model sees. writes_pose: whether it learns the keyframe with the action.
     """
     data.check_views(views)
     sides = [column for column in BOXES if "right" in views or "left" in column]
-    needed = LEARNED_FROM | {"box": tuple(sides)}
+    needed = LEARNED_FROM | {"box": tuple(sides)} | ({} if writes_pose else {"action": ()})
     shares = mixture_weights(default if wish is None else wish, objectives, optional)
     if depth_points is None:
         depth_points = "uniform" if data.lacking(SEGMENTATION) else "interaction"
@@ -145,20 +146,36 @@ def needed_by(depth_points: str) -> tuple[str, ...]:
     return (DEPTH, SEGMENTATION) if depth_points == "interaction" else (DEPTH,)
 
 
-def disparity_share(data: Contents, wish: float | None, default: float, weight: float) -> float:
-    """Share of the samples that carry a depth map for the disparity loss, of this weight; ValueError for a wish that
-    model or data cannot meet.
+def depth_map_share(
+    data: Contents,
+    wish: float | None,
+    default: float,
+    weight: float,
+    calibrated: bool = True,
+    shown: bool = False,
+) -> float:
+    """Share of the samples that carry a depth map for a disparity or depth loss of this weight; ValueError for a wish
+    that model or data cannot meet.
+
+    Args:
+        calibrated: whether the loss needs a calibration, as disparity does.
+        shown: whether the model is shown the depth, so that every sample needs one.
     """
-    columns = (DEPTH, *CALIBRATION)
+    columns = (DEPTH, *CALIBRATION) if calibrated else (DEPTH,)
     lacking = data.lacking(*columns)
+    if shown:
+        if lacking or wish not in (None, 1):
+            reason = f"{lacking} lacks {DEPTH}" if lacking else f"--depth_map_share is {wish:g}"
+            raise ValueError(f"this model is shown depth in place of pictures, on every sample; {reason}")
+        return 1.0
     if wish and not weight:
         raise ValueError(
-            f"--disparity_share is {wish:g}, but this model has no disparity loss (disparity_loss_weight of its config "
-            "is 0); leave the option out"
+            f"--depth_map_share is {wish:g}, but this model learns from no depth map (disparity_loss_weight or "
+            "depth_map_loss_weight of its config is 0); leave the option out"
         )
     if wish and lacking:
         raise ValueError(
-            f"--disparity_share is {wish:g}, but {lacking} lacks one of {', '.join(columns)}; leave the option out"
+            f"--depth_map_share is {wish:g}, but {lacking} lacks one of {', '.join(columns)}; leave the option out"
         )
     if wish is not None:
         return wish
@@ -183,12 +200,15 @@ def batches_in_words(count: int) -> str:
     return f"{count} held-out batch{'es' if count > 1 else ''}" if count else ""
 
 
-def terms(data: Contents, asked: Questions, held_out: str, disparity: float | None = None) -> str:
+def terms(
+    data: Contents, asked: Questions, held_out: str, depth: float | None = None, learned: str = "disparity"
+) -> str:
     """One line: what the data lacks, and what is therefore asked.
 
     Args:
         held_out: what is scored at a checkpoint, "" = nothing.
-        disparity: share of the samples that teach it; None = this training does not.
+        depth: share of the samples that carry a depth map; None = this training asks for none.
+        learned: what is learned from it.
     """
     kinds = {
         "right view": (RIGHT,),
@@ -208,7 +228,7 @@ def terms(data: Contents, asked: Questions, held_out: str, disparity: float | No
     parts = [f"mixture {asked.text}"]
     if asked.shares.get("depth"):
         parts.append(f"depth points {asked.depth_points}")
-    if disparity is not None:
-        parts.append(f"disparity on {100 * disparity:g} % of the samples" if disparity else "no disparity")
+    if depth is not None:
+        parts.append(f"{learned} on {100 * depth:g} % of the samples" if depth else f"no {learned}")
     parts.append(f"{held_out} scored at each checkpoint" if held_out else "nothing held out to score")
     return f"{has_not + ': ' if has_not else ''}{', '.join(parts)}"

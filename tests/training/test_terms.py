@@ -16,7 +16,7 @@ from stereovla.training.grounding import GroundingOptions
 from stereovla.training.grounding import train as ground
 from stereovla.training.reward import RewardOptions
 from stereovla.training.reward import train as reward
-from stereovla.training.terms import BOXES, Contents, disparity_share, held_out_batches, questions, terms
+from stereovla.training.terms import BOXES, Contents, depth_map_share, held_out_batches, questions, terms
 
 SEEN = {*PAIR, *CALIBRATION}
 ALL = frozenset({*SEEN, DEPTH, SEGMENTATION, *BOXES, "keyframe_pose"})
@@ -42,10 +42,10 @@ def test_what_is_not_wished_for_follows_from_the_data(data, text, points):
 
 
 def test_shares_of_disparity_and_held_out_batches_follow_too():
-    assert disparity_share(SIMULATED, None, 0.125, 1.0) == 0.125
-    assert disparity_share(SIMULATED, None, 0.125, 0.0) == 0  # a model without such a loss
-    assert disparity_share(IMPORTED, None, 0.125, 1.0) == disparity_share(MIXED, None, 0.125, 1.0) == 0
-    assert disparity_share(SIMULATED, 0.5, 0.125, 1.0) == 0.5 and disparity_share(IMPORTED, 0.0, 0.125, 1.0) == 0
+    assert depth_map_share(SIMULATED, None, 0.125, 1.0) == 0.125
+    assert depth_map_share(SIMULATED, None, 0.125, 0.0) == 0  # a model without such a loss
+    assert depth_map_share(IMPORTED, None, 0.125, 1.0) == depth_map_share(MIXED, None, 0.125, 1.0) == 0
+    assert depth_map_share(SIMULATED, 0.5, 0.125, 1.0) == 0.5 and depth_map_share(IMPORTED, 0.0, 0.125, 1.0) == 0
     assert held_out_batches(SIMULATED, None, 2) == 2 and held_out_batches(MIXED, None, 2) == 0
     assert held_out_batches(SIMULATED, 0, 2) == held_out_batches(IMPORTED, 0, 2) == 0
 
@@ -78,10 +78,13 @@ def test_one_line_tells_what_is_asked():
         ),
         (lambda: questions(IMPORTED, None, "1:1", None, ("depth", "box"), 0), "none of depth, box can be learned"),
         (
-            lambda: disparity_share(MIXED, 0.25, 0.125, 1.0),
-            "--disparity_share is 0.25, but arm lacks one of observation.depth, calibration",
+            lambda: depth_map_share(MIXED, 0.25, 0.125, 1.0),
+            "--depth_map_share is 0.25, but arm lacks one of observation.depth, calibration",
         ),
-        (lambda: disparity_share(SIMULATED, 0.25, 0.125, 0.0), r"--disparity_share is 0.25, but this model has no"),
+        (
+            lambda: depth_map_share(SIMULATED, 0.25, 0.125, 0.0),
+            r"--depth_map_share is 0.25, but this model learns from no",
+        ),
         (
             lambda: held_out_batches(IMPORTED, 1, 2),
             r"--validation_batches is 1, but arm has no split 'validation'; it has: train",
