@@ -30,6 +30,9 @@ class DepthExpertConfig(PreTrainedConfig):
             Layers, heads and head size must be those of the language model whose attention is shared.
         image_size, patch_size (`int`):
             Side of the views and stride of the tokens, px. A token's output is the depth of its patch.
+        merge_size (`int`):
+            Cells of the encoder's grid, per side, whose features a token holds, one behind the other. More than 1 makes
+            few tokens of a fine grid: attention grows with their square (not in the paper; for the small presets).
         input (`str`):
             "pictures", or "depth": the encoder is then shown the true depth in their place (an ablation of the paper).
     """
@@ -46,6 +49,7 @@ class DepthExpertConfig(PreTrainedConfig):
     decoder_config: dict | PreTrainedConfig | None = None
     image_size: int = 224
     patch_size: int = 14
+    merge_size: int = 1
     input: str = "pictures"
     initializer_range: float = 0.02
 
@@ -79,6 +83,11 @@ class DepthExpertConfig(PreTrainedConfig):
         """Tokens of one view."""
         return (self.image_size // self.patch_size) ** 2
 
+    @property
+    def cell_size(self) -> float:
+        """Stride of the encoder's grid, px."""
+        return self.patch_size / self.merge_size
+
     def validate_architecture(self):
         """Part of `@strict`-powered validation."""
         if (self.encoder_config is None) == (self.stereo_config is None):
@@ -93,9 +102,13 @@ class DepthExpertConfig(PreTrainedConfig):
             raise ValueError(
                 f"image_size is {self.image_size}; it must be divisible by 32, the stereo encoder's coarsest stride"
             )
-        patch = getattr(self.encoder_config, "patch_size", self.patch_size)
-        if patch != self.patch_size:
-            raise ValueError(f"encoder_config has patch_size {patch}; it must be the tokens', {self.patch_size}")
+        if self.merge_size < 1 or self.patch_size % self.merge_size:
+            raise ValueError(f"merge_size is {self.merge_size}; it must divide patch_size ({self.patch_size})")
+        patch = getattr(self.encoder_config, "patch_size", self.cell_size)
+        if patch != self.cell_size:
+            raise ValueError(
+                f"encoder_config has patch_size {patch}; it must be patch_size / merge_size, {self.cell_size:g}"
+            )
 
 
 @strict
@@ -262,10 +275,10 @@ class DepthVLAConfig(PreTrainedConfig):
                     )
             if depth.image_size != self.image_size:
                 raise ValueError(f"depth_config.image_size is {depth.image_size}; it must be {self.image_size}")
-            if self.use_pointers and depth.patch_size != self.patch_size:
+            if self.use_pointers and depth.cell_size != self.patch_size:
                 raise ValueError(
-                    f"depth_config.patch_size is {depth.patch_size}; pointers read the visual tokens and the depth "
-                    f"tokens of a place, so it must be {self.patch_size}"
+                    f"the depth expert's cells (depth_config.patch_size / merge_size) have {depth.cell_size:g} px; "
+                    f"pointers read them where they read the visual tokens, so it must be {self.patch_size}"
                 )
             if depth.stereo_config is not None and RIGHT in self.views:
                 raise ValueError(f"views are {list(self.views)}; {RIGHT!r} is the stereo encoder's, not one of them")
@@ -358,9 +371,11 @@ def _full() -> dict:
     }
 
 
-def _small(image_size: int, patch_size: int, width: int, layers: int, vision: dict, depth: dict, narrow: int) -> dict:
+def _small(
+    image_size: int, patch_size: int, width: int, layers: int, vision: dict, depth: dict, narrow: int, merge: int = 2
+) -> dict:
     """A small model of the same structure: `width` for language model and action expert, `narrow` for the depth
-    expert's decoder; `vision` and `depth` are the configs of their encoders.
+    expert's decoder; `vision` and `depth` are the configs of their encoders, `merge` is the depth expert's merge_size.
     """
     shape = {
         "num_hidden_layers": layers,
@@ -400,7 +415,8 @@ def _small(image_size: int, patch_size: int, width: int, layers: int, vision: di
                 "initializer_range": narrow**-0.5,
             },
             "image_size": image_size,
-            "patch_size": patch_size,
+            "patch_size": merge * patch_size,
+            "merge_size": merge,
         },
         "image_size": image_size,
         "patch_size": patch_size,
@@ -422,7 +438,7 @@ def _tiny() -> dict:
     }
     siglip = {**vision, "model_type": "siglip_vision_model", "intermediate_size": 64, "vision_use_head": False}
     dinov2 = {**vision, "model_type": "dinov2", "mlp_ratio": 2}
-    return {**_small(64, 16, 64, 2, siglip, dinov2, 32), "num_inference_steps": 4}
+    return {**_small(64, 16, 64, 2, siglip, dinov2, 32, merge=1), "num_inference_steps": 4}
 
 
 LEARNED_IN_MINUTES = {
@@ -438,12 +454,12 @@ LEARNED_IN_MINUTES = {
 
 def _demo() -> dict:
     vision = {**resnet(24, 64), "hidden_size": 64}
-    return {**_small(96, 8, 96, 2, vision, resnet(16, 32), 32), **LEARNED_IN_MINUTES}
+    return {**_small(96, 8, 96, 2, vision, resnet(12, 32, blocks=1), 32), **LEARNED_IN_MINUTES}
 
 
 def _lab() -> dict:
     vision = {**resnet(32, 96), "hidden_size": 96}
-    return {**_small(128, 8, 192, 3, vision, resnet(24, 64), 64), **LEARNED_IN_MINUTES, "language_loss_weight": 1.0}
+    return {**_small(128, 8, 192, 3, vision, resnet(12, 48), 64), **LEARNED_IN_MINUTES, "language_loss_weight": 1.0}
 
 
 def stereo_encoder() -> dict:

@@ -366,14 +366,15 @@ def _tiny() -> dict:
     return {**_small(64, 16, 64, 2, 32, SMALL_STEREO), "num_inference_steps": 4}
 
 
-def resnet(first: int, last: int) -> dict:
-    """A convolutional network of two blocks with so many channels."""
+def resnet(first: int, last: int, blocks: int = 2) -> dict:
+    """A convolutional network of one or two blocks with so many channels and a stride of 8."""
     return {
         "model_type": "resnet",
         "embedding_size": first,
-        "hidden_sizes": [first, last],
-        "depths": [1, 1],
+        "hidden_sizes": [first, last][-blocks:],
+        "depths": [1] * blocks,
         "layer_type": "basic",
+        "downsample_in_first_stage": blocks == 1,
     }
 
 

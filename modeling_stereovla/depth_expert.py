@@ -72,9 +72,10 @@ class DepthExpertModel(DepthExpertPreTrainedModel):
     def __init__(self, config: DepthExpertConfig):
         super().__init__(config)
         self.grid = config.image_size // config.patch_size
+        self.cells = self.grid * config.merge_size  # of the encoder, per side
         self.encoder = self.stereo = None
         if config.stereo_config is None:
-            self.encoder = SemanticEncoder(config.encoder_config, self.grid, whole=True)
+            self.encoder = SemanticEncoder(config.encoder_config, self.cells, whole=True)
             features = self.encoder.size
         else:
             self.stereo = StereoEncoderModel(config.stereo_config)
@@ -82,7 +83,7 @@ class DepthExpertModel(DepthExpertPreTrainedModel):
                 self.stereo.classifier = None  # scores disparities, which nobody asks for here
             features = config.stereo_config.num_feature_channels(config.image_size)
         self.norm = nn.LayerNorm(features)
-        self.projector = nn.Linear(features, config.hidden_size)
+        self.projector = nn.Linear(config.merge_size**2 * features, config.hidden_size)
         self.decoder = without_embedding(GemmaModel._from_config(config.decoder_config))
         self.head = nn.Linear(config.hidden_size, config.patch_size**2)
         self.post_init()
@@ -100,7 +101,7 @@ class DepthExpertModel(DepthExpertPreTrainedModel):
         """
         if self.stereo is not None:
             pair = torch.stack([pixel_values[:, 0], pixel_values[:, -1]], dim=1)
-            features = pool_to_grid(self.stereo(pair, output_disparity=False).features, self.grid)[:, None]
+            features = pool_to_grid(self.stereo(pair, output_disparity=False).features, self.cells)[:, None]
         else:
             if self.config.input == "depth":
                 if depth_map is None:
@@ -113,22 +114,27 @@ class DepthExpertModel(DepthExpertPreTrainedModel):
                 seen = self.encoder(pixel_values[view_mask])
                 features = seen.new_zeros(*views, *seen.shape[1:])
                 features[view_mask] = seen
-        return self.projector(self.norm(features.to(self.norm.weight.dtype))).flatten(1, 2)
+        cells = self.norm(features.to(self.norm.weight.dtype))  # (B, V, cells * cells, features)
+        merge = self.config.merge_size
+        if merge > 1:
+            cells = cells.unflatten(2, (self.grid, merge, self.grid, merge)).transpose(3, 4)
+            cells = cells.flatten(4).flatten(2, 3)  # (B, V, N, merge * merge * features)
+        return self.projector(cells).flatten(1, 2)
 
-    def token_mask(self, tokens: torch.Tensor, view_mask: torch.Tensor | None) -> torch.Tensor:
-        """(B, V * N) int64: 1 = token of a view that is there."""
+    def token_mask(self, view_mask: torch.Tensor | None) -> torch.Tensor | None:
+        """(B, V * N) int64: 1 = token of a view that is there; None = all are."""
         if self.stereo is not None or view_mask is None:
-            return torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+            return None
         return view_mask.long().repeat_interleave(self.config.num_tokens, dim=1)
 
     def rotary(self, tokens: torch.Tensor) -> Rotary:
         """Cosines and sines of the positions, which count from 0."""
         return self.decoder.rotary_emb(tokens, torch.arange(tokens.shape[1], device=tokens.device)[None])
 
-    def run(self, tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, Stream]:
+    def run(self, tokens: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, Stream]:
         """Last hidden states and the stream of tokens (B, V * N, width) with `token_mask`, by themselves."""
         cache = RecordingCache()
-        allowed = None if mask.all() else joint_mask(mask, None)
+        allowed = None if mask is None else joint_mask(mask, None)
         hidden = run_layers(self.decoder, tokens, cache, allowed, self.rotary(tokens))
         return hidden, cache.stream
 
@@ -160,7 +166,7 @@ class DepthExpertModel(DepthExpertPreTrainedModel):
         if self.stereo is not None and pixel_values.shape[1] != 2:
             raise ValueError(f"pixel_values has {pixel_values.shape[1]} views; a stereo encoder needs left and right")
         tokens = self.embed(pixel_values.to(self.dtype), view_mask, depth_map)
-        hidden, _ = self.run(tokens, self.token_mask(tokens, view_mask))
+        hidden, _ = self.run(tokens, self.token_mask(view_mask))
         log_depth = self.log_depth(hidden)
         output = DepthExpertOutput(log_depth.exp(), log_depth, hidden)
         return output if return_dict is not False else output.to_tuple()

@@ -43,8 +43,11 @@ class DepthVLAModel(DepthVLAPreTrainedModel):
         self.depth_expert = None if config.depth_config is None else DepthExpertModel._from_config(config.depth_config)
         # pointers read depth where they read the picture
         reads_depth = config.use_pointers and self.depth_expert is not None
-        hidden = config.text_config.hidden_size
-        self.depth_reading = nn.Linear(config.depth_config.hidden_size, hidden) if reads_depth else None
+        if reads_depth:
+            cells = config.depth_config.merge_size**2  # of a depth token, each of which has a visual token
+            self.depth_reading = nn.Linear(config.depth_config.hidden_size, cells * config.text_config.hidden_size)
+        else:
+            self.depth_reading = None
         self.mean, self.std = PIXEL_STATISTICS.get(config.vlm_config.vision_config.model_type, IMAGENET)
         self.post_init()
 
@@ -182,8 +185,9 @@ class DepthVLAModel(DepthVLAPreTrainedModel):
         else:
             expert = self.depth_expert
             depth_tokens = expert.embed(pixel_values, view_mask, depth_map)
-            depth_mask = expert.token_mask(depth_tokens, view_mask)
-            mask = torch.cat([attention_mask, depth_mask], dim=1)
+            depth_mask = expert.token_mask(view_mask)
+            all_there = attention_mask.new_ones(depth_tokens.shape[:2])
+            mask = torch.cat([attention_mask, all_there if depth_mask is None else depth_mask], dim=1)
             if self.config.mask == "block":
                 hidden, stream = self._run_vlm(embeds, attention_mask, token_type_ids, rotary)
                 depth_hidden, depth_stream = expert.run(depth_tokens, depth_mask)
@@ -192,7 +196,7 @@ class DepthVLAModel(DepthVLAPreTrainedModel):
                 (hidden, depth_hidden), stream = run_together(
                     (language_model, expert.decoder),
                     (embeds, depth_tokens),
-                    joint_mask(attention_mask, token_type_ids, depth_mask),
+                    joint_mask(attention_mask, token_type_ids, mask[:, embeds.shape[1] :]),
                     (rotary, tuple(part.expand(len(embeds), -1, -1) for part in expert.rotary(depth_tokens))),
                 )
                 prefix = Prefix((stream,), mask, length)
@@ -200,13 +204,21 @@ class DepthVLAModel(DepthVLAPreTrainedModel):
         if self.config.use_pointers:
             visual = self._first_view(tokens, view_mask)
             if self.depth_reading is not None:
-                visual = visual + self.depth_reading(depth_hidden[:, : visual.shape[1]])
+                visual = visual + self._read_depth(depth_hidden)
         return DepthVLAModelOutput(
             last_hidden_state=hidden,
             prefix=prefix,
             visual_tokens=visual,
             log_depth=self.depth_expert.log_depth(depth_hidden) if output_depth else None,
         )
+
+    def _read_depth(self, depth_hidden: torch.Tensor) -> torch.Tensor:
+        """What the depth expert knows of the place of each visual token of the first view, (B, N, hidden)."""
+        expert = self.depth_expert
+        merge, grid = expert.config.merge_size, expert.grid
+        read = self.depth_reading(depth_hidden[:, : grid * grid])
+        read = read.unflatten(1, (grid, grid)).unflatten(-1, (merge, merge, -1))  # (B, y, x, cell y, cell x, hidden)
+        return read.transpose(2, 3).flatten(3, 4).flatten(1, 3)
 
     def _run_vlm(self, embeds, attention_mask, token_type_ids, rotary):
         """The VLM by itself: hidden states and stream."""
