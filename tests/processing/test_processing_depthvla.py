@@ -132,8 +132,8 @@ def test_the_right_view_of_a_stereo_depth_expert(small):
     assert (batch["pixel_values"][0, 2] * 255).round().permute(1, 2, 0).tolist() == right.tolist()
     assert not batch["pixel_values"][0, 1].any()
     assert (batch["input_ids"] == processor.image_token_id).sum() == PATCHES
-    # as one of the views it is seen by both, once
-    both = make(small, views=["left", "right"], stereo=True)
+    # as one of the views of a model without a stereo encoder it has its tokens, as every view
+    both = make(small, views=["left", "right"])
     assert both.pixel_views == ("left", "right")
     batch = both([left, right], **robot())
     assert batch["view_mask"].tolist() == [[True, True]]
@@ -214,6 +214,7 @@ def test_bad_views(small, images, error, message):
         ({"views": "left"}, "views is 'left'; expected a list of names"),
         ({"views": ["left", ""]}, "expected a list of names"),
         ({"stereo": "yes"}, "stereo is 'yes'; expected True or False"),
+        ({"stereo": True, "views": ["left", "right"]}, "'right' is then the depth expert's, not a view"),
         ({"chunk_size": 0}, "chunk_size is 0"),
     ],
 )
