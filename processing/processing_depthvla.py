@@ -11,7 +11,7 @@ from .policy_processor import PolicyProcessor
 from .prompt_tokens import IGNORE_INDEX, PromptTokens
 from .sample_values import SampleReader
 
-MAIN_VIEW = "left"
+MAIN_VIEW, RIGHT = "left", "right"
 
 
 class DepthVLAProcessor(PolicyProcessor):
@@ -82,7 +82,7 @@ class DepthVLAProcessor(PolicyProcessor):
         Args:
             views: names of the cameras that the language model and the depth expert see; "left" is the first.
             stereo: whether the depth expert sees the pair "left", "right"; "right" is then the last of `pixel_views`,
-                if `views` do not have it already.
+                and not one of `views`.
         """
         options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         self.views, self.stereo = options.pop("views"), options.pop("stereo")
@@ -101,11 +101,13 @@ class DepthVLAProcessor(PolicyProcessor):
             raise ValueError(f"views are {views}; the first must be {MAIN_VIEW!r}, and every name be there once")
         if not isinstance(self.stereo, bool):
             raise ValueError(f"stereo is {self.stereo!r}; expected True or False")
+        if self.stereo and RIGHT in views:
+            raise ValueError(f"views are {views} and stereo is True; {RIGHT!r} is then the depth expert's, not a view")
 
     @property
     def pixel_views(self) -> tuple[str, ...]:
         """Names of the views in the order of pixel_values: `views`, and "right" where only the depth expert sees it."""
-        return (*self.views, *(["right"] if self.stereo and "right" not in self.views else []))
+        return (*self.views, *([RIGHT] if self.stereo else []))
 
     @property
     def model_input_names(self) -> list[str]:
@@ -115,7 +117,7 @@ class DepthVLAProcessor(PolicyProcessor):
     def _views_of(self, images: Any) -> tuple[list[tuple[np.ndarray | None, ...]], bool]:
         self._check_views()
         names = self.pixel_views
-        return as_views(images, names, [name for name in names if name in (MAIN_VIEW, "right")])
+        return as_views(images, names, [name for name in names if name in (MAIN_VIEW, RIGHT)])
 
     def _action_prompt(self, objective: str, text: str, form: str) -> str:
         return form.format(text) if objective == "action" else action_prompt(text, form)
@@ -142,7 +144,7 @@ class DepthVLAProcessor(PolicyProcessor):
         if with_answer:
             return [*prompt, *answer, tokens.tokenizer.eos_token_id], len(prompt), 0
         # with its EOS; how long an answer in words becomes is not known
-        numbers = {"pose": self.pose_dim, "box": 8 if "right" in self.pixel_views else 4}
+        numbers = {"pose": self.pose_dim, "box": 8 if RIGHT in self.pixel_views else 4}
         return prompt, len(prompt), numbers[objective] + 1 if objective in numbers else 0
 
     def _own_inputs(

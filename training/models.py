@@ -76,7 +76,8 @@ def untrained(preset: str, meta: dict, **overrides: Any) -> tuple[Policy, Proces
     of_views = {}
     if processor_class is DepthVLAProcessor:
         of_views = {"views": list(config.views), "stereo": config.stereo_config is not None}
-    tokenizer = build_tokenizer(meta["tasks"], num_bins=config.num_bins)
+    images_first = processor_class.images_first
+    tokenizer = build_tokenizer(meta["tasks"], num_bins=config.num_bins, images_first=images_first)
     processor = processor_class(
         StereoImageProcessorPil(size={"height": config.image_size, "width": config.image_size}),
         tokenizer,

@@ -16,7 +16,14 @@ from published_weights import random_weights
 from safetensors.torch import load_file
 from sentencepiece_folder import TEXTS, VOCABULARY, train, write_tokenizer
 
-from stereovla.modeling_stereovla import StereoVLAForActionPrediction, convert_parts, convert_stereovla
+from stereovla.modeling_stereovla import (
+    DepthVLAConfig,
+    DepthVLAForActionPrediction,
+    StereoVLAForActionPrediction,
+    convert_parts,
+    convert_stereovla,
+)
+from stereovla.modeling_stereovla.configuration_depthvla import stereo_encoder
 from stereovla.processing import DepthVLAProcessor, StereoProcessor, convert_processor
 from stereovla.processing.convert_processor import build_processor, read_config, write_processor
 
@@ -149,47 +156,81 @@ def test_processor_of_assembled_parts_has_no_statistics(assembled, tokenizer):
     np.testing.assert_allclose(processor.decode_actions(chunk, embodiment="arm"), chunk.numpy(), atol=1e-6)
 
 
-@pytest.mark.parametrize("stereo", [False, True])
-def test_processor_of_a_depthvla(stereo, tmp_path):
-    """PaliGemma's tokenizer as it is, with the model's views and sizes; its folder loads again."""
-    tokenizer, model = gemma_tokenizer([INSTRUCTION]), tmp_path / "model"
+@pytest.fixture(params=[False, True], ids=["one_eye", "two_eyes"])
+def depthvla(request, tmp_path):
+    """Folder of a tiny DepthVLA with words for PaliGemma's small tokenizer, and the tokenizer's."""
+    tokenizer = gemma_tokenizer([INSTRUCTION])
     tokenizer.save_pretrained(tmp_path / "paligemma")
-    image, size = tokenizer.convert_tokens_to_ids("<image>"), tokenizer.convert_tokens_to_ids("<loc1023>") + 1
-    config = {
-        "model_type": "depthvla",
-        "vlm_config": {"text_config": {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}},
-        "depth_config": {"stereo_config": {}, "encoder_config": None} if not stereo else {"stereo_config": {"a": 1}},
-        "views": ["left", "wrist"],
-        "image_size": 56,
-        "patch_size": 14,
-        "image_token_id": image,
-        "action_vocab_size": size,
-        "num_bins": 128,
-        "chunk_size": 16,
-        "state_history": 1,
-        **dict.fromkeys(("state_dim", "action_dim", "pose_dim"), 7),
-    }
-    model.mkdir()
-    (model / "config.json").write_text(json.dumps(config))
-    main(["convert", "processor", "--model", str(model), "--tokenizer", str(tmp_path / "paligemma")])
-    processor = DepthVLAProcessor.from_pretrained(model)
-    assert processor.pixel_views == (("left", "wrist", "right") if stereo else ("left", "wrist"))
-    assert processor.num_visual_tokens == 16 and processor.chunk_size == 16 and processor.bins.vocab_size == size
-    assert processor.image_processor.target_size == (56, 56)
-    assert processor.image_processor.resample == Image.Resampling.BICUBIC
-    pictures = {side: Image.open(ROOT / "docs" / "images" / f"{side}.png") for side in ("left", "right")}
-    pictures = pictures if stereo else {"left": pictures["left"]}
-    batch = processor(pictures, "green apple", objective="box")
-    question = tokenizer("What is the bounding box of green apple in the images?\n", add_special_tokens=False)
-    assert batch["input_ids"][0].tolist() == [image] * 16 + [2, *question["input_ids"]]
+    rows, image = len(tokenizer), tokenizer.convert_tokens_to_ids("<image>")
+    ids = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
+    config = DepthVLAConfig.from_preset(
+        "depthvla-tiny",
+        views=["left", "wrist"],
+        vlm_config={
+            "text_config": {"vocab_size": rows, **ids},
+            "vocab_size": rows,
+            "image_token_index": image,
+        },
+        depth_config=stereo_encoder() if request.param else {},
+        image_token_id=image,
+        action_vocab_size=tokenizer.convert_tokens_to_ids("<loc1023>") + 1,
+        num_bins=128,
+    )
+    torch.manual_seed(0)
+    DepthVLAForActionPrediction(config).save_pretrained(tmp_path / "model")
+    return tmp_path / "model", tmp_path / "paligemma", tokenizer
 
-    before = contents(model)
-    (model / "config.json").write_text(json.dumps(config | {"image_token_id": image - 1}))
+
+def test_processor_of_a_depthvla(depthvla):
+    """PaliGemma's tokenizer as it is, the model's views and sizes; what it makes is what the model takes."""
+    folder, paligemma, tokenizer = depthvla
+    main(["convert", "processor", "--model", str(folder), "--tokenizer", str(paligemma)])
+    limits = {"q01": [-1.0] * 7, "q99": [1.0] * 7}
+    statistics = {"arm": dict.fromkeys(("state", "action", "keyframe_pose"), limits)}
+    processor = DepthVLAProcessor.from_pretrained(folder, norm_stats=statistics)
+    model = DepthVLAForActionPrediction.from_pretrained(folder).eval()
+    config = model.config
+    assert list(processor.pixel_views) == list(config.pixel_views)
+    assert processor.image_token_id == config.image_token_id
+    assert (processor.bins.vocab_size, processor.bins.num_bins) == (config.action_vocab_size, 128)
+    assert processor.image_processor.target_size == (64, 64) and processor.num_visual_tokens == 16
+    assert processor.image_processor.resample == Image.Resampling.BICUBIC
+
+    files = {side: Image.open(ROOT / "docs" / "images" / f"{side}.png") for side in ("left", "right")}
+    pictures = {name: files.get(name, files["left"]) for name in config.pixel_views}
+    lacking = pictures | {"wrist": None}
+    width, height = files["left"].size
+    robot = {"text": INSTRUCTION, "state": STATE[0], "embodiment": "arm"}
+    samples = [
+        {"objective": "action", **robot, "actions": [STATE[0]], "depth_map": np.full((height, width), 0.5)},
+        {"objective": "pose", **robot, "keyframe_pose": STATE[1]},
+        {"objective": "box", "text": "green apple", "boxes": [[0, 0, width, height / 2]] * 2},
+        {"objective": "depth", "points_px": [3, 3], "depths_m": 0.5, "depth_map": {"left": np.ones((height, width))}},
+    ]
+    columns = {name: [sample.get(name) for sample in samples] for name in set().union(*samples)}
+    batch = processor([pictures, lacking, lacking, pictures], **columns, return_labels=True)
+    with torch.no_grad():
+        output = model(**batch, generator=torch.Generator().manual_seed(0))
+    assert output.loss.isfinite() and all(output[f"{name}_loss"] > 0 for name in ("action", "language", "depth_map"))
+
+    inputs = processor([pictures, lacking], [INSTRUCTION] * 2, [STATE[0]] * 2, "arm")
+    chunk = model.predict_action(**inputs, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(processor.decode_actions(chunk, "arm"), chunk.numpy(), atol=1e-6)
+    question = processor(lacking, "green apple", objective="box")
+    ids = tokenizer("What is the bounding box of green apple in the images?\n", add_special_tokens=False)["input_ids"]
+    assert question["input_ids"][0].tolist() == [processor.image_token_id] * 16 + [2, *ids]
+
+
+def test_tokenizers_that_are_not_the_depthvla_s_are_refused(depthvla, tmp_path):
+    folder, paligemma, tokenizer = depthvla
+    before, image = contents(folder), tokenizer.convert_tokens_to_ids("<image>")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"image_token_id": image - 1}))
     with pytest.raises(ValueError, match=rf"'image_token_id': {image - 1}}}; the tokenizer of .*: {image}}}"):
-        build_processor(model, tmp_path / "paligemma")
+        build_processor(folder, paligemma)
     with pytest.raises(FileNotFoundError, match="has no tokenizer.json"):
-        build_processor(model, tmp_path)
-    assert contents(model).keys() == before.keys()
+        build_processor(folder, tmp_path)
+    assert contents(folder).keys() == before.keys()
 
 
 # ---- files

@@ -132,8 +132,8 @@ def test_the_right_view_of_a_stereo_depth_expert(small):
     assert (batch["pixel_values"][0, 2] * 255).round().permute(1, 2, 0).tolist() == right.tolist()
     assert not batch["pixel_values"][0, 1].any()
     assert (batch["input_ids"] == processor.image_token_id).sum() == PATCHES
-    # as one of the views it is seen by both, once
-    both = make(small, views=["left", "right"], stereo=True)
+    # as one of the views of a model without a stereo encoder it has its tokens, as every view
+    both = make(small, views=["left", "right"])
     assert both.pixel_views == ("left", "right")
     batch = both([left, right], **robot())
     assert batch["view_mask"].tolist() == [[True, True]]
@@ -214,6 +214,7 @@ def test_bad_views(small, images, error, message):
         ({"views": "left"}, "views is 'left'; expected a list of names"),
         ({"views": ["left", ""]}, "expected a list of names"),
         ({"stereo": "yes"}, "stereo is 'yes'; expected True or False"),
+        ({"stereo": True, "views": ["left", "right"]}, "'right' is then the depth expert's, not a view"),
         ({"chunk_size": 0}, "chunk_size is 0"),
     ],
 )
@@ -247,7 +248,8 @@ def test_what_counts_after_an_edit_is_what_is_saved(small, tmp_path):
 def test_pairs_are_checked_where_there_is_one(small):
     left = picture()
     with pytest.raises(StereoPairError, match=r"images: the left and the right view are the same"):
-        make(small, stereo=True)({"left": left, "right": left, "wrist": left}, **robot(check_stereo=True))
+        make(small, stereo=True)({"left": left, "right": left, "wrist": picture(1)}, **robot(check_stereo=True))
+    make(small, stereo=True, check_stereo=True)({"left": left, "right": picture(1), "wrist": left}, **robot())
     make(small, check_stereo=True)({"left": left, "wrist": left}, **robot())
     with pytest.raises(ValueError, match=r"check_stereo=True needs a right view; this model's views are \['left', 'wr"):
         make(small)({"left": left}, **robot(check_stereo=True))
@@ -414,6 +416,12 @@ def test_points_and_displacement(small):
     assert batch["points"][0, 0].tolist() == [5.0, 18.0] and batch["points"][0, 1].isnan().all()
     expected = 2 * (keyframe - POSE) / (HIGH - LOW)
     np.testing.assert_allclose(batch["displacement"][0], expected, atol=1e-6)
+    # "action" does not ask for the keyframe: it may be missing, and so may its statistics
+    without = {"arm": {key: value for key, value in STATS["arm"].items() if key != "keyframe_pose"}}
+    again = make(small, norm_stats=without)({"left": wide, "wrist": picture(1)}, **sample, return_labels=True)
+    assert torch.equal(again["displacement"], batch["displacement"])
+    del sample["keyframe_pose"]
+    assert make(small)({"left": wide}, **sample, return_labels=True)["displacement"].isnan().all()
 
 
 def test_depth_maps_of_views(small):
@@ -421,7 +429,8 @@ def test_depth_maps_of_views(small):
     processor = make(small, views=["left", "agent", "wrist"])
     rng = np.random.default_rng(0)
     left, wrist = rng.uniform(0.4, 1.0, (24, 48)), rng.integers(4000, 9000, (32, 32)).astype(np.uint16)
-    left[3, 3], left[4, 4], left[5, 5], left[6, 6] = np.nan, np.inf, -1.0, 0.0
+    for corner, unknown in ((3, np.nan), (6, np.inf), (9, -1.0), (12, 0.0)):
+        left[corner : corner + 2, corner : corner + 2] = unknown  # of which one at least is the nearest of a pixel
     wrist[7, 7] = 0
     images = {"left": picture(0, 24, 48), "wrist": picture(1), "agent": picture(2)}
     batch = processor(images, **robot(depth_map={"left": left, "wrist": wrist, "agent": None}))
