@@ -173,9 +173,9 @@ def _depths(
         batch = pictures[start : start + batch_size]
         key = schema.image_key(view)
         decoded = [None if entry is None else shards.decode_image(key, entry["bytes"]) for entry in batch]
-        for size, group in groupby(decoded, key=lambda picture: None if picture is None else picture.shape):
-            found = [None for _ in group] if size is None else estimator(list(group))
-            for depth in found:
+        groups = groupby(decoded, key=lambda picture: None if picture is None else picture.shape)
+        for same in [list(group) for _, group in groups]:
+            for depth in same if same[0] is None else estimator(same):
                 yield None if depth is None else shards.encode_image(schema.depth_key(view), depth)
         bar.update(len(batch))
 
