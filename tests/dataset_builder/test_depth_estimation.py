@@ -1,4 +1,4 @@
-"""dataset_builder.depth_estimation: pseudo-labels of a real, small Depth Anything, and that they resume to the byte."""
+"""dataset_builder.formats.depth_estimation: pseudo-labels of a real, small Depth Anything, and that they resume to the byte."""
 
 import shutil
 
@@ -17,10 +17,10 @@ from transformers import (
 )
 from views_dataset import MONO, SMALL, WRIST, WRIST_DEPTH, write_views
 
-from stereovla.dataset_builder import depth_estimation
 from stereovla.dataset_builder.dataset import schema, shards
 from stereovla.dataset_builder.dataset.checking import find_problems
-from stereovla.dataset_builder.depth_estimation import DepthEstimator, DepthOptions, estimate_depth
+from stereovla.dataset_builder.formats import depth_estimation
+from stereovla.dataset_builder.formats.depth_estimation import DepthEstimator, DepthOptions, estimate_depth
 from stereovla.dataset_builder.streaming.window_stream import WindowStream
 
 LENGTHS = (4, 3, 2)
