@@ -1,1 +1,1 @@
-"""Datasets of other forms: LeRobot in and out, DROID in, stereo sets with true disparity; a copy with estimated depth."""
+"""Other forms of datasets: LeRobot in and out, DROID in, stereo sets with true disparity, copies with estimated depth."""

@@ -1,4 +1,4 @@
-"""dataset_builder.formats.depth_estimation: pseudo-labels of a real, small Depth Anything, and that they resume to the byte."""
+"""formats.depth_estimation: pseudo-labels of a real, small Depth Anything, and that they resume to the byte."""
 
 import shutil
 
