@@ -1,1 +1,1 @@
-"""Other forms of datasets: LeRobot in and out, DROID in, stereo sets with true disparity, copies with estimated depth."""
+"""Other forms of datasets: LeRobot in and out, DROID in, stereo sets with true disparity, and estimated depth."""
