@@ -1,11 +1,15 @@
 """formats.depth_estimation: pseudo-labels of a real, small Depth Anything, and that they resume to the byte."""
 
+import os
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
 import torch
+from command_lines import COMMAND
 from command_lines import data as main
+from hub_server import serve
 from lerobot_folder import contents
 from PIL import Image
 from transformers import (
@@ -171,6 +175,21 @@ def test_the_command_replaces_depth_and_says_so(checkpoint, tmp_path, capsys):
     assert "was begun with other options: batch_size was 8, now 5" in capsys.readouterr().err
 
 
+def test_a_checkpoint_of_the_hub_is_named_with_its_revision(mono, checkpoint, labelled, tmp_path):
+    """In a process of its own, since the address of the Hub is read when huggingface_hub is imported."""
+    command = [*COMMAND, "data", "estimate_depth", "--dataset", str(mono), "--model", "someone/small-metric"]
+    command += ["--out", str(tmp_path / "out"), "--batch_size", "3"]
+    with serve() as server:
+        repository = server.add("model", "someone/small-metric", checkpoint)
+        hub = {"HF_ENDPOINT": server.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
+        done = subprocess.run(command, env=os.environ | hub, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    source = shards.read_json(tmp_path / "out/meta/info.json")["depth_source"]
+    assert source == f"estimated by someone/small-metric@{repository.heads['main']}"
+    for path in (labelled / "data").iterdir():
+        assert (tmp_path / "out/data" / path.name).read_bytes() == path.read_bytes()
+
+
 def test_what_cannot_be_used_is_refused_in_words(mono, checkpoint, tmp_path, capsys):
     relative = write_checkpoint(tmp_path / "relative", "relative")
     other = tmp_path / "other"
@@ -188,6 +207,8 @@ def test_what_cannot_be_used_is_refused_in_words(mono, checkpoint, tmp_path, cap
         command = ["estimate_depth", "--dataset", str(mono), "--model", str(model), "--out", str(tmp_path / "out")]
         assert main(command) == 2 and message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="--revision is 'v1', but .* is a folder; leave the option out"):
+        estimate_depth(options(mono, checkpoint, tmp_path / "out", revision="v1"))
     with pytest.raises(ValueError, match="the dataset itself"):
         estimate_depth(options(mono, checkpoint, mono))
     broken = shutil.copytree(mono, tmp_path / "broken")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import load_dataset
-from synthetic_dataset import make_row, write_dataset
+from synthetic_dataset import list_shards, make_row, write_dataset
 from views_dataset import MONO, SMALL, WRIST, WRIST_DEPTH, views_row, write_views
 
 from stereovla.dataset_builder.dataset import schema, shards
@@ -153,6 +153,29 @@ def test_what_needs_a_pair_is_not_asked_of_one_camera(mono, tmp_path):
     boxes = list(WindowStream(mono, views=("left",), **{**PLAIN, "mixture": {"box": 1}}))
     assert len(boxes) == 12  # in every frame the left view shows the target; of a pair every fifth lacks the right box
     assert {window["objective"] for window in boxes} == {"box"}
+
+
+def test_rows_without_a_calibration_have_none_in_their_windows(tmp_path):
+    """Null in one row of an episode: nothing is made up for it, and no camera parameters are asked of it."""
+    rows = [views_row(np.random.default_rng(0), 0, frame) for frame in range(4)]
+    rows[2] |= dict.fromkeys(schema.CALIBRATION)
+    path = shards.shard_path("train", 0, 1)
+    encoded = [shards.encode_row(row) for row in rows]
+    shards.write_shard(
+        tmp_path / path, encoded, temporary=tmp_path / "t", layout=schema.features(columns=list(rows[0]))
+    )
+    list_shards(tmp_path)
+    windows = {window["frame_index"]: window for window in WindowStream(tmp_path, **PLAIN)}
+    for frame, window in windows.items():
+        there = [key for key in schema.CALIBRATION if key in window]
+        assert there == ([] if frame == 2 else [*schema.CALIBRATION])
+        assert np.isnan(window["points"][1]).all() or frame != 2
+        schema.validate_window(window)
+        if there:
+            wanted = rows[frame]["calibration.transform_camera_to_base"]
+            np.testing.assert_array_equal(window["calibration.transform_camera_to_base"], wanted)
+    stream = WindowStream(tmp_path, **{**PLAIN, "mixture": {"camera": 1}})
+    assert sorted(window["frame_index"] for window in stream) == [0, 1, 3] and stream.left_out_windows == 1
 
 
 def test_windows_of_a_pair_do_not_depend_on_further_views(tmp_path, pair):
