@@ -48,8 +48,8 @@ DATA = {
     "import": ("check recorded episodes of a robot and import them", SOURCES),
     "export": ("write a dataset in another format", TARGETS),
     "estimate_depth": Command(
-        "dataset_builder.depth_estimation:DepthOptions",
-        "dataset_builder.depth_estimation:estimate_depth",
+        "dataset_builder.formats.depth_estimation:DepthOptions",
+        "dataset_builder.formats.depth_estimation:estimate_depth",
         "copy a dataset with the depth that a Depth Anything checkpoint estimates",
         done="dataset: {}",
     ),

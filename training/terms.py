@@ -124,10 +124,16 @@ def questions(
             "leave the option out"
         )
     asked = [name for name, share in shares.items() if share and not (name == "depth" and depth_points == "off")]
-    impossible = [name for name in asked if data.lacking(*needed[name])]
-    possible = [name for name in objectives if not data.lacking(*needed[name])]
+    blind = () if "right" in views else ("camera",)  # what only a model that sees pairs can be asked
+    possible = [name for name in objectives if name not in blind and not data.lacking(*needed[name])]
+    impossible = [name for name in asked if name not in possible]
     if wish is not None and impossible:
-        reasons = [f"{name} ({data.lacking(*needed[name])} lacks {', '.join(needed[name])})" for name in impossible]
+        reasons = [
+            f"{name} (this model sees no right view)"
+            if name in blind
+            else f"{name} ({data.lacking(*needed[name])} lacks {', '.join(needed[name])})"
+            for name in impossible
+        ]
         raise ValueError(
             f"--mixture {wish} asks for {', '.join(reasons)}; of this data can be asked: "
             f"{', '.join(possible) or 'nothing'}; without --mixture what can be asked is"

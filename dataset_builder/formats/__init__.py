@@ -1,1 +1,1 @@
-"""Datasets of other forms: LeRobot in and out, DROID in, stereo sets with true disparity."""
+"""Other forms of datasets: LeRobot in and out, DROID in, stereo sets with true disparity, and estimated depth."""

@@ -333,7 +333,7 @@ class WindowStream(LaneStream):
             depth = pool.image(DEPTH, index)
             if carries_depth:
                 window["depth"] = depth
-                others = [view for view in self.views if view != "left"]
+                others = pool.further + (["right"] if pool.has_depth("right") else [])
                 window |= {f"depth.{view}": pool.image_or_none(schema.depth_key(view), index) for view in others}
         if objective == "depth":
             segmentation = pool.image(SEGMENTATION, index) if config.depth_points == "interaction" else None

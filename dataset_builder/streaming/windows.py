@@ -46,6 +46,10 @@ class WindowPool:
         """The views that are none of a pair."""
         return [view for view in self.views if view not in ("left", "right")]
 
+    def has_depth(self, view: str) -> bool:
+        """Whether the data has a depth of this view, and the view is shown."""
+        return schema.depth_key(view) in self._bytes
+
     def image(self, key: str, index: int) -> np.ndarray:
         """Decoded image of frame `index`; ShardError names episode and frame of one that cannot be decoded."""
         data = self._bytes[key][index].as_py()

@@ -49,7 +49,7 @@ def test_a_roll_around_pi_is_told_and_leaps_nowhere(flange, capsys):
     )
     _, processor = untrained("tiny", meta)
     windows = list(islice(WindowStream(out, epochs=1, mixture={"pose": 1}, depth_map_share=0.0), 12))
-    batch = processor(**processor_arguments(windows))
+    batch = processor(**processor_arguments(windows, processor.pixel_views))
     states = np.array([window["state_history"] for window in windows])
     # within the range of the statistics, 0.02 rad wide: were +-pi, 314 of its halves apart in a dataset that flips once
     roll = np.where(states[..., 3] > 0, -1.0, 1.0)
@@ -80,7 +80,7 @@ def test_states_that_are_no_poses_have_no_angles(tmp_path):
     _, processor = untrained("tiny", meta)
     assert processor.state_names == {"test_arm": []}
     windows = list(WindowStream(out, epochs=1, mixture={"pose": 1}, depth_map_share=0.0, shuffle=False))
-    batch = processor(**processor_arguments(windows))
+    batch = processor(**processor_arguments(windows, processor.pixel_views))
     assert batch["displacement"][0, 3] == pytest.approx(6.2 / 3.1)  # from -3.1 to the last frame's 3.1, the only way
 
 

@@ -1,10 +1,12 @@
 """Import of datasets of one camera and of several: what they say, who can learn from them, and the way back."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
 from command_lines import data as main
+from command_lines import push
 from huggingface_hub import DatasetCard
 from lerobot_folder import (
     PLACE,
@@ -74,6 +76,15 @@ def test_card_and_summary_say_who_cannot_learn_from_it(libero, imported, tmp_pat
     assert f"one camera: {CANNOT}\n" in capsys.readouterr().out
     assert f"One camera: {CANNOT}." in " ".join((tmp_path / "out/README.md").read_text().split())
     assert main(["check", options.out]) == 0
+
+
+def test_it_is_published_as_it_is_and_no_part_of_a_recording(imported, tmp_path, capsys):
+    folder = shutil.copytree(imported, tmp_path / "data")
+    assert push(["--folder", str(folder), "--license", "mit", "--dry_run"]) == 0
+    assert "by load_dataset, streaming; first rows of train compared" in capsys.readouterr().out
+    assert (folder / "README.md").read_bytes() == (imported / "README.md").read_bytes()
+    assert main(["merge", str(folder)]) == 2
+    assert "is no part that `build` recorded, but a whole dataset" in capsys.readouterr().err
 
 
 def test_pictures_in_videos_and_in_rows_and_their_parts_and_sizes(tmp_path):

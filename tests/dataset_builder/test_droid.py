@@ -17,6 +17,7 @@ from mutations import mutate  # noqa: E402
 
 from stereovla.dataset_builder.dataset import schema, shards  # noqa: E402
 from stereovla.dataset_builder.formats.droid_source import DroidImportConfig  # noqa: E402
+from stereovla.dataset_builder.formats.video import VideoWriter  # noqa: E402
 from stereovla.dataset_builder.recording.recorder import Recorder, RecordingConfig  # noqa: E402
 from stereovla.processing.normalization import matrix_to_rpy, rpy_to_matrix  # noqa: E402
 from stereovla.simulation import WorldConfig  # noqa: E402
@@ -128,6 +129,37 @@ def test_every_value_of_an_episode_is_imported(raw, simulated, tmp_path):
     closing = next(n for n, row in enumerate(simulated) if row["action"][6] < 0)
     np.testing.assert_array_equal(rows[0]["keyframe_pose"], rows[closing]["observation.state"])
     assert main(["check", str(tmp_path / "out")]) == 0
+
+
+def test_one_view_and_further_ones_are_imported(raw, simulated, tmp_path, capsys):
+    """The left half of a stereo video, or a video of the left view alone; without a calibration, and with one."""
+    source = shutil.copytree(raw, tmp_path / "raw")
+    for folder in (path.parent for path in source.rglob("trajectory.h5")):
+        rows = simulated if "10:00" in folder.name else simulated[:12]
+        with VideoWriter(folder / "recordings/MP4/1.mp4", FPS, (SIZE, SIZE), "libx264", 14) as writer:
+            for row in rows:
+                writer.write(row["observation.images.right"])
+    mono = command(source, tmp_path, simulated, cameras={"left": "ext1", "hand": "wrist"}, calibration=None)
+    assert main(mono) == 0
+    assert "2 cameras (left, hand), but no right view: StereoVLA cannot train on it" in capsys.readouterr().out
+    rows = list(shards.read_rows(tmp_path / "out" / shards.shard_path("train", 0, 1)))
+    assert len(rows) == len(simulated) + 12
+    for row, wanted in zip(rows, simulated, strict=False):
+        schema.validate_row(row)
+        for ours, theirs in (("left", "left"), ("hand", "right")):
+            ours, theirs = row[f"observation.images.{ours}"], wanted[f"observation.images.{theirs}"]
+            assert ours.shape == theirs.shape and np.abs(ours.astype(float) - theirs).mean() < 4
+        assert not {schema.RIGHT, *schema.CALIBRATION} & set(row)
+    (tmp_path / "three").mkdir()
+    three = command(source, tmp_path / "three", simulated, cameras={"stereo": "ext1", "hand": "wrist"})
+    assert main(three) == 0
+    row = next(shards.read_rows(tmp_path / "three/out" / shards.shard_path("train", 0, 1)))
+    assert schema.views_of(row) == ("left", "right", "hand") and schema.BASELINE in row
+    assert main(["check", str(tmp_path / "three/out")]) == 0
+    for path in source.rglob("1.mp4"):
+        path.unlink()
+    shutil.rmtree(tmp_path / "out")
+    assert main(mono) == 1 and "recordings/MP4/1-stereo.mp4 is missing" in capsys.readouterr().out
 
 
 def test_extrinsics_of_the_metadata_and_the_task_of_the_metadata(raw, simulated, tmp_path, capsys):

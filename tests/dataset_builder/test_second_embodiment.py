@@ -122,7 +122,7 @@ def test_windows_know_the_tool_and_become_a_batch_of_a_model(dataset, checkpoint
     np.testing.assert_allclose(window["points"][1], focal * np.array([x, y]) / z + centre, atol=1e-2)
 
     processor = StereoProcessor.from_pretrained(checkpoint)
-    batch = processor(**processor_arguments(windows[:6]))
+    batch = processor(**processor_arguments(windows[:6], processor.pixel_views))
     assert batch["state"].shape == (6, 4, 5) and batch["actions"].shape == (6, 8, 5)
     back = processor.decode_actions(batch["actions"], NAME)
     given = windows[0]["action_mask"]

@@ -210,7 +210,7 @@ def test_processor_makes_a_batch_of_the_windows(dataset):
     """Windows of every objective go through the real processor; its outputs are those of the frames."""
     accepted = inspect.signature(StereoProcessor.__call__).parameters
     windows = list(stream_of(dataset, epochs=1, mixture=None, depth_map_share=1.0))
-    arguments = processor_arguments(windows)
+    arguments = processor_arguments(windows, ("left", "right"))
     assert set(accepted) - set(arguments) == {"self", "padding_side", "check_stereo", "return_tensors"}
     processor = StereoProcessor(
         StereoImageProcessorPil(size={"height": 32, "width": 32}),

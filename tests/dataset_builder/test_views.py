@@ -4,8 +4,9 @@ from itertools import islice
 
 import numpy as np
 import pytest
+import torch
 from datasets import load_dataset
-from synthetic_dataset import make_row, write_dataset
+from synthetic_dataset import list_shards, make_row, write_dataset
 from views_dataset import MONO, SMALL, WRIST, WRIST_DEPTH, views_row, write_views
 
 from stereovla.dataset_builder.dataset import schema, shards
@@ -13,8 +14,10 @@ from stereovla.dataset_builder.dataset.card import sample_picture
 from stereovla.dataset_builder.dataset.checking import find_problems
 from stereovla.dataset_builder.dataset.episode_checks import dataset_problems
 from stereovla.dataset_builder.streaming.augmentation import PhotometricAugmentation
+from stereovla.dataset_builder.streaming.mixture import load_meta
 from stereovla.dataset_builder.streaming.questions import processor_arguments
 from stereovla.dataset_builder.streaming.window_stream import WindowStream
+from stereovla.processing import DepthVLAProcessor, StereoImageProcessorPil, build_tokenizer
 
 PLAIN = {"lanes": 2, "mixture": {"action": 1}, "depth_map_share": 0.0, "epochs": 1}
 LENGTHS = (4, 3, 5)
@@ -152,6 +155,29 @@ def test_what_needs_a_pair_is_not_asked_of_one_camera(mono, tmp_path):
     assert {window["objective"] for window in boxes} == {"box"}
 
 
+def test_rows_without_a_calibration_have_none_in_their_windows(tmp_path):
+    """Null in one row of an episode: nothing is made up for it, and no camera parameters are asked of it."""
+    rows = [views_row(np.random.default_rng(0), 0, frame) for frame in range(4)]
+    rows[2] |= dict.fromkeys(schema.CALIBRATION)
+    path = shards.shard_path("train", 0, 1)
+    encoded = [shards.encode_row(row) for row in rows]
+    shards.write_shard(
+        tmp_path / path, encoded, temporary=tmp_path / "t", layout=schema.features(columns=list(rows[0]))
+    )
+    list_shards(tmp_path)
+    windows = {window["frame_index"]: window for window in WindowStream(tmp_path, **PLAIN)}
+    for frame, window in windows.items():
+        there = [key for key in schema.CALIBRATION if key in window]
+        assert there == ([] if frame == 2 else [*schema.CALIBRATION])
+        assert np.isnan(window["points"][1]).all() or frame != 2
+        schema.validate_window(window)
+        if there:
+            wanted = rows[frame]["calibration.transform_camera_to_base"]
+            np.testing.assert_array_equal(window["calibration.transform_camera_to_base"], wanted)
+    stream = WindowStream(tmp_path, **{**PLAIN, "mixture": {"camera": 1}})
+    assert sorted(window["frame_index"] for window in stream) == [0, 1, 3] and stream.left_out_windows == 1
+
+
 def test_windows_of_a_pair_do_not_depend_on_further_views(tmp_path, pair):
     """The same rows with a wrist's view: the same windows, augmented alike."""
     both = write_views(tmp_path, [4, 3])
@@ -191,11 +217,45 @@ def test_arguments_of_either_processor(mono, pair):
         if entry is not None:
             assert entry["left"] is window["depth"] and entry["wrist"] is window["depth.wrist"]
     stereo = next(iter(WindowStream(pair, **{**PLAIN, "depth_map_share": 1.0})))
-    ours = processor_arguments([stereo])
-    assert [view is stereo[side] for side, view in zip(("left", "right"), ours["images"][0], strict=True)] == [True] * 2
+    ours = processor_arguments([stereo], ("left", "right"))
+    assert ours["images"][0]["left"] is stereo["left"] and ours["images"][0]["right"] is stereo["right"]
     assert ours["depth_map"][0] is stereo["depth"] and set(ours["calibration"][0]) == set(schema.CALIBRATION_KEYS)
-    theirs = processor_arguments([stereo], ("left", "right"))
-    assert list(theirs["images"][0]) == ["left", "right"] and theirs["boxes"][0].shape == (2, 4)
+    assert ours["boxes"][0].shape == (2, 4)
+
+
+def test_depth_vla_s_processor_makes_a_batch_of_one_camera_and_an_absent_one(mono):
+    """Every objective that one camera can be asked, and every number of the windows in the model's inputs."""
+    views = ("left", "wrist")
+    mixture = {"action": 1, "depth": 1, "box": 1, "pose": 1}
+    options = {
+        **PLAIN,
+        "mixture": mixture,
+        "depth_map_share": 1.0,
+        "depth_points": "uniform",
+        "epochs": 3,
+        "history": 1,
+    }
+    windows = list(WindowStream(mono, views=views, **options))
+    assert {window["objective"] for window in windows} == set(mixture)
+    processor = DepthVLAProcessor(
+        StereoImageProcessorPil(size={"height": 32, "width": 32}),
+        build_tokenizer(["pick up the red cube", "red cube"], images_first=True),
+        norm_stats=load_meta(mono)["stats"],
+        views=list(views),
+        num_visual_tokens=4,
+    )
+    batch = processor(**processor_arguments(windows, processor.pixel_views))
+    assert batch["pixel_values"].shape == (len(windows), 2, 3, 32, 32)
+    for number, window in enumerate(windows):
+        there = window["view.wrist"] is not None
+        assert batch["view_mask"][number].tolist() == [True, there]
+        left = torch.from_numpy(window["left"]).permute(2, 0, 1) / 255
+        torch.testing.assert_close(batch["pixel_values"][number, 0], left)
+        assert bool(batch["pixel_values"][number, 1].any()) == there == bool(batch["depth_map"][number, 1].any())
+        torch.testing.assert_close(batch["depth_map"][number, 0], torch.from_numpy(window["depth"]))
+        if there:
+            known = batch["depth_map"][number, 1]
+            torch.testing.assert_close(known[known > 0].mean().item(), float(window["depth.wrist"].mean()))
 
 
 def test_the_picture_and_readers_show_all_views(mono):

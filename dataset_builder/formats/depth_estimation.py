@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from datasets import Features, Image
+from huggingface_hub import HfApi
 from PIL import Image as Picture
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForDepthEstimation
@@ -67,6 +68,10 @@ class DepthEstimator:
 
     def __init__(self, source: str, revision: str | None = None):
         with source_of(source, "checkpoint") as folder:
+            if folder is None:
+                revision = HfApi().model_info(source, revision=revision).sha  # what is read later is of this state too
+            elif revision is not None:
+                raise InputError(f"--revision is {revision!r}, but {source!r} is a folder; leave the option out")
             try:
                 config = AutoConfig.from_pretrained(source, revision=revision)
             except ValueError as error:  # a model type that transformers does not know
@@ -75,15 +80,13 @@ class DepthEstimator:
             if config.model_type != "depth_anything" or kind != "metric":
                 what = f"depth is {kind}, not metric" if config.model_type == "depth_anything" else "no Depth Anything"
                 raise InputError(f"{source!r} ({config.model_type}): {what}; metric checkpoints are {METRIC}")
-            self.revision = config._commit_hash if folder is None else _digest(folder)
-            whole = {"revision": self.revision if folder is None else None}
-            self.processor = AutoImageProcessor.from_pretrained(source, backend="pil", **whole)
+            self.processor = AutoImageProcessor.from_pretrained(source, backend="pil", revision=revision)
             model = AutoModelForDepthEstimation.from_pretrained(
-                source, dtype=torch.float32, use_safetensors=True, **whole
+                source, dtype=torch.float32, use_safetensors=True, revision=revision
             )
         self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
         self.model = model.eval().to(self.device)
-        self.name = f"{source if folder is None else folder.resolve().name}@{self.revision}"
+        self.name = f"{source}@{revision}" if folder is None else f"{folder.resolve().name}@{_digest(folder)}"
 
     @torch.inference_mode()
     def __call__(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -173,9 +176,9 @@ def _depths(
         batch = pictures[start : start + batch_size]
         key = schema.image_key(view)
         decoded = [None if entry is None else shards.decode_image(key, entry["bytes"]) for entry in batch]
-        for size, group in groupby(decoded, key=lambda picture: None if picture is None else picture.shape):
-            found = [None for _ in group] if size is None else estimator(list(group))
-            for depth in found:
+        groups = groupby(decoded, key=lambda picture: None if picture is None else picture.shape)
+        for same in [list(group) for _, group in groups]:
+            for depth in same if same[0] is None else estimator(same):
                 yield None if depth is None else shards.encode_image(schema.depth_key(view), depth)
         bar.update(len(batch))
 
