@@ -71,6 +71,7 @@ STAGES = {
     "stereo": Command(
         "training.stereo:StereoOptions", "training.stereo:train", "the stereo encoder alone, from true disparity"
     ),
+    "depth": Command("training.depth:DepthOptions", "training.depth:train", "the depth expert alone, from true depth"),
     "grounding": Command(
         "training.grounding:GroundingOptions",
         "training.grounding:train",

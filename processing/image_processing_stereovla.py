@@ -355,6 +355,20 @@ class StereoImageProcessorPil(PilBackend):
         """
         if kwargs:
             raise TypeError(f"unknown arguments {sorted(kwargs)}; set options when creating the image processor")
-        pairs, _ = as_pairs(images)
-        pixel_values = self.to_pixel_values(self.prepare(pairs)[0])
+        pixel_values = self.to_pixel_values(self.prepare(self._samples(images))[0])
         return BatchFeature({"pixel_values": pixel_values.numpy() if return_tensors == "np" else pixel_values})
+
+    def _samples(self, images: Any) -> list[tuple[np.ndarray, ...]]:
+        return as_pairs(images)[0]
+
+
+class ViewImageProcessorPil(StereoImageProcessorPil):
+    """Single views -> `pixel_values` float32 (batch, 1, 3, height, width) in [0, 1]: one view or a list of views, each
+    as one of a pair. What a depth expert alone is given.
+    """
+
+    def _samples(self, images: Any) -> list[tuple[np.ndarray, ...]]:
+        items = [images] if is_view(images) else list(images)
+        if not items:
+            raise ValueError("images is empty; expected a view or a list of views")
+        return [tuple(view_arrays({"view": image}, f"images[{n}]").values()) for n, image in enumerate(items)]

@@ -1,17 +1,12 @@
 """How wrong predicted disparities are: end-point error and bad-2, the best constant beside them, and a picture."""
 
-import os
 from pathlib import Path
 
 import torch
 
-from stereovla.extras import extra
-
-with extra("report"):
-    from matplotlib.figure import Figure
+from stereovla.training.map_pictures import ROWS, draw_maps
 
 BAD_PX = 2.0  # an error beyond this is a bad pixel
-PICTURE_PAIRS = 3
 
 
 def error_sums(predicted: torch.Tensor, truth: torch.Tensor, max_disparity: int) -> torch.Tensor:
@@ -55,27 +50,7 @@ def best_constant(truth: torch.Tensor, max_disparity: int) -> float:
 
 
 def draw_disparities(path: Path, left: torch.Tensor, truth: torch.Tensor, predicted: torch.Tensor) -> None:
-    """Writes a PNG with a row for each pair: left view, true and predicted disparity; unknown pixels are grey.
-
-    Args:
-        left: (B, 3, H, W) in [0, 1]. truth, predicted: (B, H, W) px, truth 0 = unknown.
-    """
-    rows, height, width = truth.shape
-    figure = Figure(figsize=(9.6, 0.3 + rows * (2.8 * height / width + 0.25)), layout="constrained")
-    for row, axes in enumerate(figure.subplots(rows, 3, squeeze=False)):
-        known = truth[row] > 0
-        seen = truth[row][known] if known.any() else predicted[row]
-        error = (predicted[row] - truth[row]).abs()[known].mean()
-        limits = {"vmin": seen.min().item(), "vmax": seen.max().item(), "cmap": "turbo"}
-        axes[0].imshow(left[row].permute(1, 2, 0).numpy())
-        axes[1].imshow(torch.where(known, truth[row], torch.nan).numpy(), **limits)
-        drawn = axes[2].imshow(predicted[row].numpy(), **limits)
-        figure.colorbar(drawn, ax=list(axes[1:]), label="px", shrink=0.9)
-        for axis, title in zip(axes, ("left view", "true disparity", f"predicted: {error:.2f} px off"), strict=True):
-            axis.set_title(title, fontsize=9)
-            axis.set_facecolor("0.8")
-            axis.set_xticks([])
-            axis.set_yticks([])
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png", dpi=110)
-    os.replace(partial, path)
+    """Writes a PNG with rows of left view, true and predicted disparity; see `draw_maps`."""
+    known = (truth > 0)[:ROWS]
+    errors = [(p - t).abs()[k].mean() for p, t, k in zip(predicted[:ROWS], truth[:ROWS], known, strict=True)]
+    draw_maps(path, left, truth, predicted, "disparity", "px", [f"{error:.2f} px off" for error in errors])

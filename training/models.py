@@ -7,9 +7,17 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModel,
+    DepthAnythingForDepthEstimation,
+    PaliGemmaForConditionalGeneration,
+    PI0ForConditionalGeneration,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from stereovla.modeling_stereovla import (
+    DepthExpertModel,
     DepthVLAConfig,
     DepthVLAForActionPrediction,
     StereoEncoderConfig,
@@ -22,7 +30,17 @@ from stereovla.modeling_stereovla.robot_heads import sizes_of_robot
 from stereovla.processing import DepthVLAProcessor, StereoImageProcessorPil, StereoProcessor, build_tokenizer
 from stereovla.sources import adapted_model, source_of
 
-ADDED = ("architectures", "dtype", "transformers_version", "_name_or_path")  # to the configs within a config
+# what configs hold beside what the weights compute: what saving adds, and how they are used and were trained
+UNCOMPARED = {
+    *PreTrainedConfig.__dataclass_fields__,
+    *("auto_map", "_name_or_path", "initializer_range", "use_cache", "max_position_embeddings", "use_mask_token"),
+    *("output_attentions", "drop_path_rate", "layerscale_value", "image_token_index", "num_image_tokens"),
+    # what the shapes of the weights say, and the masks that our models make themselves
+    *("vocab_size", "tie_word_embeddings", "use_bidirectional_attention"),
+    # of a backbone: which of its maps it returns, and how
+    *("out_features", "out_indices", "_out_features", "_out_indices", "stage_names", "apply_layernorm"),
+    "reshape_hidden_states",
+}
 
 Policy = StereoVLAForActionPrediction | DepthVLAForActionPrediction
 Processor = StereoProcessor | DepthVLAProcessor
@@ -167,16 +185,37 @@ def with_statistics(source: str, processor: Processor, meta: dict, keep: bool = 
 
 
 def trained_stereo_encoder(source: str, **fields: Any) -> StereoEncoderModel:
-    """The stereo encoder in a folder or on the Hub, in float32, with single fields of its config replaced; ValueError
-    where there is none or where it lacks weights.
+    """The stereo encoder in a folder or on the Hub, in float32, with single fields of its config replaced."""
+    return trained_part(source, StereoEncoderModel, "stereo encoder", **fields)
+
+
+def trained_depth_expert(source: str) -> DepthExpertModel:
+    """The depth expert in a folder or on the Hub, in float32."""
+    return trained_part(source, DepthExpertModel, "depth expert")
+
+
+def trained_part(source: str, part: type[PreTrainedModel], what: str, **fields: Any) -> Any:
+    """The model of class `part` in a folder or on the Hub; ValueError where there is none or where weights are not
+    what they should be.
     """
-    with source_of(source, "stereo encoder"):
-        kind = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
-    if kind != StereoEncoderConfig.model_type:
-        raise ValueError(f"{source} is a {kind!r}; expected a {StereoEncoderConfig.model_type!r}, a StereoEncoderModel")
-    model, report = StereoEncoderModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **fields)
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"{source} lacks {len(missing)} weights of a stereo encoder: {', '.join(missing[:5])}, ...")
+    kind = kind_of(source, what)
+    if kind != part.config_class.model_type:
+        raise ValueError(f"{source} is a {kind!r}; expected a {part.config_class.model_type!r}, a {part.__name__}")
+    return whole(source, part, what, dtype=torch.float32, **fields)
+
+
+def kind_of(source: str, what: str) -> str | None:
+    """The type of the model in a folder or on the Hub."""
+    with source_of(source, what):
+        return PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+
+
+def whole(source: str, kind: Any, what: str, **options: Any) -> Any:
+    """`kind.from_pretrained(source)`; ValueError names weights that are missing or superfluous."""
+    model, report = kind.from_pretrained(source, output_loading_info=True, **options)
+    for problem, name in (("lacks", "missing_keys"), ("has, beyond those,", "unexpected_keys")):
+        if keys := sorted(report[name]):
+            raise ValueError(f"{source} {problem} {len(keys)} weights of a {what}: {', '.join(keys[:5])}, ...")
     return model
 
 
@@ -192,20 +231,99 @@ def give_stereo_encoder(model: Policy, source: str) -> None:
     encoder, policy = trained_stereo_encoder(source), dict(model.named_modules()).get(model.parts["stereo"])
     if policy is None:
         raise ValueError(f"{source} has nowhere to go: this model has no stereo encoder (stereo_config is None)")
-    wanted, given = (own_fields(part.config) for part in (policy, encoder))
-    if differing := [f"{name} ({wanted[name]}, {given[name]})" for name in wanted if wanted[name] != given[name]]:
-        raise ValueError(f"the stereo encoders of the model and of {source} differ in {', '.join(differing)}")
     if policy.classifier is None:  # a depth expert asks for no disparity
         encoder.classifier = None
-    policy.load_state_dict(encoder.state_dict())
+    give_weights(policy, encoder, f"the stereo encoders of the model and of {source}")
 
 
-def own_fields(config: StereoEncoderConfig) -> dict[str, Any]:
-    """The fields of the config as in JSON, without what saving and loading a folder adds."""
+def give_depth_expert(model: DepthVLAForActionPrediction, source: str) -> None:
+    """Loads the weights of the depth expert in `source`, such as `stereovla pretrain depth` writes, into the policy's,
+    which notes it in its config; ValueError names the fields of their configs that differ.
+    """
+    expert, policy = trained_depth_expert(source), model.model.depth_expert
+    if policy is None:
+        raise ValueError(f"{source} has nowhere to go: this model has no depth expert (depth_config is None)")
+    give_weights(policy, expert, f"the depth experts of the model and of {source}")
+    model.config.depth_expert_source = source
 
-    def plain(value: Any) -> Any:
-        return {k: plain(v) for k, v in value.items() if k not in ADDED} if isinstance(value, dict) else value
 
-    names = StereoEncoderConfig.__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__.keys()
-    fields = json.loads(config.to_json_string(use_diff=False))
-    return {name: plain(fields[name]) for name in sorted(names)}
+def give_encoder(model: DepthExpertModel, source: str) -> None:
+    """Loads the weights of an encoder into the depth expert's: those of a Depth Anything checkpoint's backbone or of a
+    plain vision model, or of a stereo encoder; ValueError names the fields of their configs that differ.
+    """
+    what = f"the encoders of the model and of {source}"
+    if model.stereo is not None:
+        stereo = trained_stereo_encoder(source)
+        if model.stereo.classifier is None:  # of disparities, which the depth expert does not ask for
+            stereo.classifier = None
+        return give_weights(model.stereo, stereo, what)
+    kind, tower = kind_of(source, "encoder"), model.encoder.tower
+    if kind == "depth_anything":
+        found = whole(source, DepthAnythingForDepthEstimation, "Depth Anything model", dtype=torch.float32).backbone
+    elif kind == tower.config.model_type:
+        found = whole(source, AutoModel, f"{kind!r} encoder", dtype=torch.float32)
+    else:
+        raise ValueError(
+            f"{source} is a {kind!r}; expected a {tower.config.model_type!r}, or a 'depth_anything' with one"
+        )
+    if found.config.model_type != tower.config.model_type:
+        raise ValueError(f"{what} differ: a {tower.config.model_type!r}, a {found.config.model_type!r}")
+    give_weights(tower, found, what)
+
+
+def give_vlm(model: DepthVLAForActionPrediction, source: str) -> None:
+    """Loads the vision-language model in `source`, a PaliGemma, a DepthVLA or a PI0 of transformers, into the policy's;
+    ValueError names the fields of their configs that differ.
+    """
+    kind = kind_of(source, "vision-language model")
+    holders = {
+        "paligemma": (PaliGemmaForConditionalGeneration, "model"),
+        "depthvla": (DepthVLAForActionPrediction, "model.vlm"),
+        "pi0": (PI0ForConditionalGeneration, "model.vlm"),
+    }
+    if kind not in holders:
+        raise ValueError(f"{source} is a {kind!r}; expected one of {', '.join(holders)}")
+    holder, path = holders[kind]
+    found = whole(source, holder, f"{kind!r} model", dtype=model.dtype)
+    give_weights(model.model.vlm, found.get_submodule(path), f"the vision-language models of the model and of {source}")
+    if not model.config.tie_word_embeddings:
+        if found.get_output_embeddings() is None:
+            raise ValueError(f"{source} has no output layer of its own, which this model has beside the embedding")
+        model.lm_head.load_state_dict(found.get_output_embeddings().state_dict())
+
+
+def give_weights(mine: PreTrainedModel, other: PreTrainedModel, what: str) -> None:
+    """Loads all weights of `other` into `mine`; ValueError, which begins with `what`, names the fields of their configs
+    that differ, or the weights.
+    """
+    check_alike(mine.config, other.config, what)
+    own, given = mine.state_dict(), other.state_dict()
+    differing = sorted(own.keys() ^ given.keys())
+    differing += sorted(name for name in own.keys() & given.keys() if own[name].shape != given[name].shape)
+    if differing:
+        raise ValueError(f"{what} differ in {len(differing)} weights: {', '.join(differing[:5])}, ...")
+    mine.load_state_dict(given)
+
+
+def check_alike(mine: PreTrainedConfig, other: PreTrainedConfig, what: str) -> None:
+    """ValueError, which begins with `what`, names the fields in which two configs of one class differ."""
+    wanted, given = own_fields(mine), own_fields(other)
+    names = [name for name in sorted(wanted.keys() | given.keys()) if wanted.get(name) != given.get(name)]
+    if names:
+        raise ValueError(
+            f"{what} differ in {', '.join(f'{name} ({wanted.get(name)}, {given.get(name)})' for name in names)}"
+        )
+
+
+def own_fields(config: PreTrainedConfig) -> dict[str, Any]:
+    """The fields of a config that say what its weights compute, those of a part as "part.field", as in JSON."""
+
+    def fields(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+        found = {}
+        for name, value in values.items():
+            if name in UNCOMPARED or name.endswith(("_token_id", "_dropout", "dropout_prob")):
+                continue
+            found |= fields(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        return found
+
+    return fields(json.loads(config.to_json_string(use_diff=False)), "")

@@ -31,6 +31,7 @@ import numpy as np
 
 from stereovla.command_line import option
 from stereovla.dataset_builder.dataset import shards
+from stereovla.dataset_builder.formats.hdf5 import own_data
 from stereovla.dataset_builder.formats.importing import ImportConfig
 from stereovla.dataset_builder.formats.rig import STEREO, Rig, Vector
 from stereovla.dataset_builder.formats.source import EpisodeError, SourceEpisode
@@ -255,21 +256,8 @@ class DroidSource:
 def _column(file: h5py.File, key: str, width: int | None = None) -> np.ndarray:
     """Numbers of trajectory.h5 as float64, (n,) or (n, width); EpisodeError names what they are instead, ValueError
     what lies outside of the file, or declares more than an episode has.
-
-    HDF5 has links to other files, data in other files, and data that are assembled from other files.
     """
-    item = file
-    for part in key.split("/"):
-        if not isinstance(item, h5py.Group):
-            raise ValueError(f"{key} is not there, but data in the place of {item.name}")
-        link = item.get(part, getlink=True)
-        if link is not None and not isinstance(link, h5py.HardLink):
-            raise ValueError(f"{key} is a link to something else; put the data in its place")
-        item = item[part]
-    if not isinstance(item, h5py.Dataset) or item.external or item.is_virtual:
-        raise ValueError(f"{key} holds no data of its own")
-    if item.size > MOST_NUMBERS:
-        raise ValueError(f"{key} declares {item.shape} numbers; at most {MOST_NUMBERS} are read")
+    item = own_data(file, key, MOST_NUMBERS)
     shape = () if width is None else (width,)
     if item.dtype.kind not in "fiu" or not item.shape or item.shape[1:] != shape:
         raise EpisodeError(f"{key} of trajectory.h5 is {item}, expected numbers of shape {('n', *shape)}")

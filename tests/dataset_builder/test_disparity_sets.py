@@ -8,13 +8,9 @@ import pytest
 from datasets import Dataset, Features, Image, List, Value
 from stereo_sets import make_pair, pfm, png16, save, write_kitti, write_middlebury, write_sceneflow
 
-from stereovla.dataset_builder.formats.disparity_sets import (
-    PairStream,
-    decode_disparity,
-    decode_view,
-    list_files,
-    open_pairs,
-)
+from stereovla.dataset_builder.formats.disparity_sets import decode_disparity, open_pairs, pair_files
+from stereovla.dataset_builder.formats.labelled_sets import SampleStream
+from stereovla.dataset_builder.formats.pixel_maps import decode_view
 from stereovla.dataset_builder.streaming.lanes import merge_states
 
 COLUMNS = ("left", "right", "disparity")
@@ -69,7 +65,7 @@ def test_layouts_give_what_was_written_and_hold_out_the_last(form, write, tmp_pa
 
 def test_sceneflow_has_two_renderings_of_each_disparity(tmp_path):
     folder = write_sceneflow(tmp_path, 3)
-    files = list_files(folder, "sceneflow")
+    files = pair_files(folder, "sceneflow")
     assert len(files) == 6 and len({disparity for *_, disparity in files}) == 3
     train, held_out = opened(folder, "sceneflow"), opened(folder, "sceneflow", "validation")
     assert (len(train), len(held_out)) == (4, 2)  # both renderings of the last
@@ -116,7 +112,7 @@ def test_broken_sets_are_named(tmp_path):
     folder = write_kitti(tmp_path / "kitti", 3)
     with pytest.raises(ValueError, match="has no file frames_.*is it a folder of sceneflow"):
         opened(folder, "sceneflow")
-    with pytest.raises(ValueError, match="has 3 pairs; with 0.9 of them held out none is left"):
+    with pytest.raises(ValueError, match="has 3 samples; with 0.9 of them held out none is left"):
         opened(folder, "kitti2015", held_out=0.9)
     save(folder / "training" / "image_3" / "000001_10.png", make_pair(0, 48)[1])
     with pytest.raises(ValueError, match=r"000001_10.png: sizes.*left \(64, 64\), right \(48, 48\), disparity \(64"):
@@ -140,7 +136,7 @@ class Numbers:
 
 
 def test_every_pair_comes_once_per_epoch_each_time_in_another_order():
-    samples = list(islice(PairStream(Numbers(11), seed=3), 33))
+    samples = list(islice(SampleStream(Numbers(11), seed=3), 33))
     epochs = [[sample["number"] for sample in samples[start : start + 11]] for start in (0, 11, 22)]
     assert all(sorted(epoch) == list(range(11)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] != sorted(epochs[2])
@@ -148,15 +144,15 @@ def test_every_pair_comes_once_per_epoch_each_time_in_another_order():
 
 
 def test_processes_share_the_pairs_and_others_go_on():
-    whole = [(s["number"], s["seed"]) for s in islice(PairStream(Numbers(11), seed=3), 32)]
+    whole = [(s["number"], s["seed"]) for s in islice(SampleStream(Numbers(11), seed=3), 32)]
     seen, states = [], []
     for rank in range(2):
-        stream = PairStream(Numbers(11), seed=3, rank=rank, world_size=2)
+        stream = SampleStream(Numbers(11), seed=3, rank=rank, world_size=2)
         seen += [(s["number"], s["seed"]) for s in islice(stream, 8)]
         states.append(json.loads(json.dumps(stream.state_dict())))
     assert sorted(seen) == sorted(whole[:16])
-    alone = PairStream(Numbers(11), seed=3)
+    alone = SampleStream(Numbers(11), seed=3)
     alone.load_state_dict(merge_states(states))
     assert [(s["number"], s["seed"]) for s in islice(alone, 16)] == whole[16:]
-    with pytest.raises(ValueError, match="the saved stream has pairs=11, this one pairs=12"):
-        PairStream(Numbers(12), seed=3).load_state_dict(states[0])
+    with pytest.raises(ValueError, match="the saved stream has samples=11, this one samples=12"):
+        SampleStream(Numbers(12), seed=3).load_state_dict(states[0])

@@ -16,8 +16,9 @@ from lerobot_folder import AS_THEY_ARE, write_lerobot, write_rig
 from PIL import Image as PillowImage
 
 from stereovla.dataset_builder.dataset import shards
-from stereovla.dataset_builder.formats.disparity_sets import decode_view, list_files, open_pairs
+from stereovla.dataset_builder.formats.disparity_sets import open_pairs, pair_files
 from stereovla.dataset_builder.formats.droid_source import _column
+from stereovla.dataset_builder.formats.pixel_maps import decode_view
 from stereovla.dataset_builder.formats.video import VideoError, read_all_frames
 
 
@@ -225,8 +226,8 @@ def test_views_of_a_set_lie_in_its_folder(tmp_path):
     folder.mkdir(parents=True)
     for name in ("im0.png", "im1.png", "disp0.pfm"):
         (folder / name).touch()
-    assert len(list_files(tmp_path / "set", "middlebury")) == 1
+    assert len(pair_files(tmp_path / "set", "middlebury")) == 1
     (folder / "im1.png").unlink()
     (folder / "im1.png").symlink_to("/etc/hostname")
     with pytest.raises(ValueError, match="is a link to /etc/hostname, outside of it"):
-        list_files(tmp_path / "set", "middlebury")
+        pair_files(tmp_path / "set", "middlebury")

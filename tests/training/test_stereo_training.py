@@ -30,9 +30,9 @@ from stereovla.modeling_stereovla import (
 )
 from stereovla.processing.camera_geometry import Calibration, disparity_to_depth
 from stereovla.training.disparity_errors import best_constant, error_numbers, error_sums
+from stereovla.training.framing import DisparityFraming, PictureBatches
 from stereovla.training.models import give_stereo_encoder, trained_stereo_encoder
-from stereovla.training.stereo import HeldOut, StereoOptions, build, held_out_pairs, train, training_stream
-from stereovla.training.stereo_pairs import Framing, PairBatches, true_disparity
+from stereovla.training.stereo import StereoOptions, StereoTraining, build, train
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
@@ -83,13 +83,13 @@ def test_no_constant_is_better_than_the_best():
 def test_a_cut_keeps_disparities_and_both_views_are_cut_alike():
     left, right, disparity = make_pair(5, 96)
     pair = {"left": left, "right": right, "disparity": disparity, "seed": 3}
-    views, truth = Framing(32, 64, "native").apply(pair, random=True)
+    views, truth = DisparityFraming(32, 64, "native").apply(pair, random=True)
     places = [(y, x) for y in range(65) for x in range(33) if np.array_equal(left[y : y + 32, x : x + 64], views[0])]
     ((y, x),) = places
     assert (y, x) != (32, 16)  # not the middle
     np.testing.assert_array_equal(right[y : y + 32, x : x + 64], views[1])
     np.testing.assert_array_equal(disparity[y : y + 32, x : x + 64], truth)
-    views, truth = Framing(32, 64, "native").apply(pair, random=False)
+    views, truth = DisparityFraming(32, 64, "native").apply(pair, random=False)
     np.testing.assert_array_equal(left[32:64, 16:80], views[0])
 
 
@@ -99,7 +99,7 @@ def test_scaling_scales_the_disparities(size, factor):
     # even ones, so that their halves are whole px
     left, right, disparity = next(p for p in (make_pair(n, size) for n in range(99)) if not (p[2] % 2).any())
     pair = {"left": left, "right": right, "disparity": disparity, "seed": 0}
-    (left, right), truth = Framing(96, 96).apply(pair, random=False)
+    (left, right), truth = DisparityFraming(96, 96).apply(pair, random=False)
     assert set(np.unique(truth)) == {factor * value for value in np.unique(disparity)}
     reach = int(truth.max()) + 2
     rows, columns = np.mgrid[0:96, reach:96]
@@ -115,11 +115,11 @@ def test_zoom_enlarges_by_up_to_its_factor():
     factors = set()
     for seed in range(40):
         pair = {"left": left, "right": right, "disparity": disparity, "seed": seed}
-        _, truth = Framing(96, 96, zoom=1.5).apply(pair, random=True)
+        _, truth = DisparityFraming(96, 96, zoom=1.5).apply(pair, random=True)
         factors.add(float(truth.min() / disparity.min()))
     assert 1 <= min(factors) < 1.1 and 1.4 < max(factors) <= 1.52 and len(factors) > 20
-    with pytest.raises(ValueError, match="a pair of 96 x 96 px .* is smaller than --height 128 --width 96"):
-        Framing(128, 96, "native").geometry((96, 96))
+    with pytest.raises(ValueError, match="a view of 96 x 96 px .* is smaller than the 128 x 96 px"):
+        DisparityFraming(128, 96, "native").geometry((96, 96))
 
 
 @pytest.fixture(scope="module")
@@ -137,19 +137,20 @@ def options(dataset, output, *more: str):
 
 def test_windows_of_our_datasets_give_disparity_from_depth(windows):
     chosen = options(windows, "", "--height", "32", "--width", "32", "--augmentation", "0", "--pool_episodes", "2")
-    pair = next(iter(training_stream(chosen, 0, 1)))
+    training = StereoTraining(chosen)
+    pair = next(iter(training.stream(0, 1)))
     depth = pair["depth"]
     expected = np.where(depth > 0, 40.0 * 0.063 / np.where(depth > 0, depth, 1), 0)
-    np.testing.assert_allclose(true_disparity(pair), expected, rtol=1e-5)
+    np.testing.assert_allclose(chosen.framing.true_values(pair), expected, rtol=1e-5)
     calibration = Calibration(np.array([40.0, 40.0]), np.array([16.0, 16.0]), 0.063)
-    np.testing.assert_allclose(disparity_to_depth(true_disparity(pair), calibration), depth, rtol=1e-5)
-    batches = iter(PairBatches(training_stream(chosen, 0, 1), 2, chosen.framing))
+    np.testing.assert_allclose(disparity_to_depth(chosen.framing.true_values(pair), calibration), depth, rtol=1e-5)
+    batches = iter(PictureBatches(training.stream(0, 1), 2, chosen.framing))
     assert next(batches)[0] is None
     inputs = next(batches)[0]
     assert inputs["pixel_values"].shape == (2, 2, 3, 32, 32) and inputs["disparity"].shape == (2, 32, 32)
     np.testing.assert_array_equal(inputs["pixel_values"][0, 0].permute(1, 2, 0) * 255, pair["left"])
-    held_out = [(pair["episode_index"], pair["frame_index"]) for pair in held_out_pairs(chosen)]
-    assert len(held_out) == len(set(held_out)) == 18  # all there are, once
+    held_out = training.held_out["pixel_values"][:, 0, :, 0, 0]  # its colour says which frame a row is
+    assert len(held_out) == len(held_out.unique(dim=0)) == 18  # all there are, once
 
 
 # ---- training
@@ -324,11 +325,13 @@ def test_the_policy_takes_the_encoders_weights(trained, tmp_path):
 
 def test_pixels_beyond_the_volume_are_counted(pairs):
     chosen = parse(StereoOptions, "stereo", arguments(pairs, "", "--scale", "native"))
-    held_out = HeldOut(chosen, 8, 4)
-    truth = held_out.pairs["disparity"]
-    assert held_out.constant < 8
-    assert held_out.constant_errors["beyond_range"] == pytest.approx(float((truth >= 8).double().mean()))
-    assert 0.1 < held_out.constant_errors["beyond_range"] < 0.95
+    training = StereoTraining(chosen)
+    truth, training.max_disparity = training.held_out["disparity"], 8
+    constant = best_constant(truth, 8)
+    assert constant < 8
+    errors = training.errors(constant)
+    assert errors["beyond_range"] == pytest.approx(float((truth >= 8).double().mean()))
+    assert 0.1 < errors["beyond_range"] < 0.95
 
 
 def test_options_that_cannot_work_are_refused(pairs, capsys):
