@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from datasets import Dataset, Image, config, get_dataset_split_names, load_dataset
+from datasets import Dataset, Image, config, get_dataset_split_names, load_dataset, load_dataset_builder
 
 from stereovla.dataset_builder.streaming.episodes import split_revision
 from stereovla.dataset_builder.streaming.lanes import LaneStream
 from stereovla.sources import existing_folder, source_of
-from stereovla.untrusted import inside, open_image
+from stereovla.untrusted import check_parquet_files, inside, open_image
 
 Split = Literal["train", "validation"]
 
@@ -205,6 +205,8 @@ def open_pairs(
     name, revision = split_revision(sources[0])
     with source_of(sources[0], "dataset"):
         names = get_dataset_split_names(name, revision=revision)
+        files = load_dataset_builder(name, revision=revision).config.data_files or {}
+        check_parquet_files(file for files_of_split in files.values() for file in files_of_split)
     whole = "validation" in names
     dataset = load_dataset(name, revision=revision, split=split if whole else "train")
     if not whole:

@@ -24,7 +24,7 @@ from stereovla.dataset_builder.dataset.manifest import (
 )
 from stereovla.dataset_builder.dataset.shards import MANIFEST, ShardError, numbers, read_json
 from stereovla.sources import source_of
-from stereovla.untrusted import inside
+from stereovla.untrusted import inside, open_parquet
 
 ROWS_PER_READ = 256
 
@@ -196,7 +196,13 @@ class EpisodeSource:
         if name in self._bad:
             raise ShardError(f"shard {name} of {self.path} is not that of the manifest: {self._bad[name]}")
         with fsspec.open(self.shards[shard], "rb") as file:
-            yield pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=True)
+            try:
+                opened = open_parquet(file, page_checksum_verification=True, pre_buffer=True)
+            except pa.ArrowException:  # as of other damage, which another try may not find
+                raise
+            except ValueError as error:
+                raise ShardError(f"shard {name} of {self.path}: {error}") from error
+            yield opened
 
     def _wait_or_raise(self, shard: int, row: int, failures: int, error: Exception) -> None:
         """Wait longer with every failure; ShardError after the last try."""
