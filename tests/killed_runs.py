@@ -47,8 +47,8 @@ def kill_and_start_again(
     """Asserts that a command, killed at random moments and started again until it comes to its end, gives what it gives
     undisturbed; then it begins anew in another output, until the kills are done. Prints the figures after each run.
 
-    The moments are exponentially distributed, half the length of an undisturbed run on average: also where that takes
-    longer than at first, or has less left to do, some starts come to their end and some do not.
+    The moments are exponentially distributed, half the length of an undisturbed run on average and with every kill of a
+    run a twentieth later: also where the machine has more to do than at first, each comes to its end.
 
     Args:
         folder: for all outputs.
@@ -65,16 +65,16 @@ def kill_and_start_again(
     expected = result(reference)
     rng, done, before_begun, runs = np.random.default_rng(seed), 0, 0, 0
     while done < kills:
-        output, finished = folder / f"run-{runs}", False
+        output, finished, mean = folder / f"run-{runs}", False, length / 2
         while not finished:
             process = start(output, log)
             try:
-                code = process.wait(timeout=rng.exponential(length / 2) if done < kills else 600)
+                code = process.wait(timeout=rng.exponential(mean) if done < kills else 600)
                 assert code == 0, log.read_text()[-3000:]
                 finished = True
             except subprocess.TimeoutExpired:
                 kill(process, rng.random() < alone, rng)
-                done += 1
+                done, mean = done + 1, mean * 1.05
                 before_begun += not (output / begun).exists()
             check(output)
         assert result(output) == expected, f"{output} ends otherwise than {reference}"
