@@ -227,7 +227,8 @@ def test_no_file_of_a_source_is_read_that_declares_too_much(source, tmp_path, ca
     pq.write_table(table.append_column("more", zeros), path, compression="zstd", store_schema=False)
     assert path.stat().st_size < 2**17
     assert import_it(source, tmp_path) in (1, 2)
-    assert re.search(rf"{name}.parquet cannot be read: its \d+ bytes declare \d+ or more to be read", "".join(capsys.readouterr()))
+    said = "".join(capsys.readouterr())
+    assert re.search(rf"{name}.parquet cannot be read: its \d+ bytes declare \d+ or more to be read", said)
 
 
 # ---- stereo sets

@@ -43,7 +43,7 @@ def test_parquet_that_declares_too_much_is_not_searched(tmp_path):
     texts = pa.DictionaryArray.from_arrays(pa.array([0] * 1100, pa.int32()), pa.array(["x" * 2**20]))
     pq.write_table(pa.table({"a": texts}), tmp_path / "a.parquet", compression="zstd", store_schema=False)
     (leak,) = find_leaks(tmp_path)
-    assert re.match(r"a.parquet: its \d+ bytes declare 115\d{7} or more to be read, in 1100 rows; at most 1073741824", leak)
+    assert re.match(r"a.parquet: its \d+ bytes declare 115\d{7} or more to be read, in 1100 rows", leak)
 
 
 @pytest.mark.parametrize("what", SECRETS)
