@@ -75,7 +75,7 @@ def trained(source: str, meta: dict) -> tuple[StereoVLAForActionPrediction, Ster
         model = StereoVLAForActionPrediction.from_pretrained(source, dtype=torch.float32)
     sizes = {name: meta[name] for name in ("state_dim", "action_dim")}
     same = all(getattr(model.config, name) == size for name, size in sizes.items())
-    processor = with_statistics(source, StereoProcessor.from_pretrained(source), meta, keep=same)
+    processor = with_statistics(StereoProcessor.from_pretrained(source), meta, keep=same)
     return model.resize_heads(**sizes), processor
 
 
@@ -98,7 +98,7 @@ def trained_adapter(source: str, meta: dict, rank: int) -> tuple[PeftModel, Ster
     base = StereoVLAForActionPrediction.from_pretrained(config.base_model_name_or_path, dtype=torch.float32)
     base.resize_heads(processor.state_dim, processor.action_dim)
     model = PeftModel.from_pretrained(base, source, is_trainable=True)
-    return model, with_statistics(source, processor, meta)
+    return model, with_statistics(processor, meta)
 
 
 def is_adapter(source: str) -> bool:
@@ -106,19 +106,17 @@ def is_adapter(source: str) -> bool:
     return adapted_model(source) is not None
 
 
-def with_statistics(source: str, processor: StereoProcessor, meta: dict, keep: bool = True) -> StereoProcessor:
-    """The processor in `source` with the statistics of a dataset, beside its own if these are kept."""
+def with_statistics(processor: StereoProcessor, meta: dict, keep: bool = True) -> StereoProcessor:
+    """The processor with the statistics of a dataset, beside its own if these are kept."""
     fields = ("norm_stats", "control_rates_hz", "state_names")
     stats, rates, names = (getattr(processor, field) or {} if keep else {} for field in fields)
-    return StereoProcessor.from_pretrained(
-        source,
-        norm_stats={**stats, **meta["stats"]},
-        control_rates_hz={**rates, **{name: meta["fps"] for name in meta["stats"]}},
-        state_names={**names, **meta.get("state_names", {})},
-        state_dim=meta["state_dim"],
-        pose_dim=meta["state_dim"],
-        action_dim=meta["action_dim"],
-    )
+    # not as keywords of from_pretrained, which the tokenizer would save among its own
+    processor.norm_stats = {**stats, **meta["stats"]}
+    processor.control_rates_hz = {**rates, **{name: meta["fps"] for name in meta["stats"]}}
+    processor.state_names = {**names, **meta.get("state_names", {})}
+    processor.state_dim = processor.pose_dim = meta["state_dim"]
+    processor.action_dim = meta["action_dim"]
+    return processor
 
 
 def trained_stereo_encoder(source: str, **fields: Any) -> StereoEncoderModel:

@@ -13,13 +13,13 @@ import pytest
 from killed_runs import KILLS, kill_and_start_again
 from stereo_sets import write_kitti
 from synthetic_dataset import write_finished_dataset
-from training_runs import ENVIRONMENT, ROOT, arguments, losses, wait_for
+from training_runs import ENVIRONMENT, ROOT, arguments, losses, result, wait_for
 
 from stereovla.training.checkpoint_folders import checkpoints, damage, step_of
 
 LAUNCH = ["-m", "accelerate.commands.launch", "--config_file", "configs/ddp.yaml", "--num_processes", "2"]
 STARTS = {1: [], 2: [*LAUNCH, "--main_process_port", "0"]}
-STAGE = ["--preset", "tiny", "--steps", "6", "--batch_size", "4", "--checkpoint_every", "2", "--log_every", "1"]
+STAGE = ["--preset", "tiny", "--steps", "30", "--batch_size", "4", "--checkpoint_every", "5", "--log_every", "1"]
 OF_STAGES = {
     "stereo": ["--format", "kitti2015", "--held_out", "0.25", "--validation_pairs", "4"],
     "grounding": ["--pool_episodes", "2", "--validation_batches", "1"],
@@ -42,13 +42,6 @@ def check(output: Path) -> None:
         json.loads((output / "options.json").read_text())
     assert not [problem for folder in checkpoints(output) if (problem := damage(folder))]
     assert not (output / "model").exists() or (output / "model/training.json").exists()
-
-
-def result(output: Path) -> dict[str, bytes]:
-    """All files of the result, but for the options, which name the output."""
-    files = {path.name: path.read_bytes() for path in (output / "model").iterdir() if path.is_file()}
-    files["training.json"] = files["training.json"].replace(str(output).encode(), b"")
-    return files
 
 
 def result_and_losses(output: Path) -> tuple:
