@@ -47,34 +47,42 @@ def kill_and_start_again(
     """Asserts that a command, killed at random moments and started again until it comes to its end, gives what it gives
     undisturbed; then it begins anew in another output, until the kills are done. Prints the figures after each run.
 
-    The moments are exponentially distributed, half the length of an undisturbed run on average and with every kill of a
-    run a twentieth later: also where the machine has more to do than at first, each comes to its end.
+    Three moments in ten lie in the start-up, the others after it: exponentially distributed, with a mean of half of
+    what an undisturbed run takes from there, and a tenth more with every kill of a run, so that each comes to its end
+    also where the machine has more to do than at first.
 
     Args:
         folder: for all outputs.
         start: begins the command into an output, or goes on there, with the file of what it prints.
-        begun: name of the file in an output that the command writes first.
+        begun: name of the file in an output that the command writes first, with which its start-up ends.
         check: asserts what may lie in an output at any moment.
         result: what is compared of a finished output.
         alone: share of the kills that hit one of the processes and leave the rest to the command.
     """
     reference, log = folder / "reference", folder / "log"
     begin = time.monotonic()
-    assert start(reference, log).wait(timeout=600) == 0, log.read_text()[-3000:]
+    process = start(reference, log)
+    while not (reference / begun).exists():
+        assert process.poll() is None, log.read_text()[-3000:]
+        time.sleep(0.01)
+    startup = time.monotonic() - begin
+    assert process.wait(timeout=600) == 0, log.read_text()[-3000:]
     length = time.monotonic() - begin
     expected = result(reference)
     rng, done, before_begun, runs = np.random.default_rng(seed), 0, 0, 0
     while done < kills:
-        output, finished, mean = folder / f"run-{runs}", False, length / 2
+        output, finished, mean = folder / f"run-{runs}", False, (length - startup) / 2
         while not finished:
+            early = rng.random() < 0.3
+            moment = rng.uniform(0, startup) if early else startup + rng.exponential(mean)
             process = start(output, log)
             try:
-                code = process.wait(timeout=rng.exponential(mean) if done < kills else 600)
+                code = process.wait(timeout=moment if done < kills else 600)
                 assert code == 0, log.read_text()[-3000:]
                 finished = True
             except subprocess.TimeoutExpired:
                 kill(process, rng.random() < alone, rng)
-                done, mean = done + 1, mean * 1.05
+                done, mean = done + 1, mean * 1.1
                 before_begun += not (output / begun).exists()
             check(output)
         assert result(output) == expected, f"{output} ends otherwise than {reference}"
