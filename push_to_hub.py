@@ -11,10 +11,8 @@ from stereovla.dataset_builder.dataset import card as dataset_card
 from stereovla.sharing.folders import (
     REFERENCE,
     base_of,
-    changed_code,
     check_folder,
     published_files,
-    remote_code,
     replacements,
     staged,
 )
@@ -22,7 +20,7 @@ from stereovla.sharing.fresh_load import check_fresh_load, first_rows
 from stereovla.sharing.leaks import find_leaks
 from stereovla.sharing.model_card import CardOptions, write_model_card
 from stereovla.sharing.repository import Changes, Repository, State, advice
-from stereovla.sources import HUB_ID
+from stereovla.sources import HUB_ID, Base, changed_code, look_at_base, remote_code
 
 
 @dataclass
@@ -60,7 +58,7 @@ class PushOptions:
         metadata={"help": "Further files of the folder to send: their paths in it, or patterns such as 'docs/*.md'."},
     )
     run_code: bool = option(
-        False, "Run the folder's code, to load it, without asking, also where it is not that of this installation."
+        False, "Run the code, to load the folder, without asking, also where it is not that of this installation."
     )
     dry_run: bool = option(False, "Write the card, check all, show what would be sent, and send nothing.")
 
@@ -87,10 +85,14 @@ def write_card(folder: Path, kind: str, options: PushOptions, published: str | N
     write_model_card(folder, kind, known, published)
 
 
-def load_and_compare(source: str, folder: Path, kind: str, revision: str | None = None) -> str:
-    """Loads a folder or repository in a fresh process; says how, RuntimeError if it gives something else."""
+def load_and_compare(
+    source: str, folder: Path, kind: str, revision: str | None = None, base: Base | None = None
+) -> str:
+    """Loads a folder or repository in a fresh process, an adapter on that revision of its `base`; says how,
+    RuntimeError if it gives something else.
+    """
     if kind != "dataset":
-        difference = check_fresh_load(source, folder / REFERENCE, kind, revision)
+        difference = check_fresh_load(source, folder / REFERENCE, revision, base and base.commit)
         return f"by the Auto classes; largest difference to the trained model {difference:.1e}"
     found = first_rows(source, revision)
     if revision is not None and found != first_rows(str(folder)):
@@ -117,22 +119,25 @@ def check_state(options: PushOptions, state: State, changes: Changes) -> None:
         )
 
 
-def consent_to_code(folder: Path, kind: str, options: PushOptions) -> None:
-    """Says whose code the loading runs, and asks where it is not this installation's; ValueError where that is refused,
-    or nobody can be asked.
+def consent_to_code(folder: Path, base: Base | None, options: PushOptions) -> None:
+    """Says whose code the loading runs, also that of an adapter's `base`, and asks where it is not this installation's;
+    ValueError where that is refused, or nobody can be asked.
     """
-    if not (names := remote_code(folder)):
-        return
-    base = f", and that of its base {base_of(folder, options.base_model)}" if kind == "adapter" else ""
-    print(f"loading runs code of {folder} on this machine{base}: {', '.join(names)}")
-    changed = changed_code(folder)
-    if not changed or options.run_code:
-        return
-    print(f"not as in this installation: {', '.join(changed)}", flush=True)
-    if not sys.stdin.isatty():
-        raise ValueError(f"{folder} has code of its own, {', '.join(changed)}: read it, then say --run_code to run it")
-    if input("Run it? [y/N] ").strip().lower() not in ("y", "yes"):
-        raise ValueError("nothing was run and nothing sent")
+    where = {str(folder): (remote_code(folder), changed_code(folder))}
+    if base is not None:
+        where[f"{base.name} on the Hub, which it changes, at revision {base.commit}"] = (base.code, base.changed)
+    for place, (names, changed) in where.items():
+        if names:
+            print(f"loading runs code of {place} on this machine: {', '.join(names)}")
+        if not changed or options.run_code:
+            continue
+        print(f"not as in this installation: {', '.join(changed)}", flush=True)
+        if not sys.stdin.isatty():
+            raise ValueError(
+                f"{place} has code of its own, {', '.join(changed)}: read it, then say --run_code to run it"
+            )
+        if input("Run it? [y/N] ").strip().lower() not in ("y", "yes"):
+            raise ValueError("nothing was run and nothing sent")
 
 
 def show(folder: Path, staging: Path, state: State, changes: Changes, options: PushOptions) -> None:
@@ -178,16 +183,17 @@ def check_and_publish(options: PushOptions) -> str:
         sent = published_files(folder, options.include)[0]
         changes = repository.changes(staging, state.files) if repository else Changes(sent, [])
         check_state(options, state, changes)
-        consent_to_code(folder, kind, options)
-        print(f"loads in a fresh process {load_and_compare(str(staging), staging, kind)}")
+        base = look_at_base(base_of(folder, options.base_model)) if kind == "adapter" else None
+        consent_to_code(folder, base, options)
+        print(f"loads in a fresh process {load_and_compare(str(staging), staging, kind, base=base)}")
         show(folder, staging, state, changes, options)
         if options.dry_run:
             print("dry run: nothing sent")
             return str(folder)
-        return publish(repository, staging, state, options)
+        return publish(repository, staging, state, options, base)
 
 
-def publish(repository: Repository, staging: Path, state: State, options: PushOptions) -> str:
+def publish(repository: Repository, staging: Path, state: State, options: PushOptions, base: Base | None) -> str:
     """Sends a checked folder, loads it back from the Hub, and only then tags it; returns the URL."""
     if state.head is None:
         state = repository.create(private=not options.public)
@@ -195,7 +201,7 @@ def publish(repository: Repository, staging: Path, state: State, options: PushOp
     commit, revision, url = repository.send(staging, state, message, options.pull_request)
     if different := repository.changes(staging, repository.files(revision)):
         raise RuntimeError(f"{url} has other files than {options.folder}: {', '.join(different.sent)}; push again")
-    print(f"loads from the Hub {load_and_compare(options.repo_id, staging, repository.kind, revision)}")
+    print(f"loads from the Hub {load_and_compare(options.repo_id, staging, repository.kind, revision, base)}")
     if options.tag:
         repository.tag(options.tag, commit)
     print(url)

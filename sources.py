@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,29 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # one file, or 
 PROCESSOR = ("processor_config.json", "tokenizer.json", "tokenizer_config.json")
 NEEDED = ("config.json", *PROCESSOR)
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ROOT = Path(__file__).parent
+ROOMS_OF_CODE = ("modeling_stereovla", "processing")  # what ships with a model
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # owner/name, of datasets also owner/name@revision
 
 
 class InputError(ValueError):
     """What the user gave cannot be used; the message says what is allowed."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model on the Hub that an adapter changes, as it was looked at before any of its code runs.
+
+    Args:
+        name, commit: repository and revision.
+        code: Python files that loading it runs; of another repository's "owner/name--file.py".
+        changed: those of `code` that are not this installation's.
+    """
+
+    name: str
+    commit: str
+    code: list[str]
+    changed: list[str]
 
 
 @contextmanager
@@ -118,26 +137,116 @@ def _remote_code(path: Path) -> list[str]:
     return [reference.split(".")[0] + ".py" for reference in references]
 
 
-def load_processor(source: str) -> Any:
+def remote_code(folder: Path) -> list[str]:
+    """The Python files that a folder's configs name as code of its own, and those that these import; those that lie in
+    another repository as "owner/name--file.py".
+    """
+    todo: set[str] = set()
+    for path in folder.glob("*config.json"):
+        try:
+            todo |= _modules(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(f"{path} is no JSON: {error}") from error
+    found = {f"{module}.py" for module in todo if "--" in module}
+    while todo:
+        module = todo.pop()
+        path = folder / f"{module}.py"
+        if path.is_file() and path.name not in found:
+            found.add(path.name)
+            todo |= set(re.findall(r"^\s*(?:from|import)\s+\.(\w+)", path.read_text(encoding="utf-8"), re.MULTILINE))
+    return sorted(found)
+
+
+def _modules(config: Any, within: bool = False) -> set[str]:
+    """Modules that the auto_maps in a config name: "module.Class" or "owner/name--module.Class", without the class."""
+    if isinstance(config, dict):
+        return {name for key, value in config.items() for name in _modules(value, within or key == "auto_map")}
+    if isinstance(config, list):
+        return {name for value in config for name in _modules(value, within)}
+    if not (within and isinstance(config, str)):
+        return set()
+    repository, mark, name = config.rpartition("--")
+    return {repository + mark + name.partition(".")[0]}
+
+
+def changed_code(folder: Path) -> list[str]:
+    """Of the code that loading a folder runs, what is not that of this installation."""
+    here = {path.name: path for room in ROOMS_OF_CODE for path in (ROOT / room).glob("*.py")}
+    return [
+        name
+        for name in remote_code(folder)
+        if name not in here or (folder / name).read_bytes() != here[name].read_bytes()
+    ]
+
+
+def look_at_base(name: str) -> Base:
+    """The model `name` on the Hub, of which its configs and code are fetched and nothing is run."""
+    from huggingface_hub import snapshot_download
+
+    with source_of(name, "checkpoint"):
+        folder = Path(snapshot_download(name, allow_patterns=["*.py", "*config.json"]))
+    if (folder / ADAPTER).is_file():  # Auto classes would load the model that this one names
+        raise InputError(f"{name}, which an adapter changes, is an adapter itself; merge it into its model first")
+    return Base(name, folder.name, remote_code(folder), changed_code(folder))
+
+
+def trusted_base(source: str, run_code: bool = False) -> Base | None:
+    """The model on the Hub that the adapter `source` changes; None where it changes none there. InputError where the
+    code of that model is not this installation's, unless `run_code`: an adapter's user has not chosen its model.
+    """
+    name = adapted_model(source)
+    if name is None or Path(name).is_dir() or (Path(source) / NEEDED[0]).is_file():  # the last brings its model itself
+        return None
+    base = look_at_base(name)
+    if base.changed and not run_code:
+        raise InputError(
+            f"the adapter {source} changes {name} on the Hub, at revision {base.commit}, whose code would run on this "
+            f"machine and is not that of this installation: {', '.join(base.changed)}; read it, then say --run_code to "
+            "run it"
+        )
+    return base
+
+
+def load_processor(source: str, run_code: bool = False) -> Any:
     """The processor of a checkpoint or an adapter; of an adapter that was saved without one, its model's."""
     from transformers import AutoProcessor
 
-    if file_of(source, PROCESSOR[0]) is None and (base := adapted_model(source)) is not None:
-        source = base
+    revision = None
+    if file_of(source, PROCESSOR[0]) is None and (name := adapted_model(source)) is not None:
+        base = trusted_base(source, run_code)
+        source, revision = name, base and base.commit
     with source_of(source, "checkpoint"):
-        return AutoProcessor.from_pretrained(source, trust_remote_code=True)
+        return AutoProcessor.from_pretrained(source, revision=revision, trust_remote_code=True)
 
 
-def load_checkpoint(source: str, device: str = "cpu") -> tuple[Any, Any]:
+def load_checkpoint(source: str, device: str = "cpu", run_code: bool = False, adapted: bool = True) -> tuple[Any, Any]:
     """The trained model in evaluation mode and its processor, from a folder or Hub id of a model or an adapter; its
     remote code is run.
+
+    Args:
+        run_code: whether code also of a model on the Hub is run that an adapter names, where it is not that of this
+            installation; else that is an InputError.
+        adapted: False gives the model that an adapter changes, without the adapter.
     """
     check_checkpoint(source)
+    base = trusted_base(source, run_code)
     from transformers import AutoModel  # takes seconds
 
     with source_of(source, "checkpoint"):
-        model = AutoModel.from_pretrained(source, trust_remote_code=True)
-    return model.to(device).eval(), load_processor(source)
+        if base is not None:
+            print(
+                f"{source} changes {base.name} at revision {base.commit}, whose code runs on this machine: "
+                f"{', '.join(base.code)}",
+                flush=True,
+            )
+            # the revision that was looked at
+            model = AutoModel.from_pretrained(base.name, revision=base.commit, trust_remote_code=True)
+            if adapted:
+                model.load_adapter(source)
+        else:
+            name = source if adapted else adapted_model(source) or source
+            model = AutoModel.from_pretrained(name, trust_remote_code=True)
+    return model.to(device).eval(), load_processor(source, run_code)
 
 
 def fingerprint(source: str) -> str:

@@ -54,6 +54,7 @@ from stereovla.training.terms import (
     Contents,
     batches_in_words,
     depth_map_share,
+    frames_in_words,
     held_out_batches,
     questions,
     terms,
@@ -279,9 +280,13 @@ def parameter_groups(model, options: TrainingOptions) -> list[dict]:
 
 
 def save_result(
-    folder: Path, accelerator, model, average: Average, processor, options, meta: dict, window: dict, mixture: str
+    folder: Path, accelerator, model, average: Average, processor, options, frames: str, window: dict, mixture: str
 ) -> None:
-    """Gathers the weights, or the adapter's, and writes the folder of the result."""
+    """Gathers the weights, or the adapter's, and writes the folder of the result.
+
+    Args:
+        frames: how many were streamed, in words.
+    """
     partial = folder.with_suffix(".partial")
     with average.in_place():
         state = get_model_state_dict(model, options=WHOLE)
@@ -291,9 +296,8 @@ def save_result(
             shutil.rmtree(partial, ignore_errors=True)
             unwrapped.save_pretrained(partial, state_dict=state)
     if accelerator.is_main_process:
-        frames = meta["splits"]["train"]["frames"]
         summary = {
-            "summary": f"{options.steps:,} steps of {options.batch_size} samples from {frames:,} frames, AdamW, "
+            "summary": f"{options.steps:,} steps of {options.batch_size} samples from {frames}, AdamW, "
             f"peak learning rate {options.learning_rate:g}, seed {options.seed}.",
             "mixture": mixture,
             "options": asdict(options),
@@ -362,7 +366,8 @@ def run(options: TrainingOptions, accelerator: Accelerator, told: list[int]) -> 
     )
 
     def held_out() -> WindowStream:
-        return WindowStream(datasets, split=HELD_OUT if validation_batches else "train", seed=0, **shared)
+        split, bad = (HELD_OUT, "raise") if validation_batches else ("train", options.on_bad_shard)
+        return WindowStream(datasets, split=split, seed=0, on_bad_shard=bad, **shared)
 
     example = next(iter(held_out()))  # now, not hours later: is there anything that is held out?
     optimizer = torch.optim.AdamW(
@@ -457,7 +462,9 @@ def run(options: TrainingOptions, accelerator: Accelerator, told: list[int]) -> 
                 end(told)
     progress.close()
 
-    save_result(result, accelerator, model, average, processor, options, meta, example, asked.text)
+    frames = frames_in_words(meta["splits"]["train"]["frames"], stream)
+    accelerator.print(f"streamed: {frames}")
+    save_result(result, accelerator, model, average, processor, options, frames, example, asked.text)
     accelerator.print(f"trained model: {result}")
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -27,7 +27,7 @@ def rollout(options: RolloutOptions) -> None:
         raise InputError(str(error)) from error
     config = RolloutConfig(world, options.execution_horizon, options.max_steps)
     identities = {
-        spec: policy_identity(spec) for spec in options.specs()
+        spec: policy_identity(spec, options.run_code) for spec in options.specs()
     }  # a bad one ends all before an hour has passed
     names = [identity["kind"] for identity in identities.values()]
     if len(set(names)) < len(names):
@@ -50,7 +50,7 @@ def rollout(options: RolloutOptions) -> None:
             log,
             options.processes,
             options.environments,
-            policy_options | {"device": options.device},
+            policy_options | {"device": options.device, "run_code": options.run_code},
         )
         numbers = summarise(records)
         print(
@@ -65,7 +65,8 @@ def offline(options: OfflineOptions) -> None:
     check_checkpoint(options.model)
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    saved = {key: value for key, value in asdict(options).items() if key not in ("out", "restart", "device", "model")}
+    how = ("out", "restart", "device", "model", "run_code")  # what is measured follows from the others
+    saved = {key: value for key, value in asdict(options).items() if key not in how}
     saved["weights"] = fingerprint(options.model)
     path = out / "offline.json"
     if path.is_file() and not options.restart:
@@ -81,7 +82,8 @@ def offline(options: OfflineOptions) -> None:
 
     which = (options.dataset, options.rows, options.stride, options.split)
     count = count_rows(*which)
-    policy = ModelPolicy(*load_checkpoint(options.model, options.device), "trained", options.num_steps or None)
+    loaded = load_checkpoint(options.model, options.device, options.run_code)
+    policy = ModelPolicy(*loaded, "trained", options.num_steps or None)
     rows = tqdm(read_rows(*which), desc="held-out rows", total=count, unit="row")
     report = OfflineEvaluation(policy).evaluate(rows, options.batch_size)
     write_json(path, {"options": saved, **report})

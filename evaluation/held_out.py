@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Image, IterableDataset, load_dataset
+from datasets import Image, IterableDataset, load_dataset_builder
 
 from stereovla.sources import InputError, source_of
+from stereovla.untrusted import check_parquet_files
 
 CALIBRATION = ("focal_length_px", "principal_point_px", "baseline_m", "transform_camera_to_base")
 COLUMNS = (
@@ -85,7 +86,9 @@ def open_split(dataset: str, split: str) -> IterableDataset:
         if folder is not None and not any(folder.glob("**/*.parquet")):
             raise InputError(f"{dataset!r} is no dataset: it holds no parquet file")
     try:
-        stream = load_dataset(dataset, split=split, streaming=True)
+        builder = load_dataset_builder(dataset)
+        check_parquet_files((builder.config.data_files or {}).get(split, ()))
+        stream = builder.as_streaming_dataset(split=split)
     except ValueError as error:  # an unknown split; datasets names those that there are
         raise InputError(f"{dataset!r}: {error}") from error
     except (pa.ArrowException, OSError) as error:

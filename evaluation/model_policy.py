@@ -11,14 +11,14 @@ from stereovla.evaluation.policies import Observation, Policy
 from stereovla.sources import adapted_model, check_checkpoint, load_checkpoint, load_processor, source_of
 
 
-def load_untrained(source: str, seed: int = 0, device: str = "cpu") -> tuple[Any, Any]:
+def load_untrained(source: str, seed: int = 0, device: str = "cpu", run_code: bool = False) -> tuple[Any, Any]:
     """A model of the same config with fresh weights drawn from `seed`, and the checkpoint's own processor. Of an
-    adapter: the model that it changes, with fresh heads where its robot has other sizes.
+    adapter: the model that it changes, with fresh heads where its robot has other sizes; `run_code` as in
+    `sources.load_checkpoint`.
     """
     check_checkpoint(source, weights=False)
-    if (base := adapted_model(source)) is not None:
-        model, _ = load_checkpoint(base, device)
-        processor = load_processor(source)
+    if adapted_model(source) is not None:
+        model, processor = load_checkpoint(source, device, run_code, adapted=False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return model.resize_heads(processor.state_dim, processor.action_dim), processor

@@ -9,6 +9,8 @@ from stereovla.sources import InputError
 
 MAX_SEED = 2**32  # recorded episodes use seeds from here on, so that no evaluated episode can have been trained on
 
+RUN_CODE = "Run the code of a model on the Hub that an adapter names, also where it is not that of this installation."
+
 ROLLOUT_PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"seeds": 2, "baseline_seeds": 1, "max_steps": 6, "image_size": 64, "processes": 1},
     "demo": {"seeds": 100, "baseline_seeds": 20, "max_steps": 50},
@@ -42,6 +44,7 @@ class RolloutOptions:
     num_objects: int = option(3, "Objects on the table, the target included.")
     world: str = option("{}", 'More options of simulation.WorldConfig as JSON, such as \'{"preset": "geometry"}\'.')
     restart: bool = option(False, "Forget the results that are there.")
+    run_code: bool = option(False, RUN_CODE)
 
     def __post_init__(self):
         require_out(self)
@@ -95,6 +98,7 @@ class OfflineOptions:
     num_steps: int = option(0, "Euler steps of the action expert; 0 = the model's own.")
     device: str = option("cpu", "Where the model runs: cpu, cuda, cuda:1, ...")
     restart: bool = option(False, "Compute again what is there.")
+    run_code: bool = option(False, RUN_CODE)
 
     def __post_init__(self):
         require_out(self)

@@ -3,14 +3,16 @@ checkpoint), or `ws://HOST:PORT`, a policy that `stereovla serve` answers for.
 """
 
 from stereovla.evaluation.policies import ExpertPolicy, Policy, StillPolicy
-from stereovla.sources import check_checkpoint, fingerprint, load_checkpoint
+from stereovla.sources import check_checkpoint, fingerprint, load_checkpoint, trusted_base
 
 UNTRAINED = "untrained:"
 SOCKET = ("ws://", "wss://")
 
 
-def policy_identity(spec: str) -> dict[str, str]:
-    """What must be equal for two runs of a spec to be runs of one policy; InputError for a spec that names none."""
+def policy_identity(spec: str, run_code: bool = False) -> dict[str, str]:
+    """What must be equal for two runs of a spec to be runs of one policy; InputError for a spec that names none, or one
+    whose code is not to be run (see `sources.trusted_base`).
+    """
     if spec in ("expert", "still"):
         return {"kind": spec}
     if spec.startswith(SOCKET):
@@ -20,14 +22,18 @@ def policy_identity(spec: str) -> dict[str, str]:
             return {"kind": "served", "model": policy.client.hello["model"]}
     if spec.startswith(UNTRAINED):
         check_checkpoint(spec.removeprefix(UNTRAINED), weights=False)
+        trusted_base(spec.removeprefix(UNTRAINED), run_code)
         return {"kind": "untrained"}
     check_checkpoint(spec)
+    trusted_base(spec, run_code)
     return {"kind": "trained", "weights": fingerprint(spec)}
 
 
-def make_policy(spec: str, chunk_size: int = 8, num_steps: int | None = None, device: str = "cpu") -> Policy:
-    """The policy that `spec` names; `chunk_size` is for those that have none of their own, `num_steps` and `device` for
-    models in this process.
+def make_policy(
+    spec: str, chunk_size: int = 8, num_steps: int | None = None, device: str = "cpu", run_code: bool = False
+) -> Policy:
+    """The policy that `spec` names; `chunk_size` is for those that have none of their own, `num_steps`, `device` and
+    `run_code` for models in this process.
     """
     if spec == "expert":
         return ExpertPolicy(chunk_size)
@@ -40,5 +46,7 @@ def make_policy(spec: str, chunk_size: int = 8, num_steps: int | None = None, de
     from stereovla.evaluation.model_policy import ModelPolicy, load_untrained  # torch takes seconds to import
 
     if spec.startswith(UNTRAINED):
-        return ModelPolicy(*load_untrained(spec.removeprefix(UNTRAINED), device=device), "untrained", num_steps)
-    return ModelPolicy(*load_checkpoint(spec, device), "trained", num_steps)
+        return ModelPolicy(
+            *load_untrained(spec.removeprefix(UNTRAINED), device=device, run_code=run_code), "untrained", num_steps
+        )
+    return ModelPolicy(*load_checkpoint(spec, device, run_code), "trained", num_steps)

@@ -123,7 +123,8 @@ def film_episode(out: Path, results: dict[str, Any], seed: int) -> dict[str, Any
     successes = [record["seed"] for record in records if record["success"]]
     furthest = max(records, key=lambda record: record["progress"])["seed"]
     seeds = [seed] if seed >= 0 else successes[:FILM_TRIES] or [furthest]
-    spec = json.loads((out / "rollouts/trained/run.json").read_text(encoding="utf-8"))["policy"]
+    run = json.loads((out / "rollouts/trained/run.json").read_text(encoding="utf-8"))
+    spec = run["policy"]
     wanted = {"weights": saved["weights"], "seeds": seeds}
     report = out / "report.json"
     if (out / "rollout.gif").is_file() and report.is_file():
@@ -137,7 +138,8 @@ def film_episode(out: Path, results: dict[str, Any], seed: int) -> dict[str, Any
     world = {key.removeprefix("world."): value for key, value in saved.items() if key.startswith("world.")}
     world = {key: tuple(value) if isinstance(value, list) else value for key, value in world.items()}
     config = RolloutConfig(WorldConfig(**world), saved["execution_horizon"], saved["max_steps"])
-    policy = make_policy(spec, num_steps=saved["num_steps"] or None)
+    # of the revision that was rolled out: an adapter's weights are those of its model too
+    policy = make_policy(spec, num_steps=saved["num_steps"] or None, run_code=run.get("run_code", False))
     for number in seeds:
         observations, record = film(policy, number, config)
         if record["success"]:

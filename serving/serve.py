@@ -25,6 +25,10 @@ class ServingOptions:
     max_batch: int = option(1, "Requests answered together; 1 = one at a time.")
     max_message_mb: int = option(32, "Largest message accepted, MiB.")
     max_connections: int = option(64, "Connections open at a time.")
+    run_code: bool = option(
+        False,
+        "Run the code of a model on the Hub that an adapter names, also where it is not that of this installation.",
+    )
     device: str = option("cpu", "Where the model runs: cpu, cuda, cuda:1, ...")
 
     def __post_init__(self):
@@ -38,7 +42,7 @@ async def run(options: ServingOptions) -> None:
     """
     name = Path(options.model).resolve().name if Path(options.model).is_dir() else options.model
     policy = PolicyServer(
-        *load_checkpoint(options.model, options.device),
+        *load_checkpoint(options.model, options.device, options.run_code),
         name,
         options.max_batch,
         limit=options.max_message_mb * 2**20,

@@ -9,10 +9,9 @@ from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import ImageSequence
 
-from stereovla.untrusted import PICTURE_FORMATS, check_pixels, open_image
+from stereovla.untrusted import PICTURE_FORMATS, check_pixels, open_image, open_parquet
 
 PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")
 SEARCHED = (".safetensors", ".mp4")  # beside texts, pictures and parquet: what they say stands in them as it is
@@ -149,7 +148,7 @@ def picture_texts(content: bytes) -> bytes:
 def parquet_texts(path: Path) -> Iterator[bytes]:
     """Metadata, strings and bytes of all columns, and the texts of pictures in them."""
     try:
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             layout = file.schema_arrow
             metadata = [layout.metadata, *(field.metadata for field in layout)]
             yield b"\n".join(value for entry in metadata if entry for pair in entry.items() for value in pair)

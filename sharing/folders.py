@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from stereovla.dataset_builder.dataset.checking import find_problems
 from stereovla.dataset_builder.dataset.folders import INFO
-from stereovla.sources import HUB_ID
+from stereovla.sources import HUB_ID, remote_code
 from stereovla.untrusted import inside
 
 REFERENCE = "reference_prediction.safetensors"
@@ -35,8 +34,6 @@ WRITTEN = {
 }
 # pickles, or may hold one
 EXECUTABLE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npy", ".npz", ".joblib", ".h5", ".hdf5", ".keras")
-ROOT = Path(__file__).parents[1]
-ROOMS_OF_CODE = ("modeling_stereovla", "processing")  # what ships with a model
 
 
 def kind_of(folder: Path) -> str:
@@ -76,7 +73,7 @@ def published_files(folder: Path, include: Sequence[str] = ()) -> tuple[list[str
     that finds nothing or a file that may run code when it is loaded, and for links that lead out of the folder.
     """
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    sent = {name for name in names if re.fullmatch(WRITTEN[kind_of(folder)], name)} | set(remote_code(folder))
+    sent = {name for name in names if re.fullmatch(WRITTEN[kind_of(folder)], name)} | {*remote_code(folder)} & {*names}
     for pattern in include:
         found = {name for name in names if name == pattern}
         found |= {name for name in fnmatch.filter(names, pattern) if not re.search(r"(^|/)\.", name)}
@@ -88,43 +85,6 @@ def published_files(folder: Path, include: Sequence[str] = ()) -> tuple[list[str
     for name in sent:
         inside(folder, name)
     return sorted(sent), [name for name in names if name not in sent]
-
-
-def remote_code(folder: Path) -> list[str]:
-    """The Python files that a folder's configs name as code of its own, and those that these import."""
-    todo: set[str] = set()
-    for path in folder.glob("*config.json"):
-        try:
-            todo |= _modules(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise ValueError(f"{path} is no JSON: {error}") from error
-    found: set[str] = set()
-    while todo:
-        module = todo.pop()
-        path = folder / f"{module}.py"
-        if path.is_file() and path.name not in found:
-            found.add(path.name)
-            todo |= set(re.findall(r"^\s*(?:from|import)\s+\.(\w+)", path.read_text(encoding="utf-8"), re.MULTILINE))
-    return sorted(found)
-
-
-def _modules(config: Any, within: bool = False) -> set[str]:
-    """Modules that the auto_maps in a config name: "module.Class", or "repository--module.Class"."""
-    if isinstance(config, dict):
-        return {name for key, value in config.items() for name in _modules(value, within or key == "auto_map")}
-    if isinstance(config, list):
-        return {name for value in config for name in _modules(value, within)}
-    return {config.rpartition("--")[2].partition(".")[0]} if within and isinstance(config, str) else set()
-
-
-def changed_code(folder: Path) -> list[str]:
-    """Of the code of a folder, what is not that of this installation."""
-    here = {path.name: path for room in ROOMS_OF_CODE for path in (ROOT / room).glob("*.py")}
-    return [
-        name
-        for name in remote_code(folder)
-        if name not in here or (folder / name).read_bytes() != here[name].read_bytes()
-    ]
 
 
 def dataset_names(options: Mapping) -> list[str]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 TOLERANCE = 1e-4  # m, rad: well under what any arm can execute, well above float32 noise between machines
 
-# Each is told {"source": folder or Hub id, "revision", "reference"} and prints one JSON line.
+# Each is told {"source": folder or Hub id, "revision", "reference", "base": revision of the model that an adapter
+# changes} and prints one JSON line.
 MODEL = """
 import json, sys
 from safetensors import safe_open
@@ -18,9 +19,9 @@ source, revision = told["source"], told["revision"]
 with safe_open(told["reference"], "pt") as file:
     recorded = {name: file.get_tensor(name) for name in file.keys()}
     prompt = json.loads(file.metadata()["prompt"])
-# `revision` of an adapter would be looked for in its base's repository too
-pin = {"adapter_kwargs": {"revision": revision}} if told["kind"] == "adapter" else {"revision": revision}
-model = AutoModel.from_pretrained(source, trust_remote_code=True, **(pin if revision else {})).eval()
+# of an adapter `revision` is that of its base
+pin = {"adapter_kwargs": {"revision": revision}, "revision": told["base"]} if told["base"] else {"revision": revision}
+model = AutoModel.from_pretrained(source, trust_remote_code=True, **pin).eval()
 processor = AutoProcessor.from_pretrained(source, revision=revision, trust_remote_code=True)
 for part in (model, processor):
     assert type(part).__module__.startswith("transformers_modules"), f"not the shipped code: {type(part).__module__}"
@@ -70,13 +71,16 @@ def run_fresh(program: str, told: dict) -> dict:
     return json.loads(run.stdout.splitlines()[-1])
 
 
-def check_fresh_load(source: str, reference: Path, kind: str = "model", revision: str | None = None) -> float:
-    """Loads a model or adapter (folder or Hub id) and compares with the recorded prediction.
+def check_fresh_load(source: str, reference: Path, revision: str | None = None, base: str | None = None) -> float:
+    """Loads a model, or an adapter on this revision of its `base`, and compares with the recorded prediction.
+
+    Args:
+        source: folder or Hub id.
 
     Returns:
         Largest difference in m or rad to the recorded actions; RuntimeError above `TOLERANCE`.
     """
-    told = {"source": source, "kind": kind, "revision": revision, "reference": str(reference.resolve())}
+    told = {"source": source, "revision": revision, "base": base, "reference": str(reference.resolve())}
     measured = run_fresh(MODEL, told)
     if not measured["difference"] <= TOLERANCE:
         raise RuntimeError(

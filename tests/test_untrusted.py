@@ -1,12 +1,16 @@
 """untrusted: names stay inside of their folder, and what is declared too large is refused before it is made."""
 
+import io
 import os
 import struct
 import zlib
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from stereovla.untrusted import fill_template, inside, open_image, read_yaml, split_name
+from stereovla.untrusted import fill_template, inside, open_image, open_parquet, read_yaml, split_name
 
 WRONG_NAMES = (
     "",
@@ -127,6 +131,68 @@ def test_only_formats_of_pictures_are_opened():
     """For EPS, Pillow starts a program."""
     with pytest.raises(OSError, match="cannot identify"):
         open_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n")
+
+
+def parquet_of(column: pa.Array, **options) -> io.BytesIO:
+    file = io.BytesIO()
+    pq.write_table(pa.table({"a": column}), file, compression="zstd", store_schema=False, **options)
+    return file
+
+
+def large_parquets() -> dict[str, pa.Array]:
+    """Columns of more than 2^20 bytes in files of less than 2^17."""
+    text = pa.DictionaryArray.from_arrays(pa.array([0, 0, 1] * 700, pa.int32()), pa.array([b"x" * 2**10, b""]))
+    return {
+        "equal numbers": pa.array(np.zeros(2**17 + 1)),
+        "equal bytes": pa.array([b"x" * 2**11] * 513),
+        "one text for many rows": text,
+        "one text often in one row": pa.ListArray.from_arrays(pa.array([0, 2100]), text),
+        "in a struct": pa.StructArray.from_arrays([text], ["bytes"]),
+        "in a map": pa.MapArray.from_arrays(pa.array([0, 2100]), pa.array(range(2100)), text),
+    }
+
+
+@pytest.mark.parametrize("kind", large_parquets())
+def test_parquet_is_refused_by_its_declared_size(kind, monkeypatch):
+    monkeypatch.setattr("stereovla.untrusted.MOST_PARQUET_BYTES", 2**20)
+    file = parquet_of(large_parquets()[kind], use_dictionary=kind != "equal bytes")
+    size = len(file.getvalue())
+    assert size < 2**17
+    with pytest.raises(ValueError, match=f"its {size} bytes declare 1[0-9]{{6}} or more .* at most 1048576 are"):
+        open_parquet(file)
+
+
+def test_parquet_is_not_read_to_find_that_it_is_too_large():
+    text = pa.DictionaryArray.from_arrays(pa.array(np.zeros(10**6), pa.int32()), pa.array([b"x" * 2**20]))
+    before = pa.total_allocated_bytes()
+    with pytest.raises(ValueError, match="declare [0-9]{11} or more to be read, in 1000000 rows"):
+        open_parquet(parquet_of(text))
+    assert pa.total_allocated_bytes() - before < 2**24
+
+
+def test_parquet_that_is_as_large_as_its_texts_is_read():
+    """That one of them could stand for all rows makes none of these too large."""
+    noise = np.random.default_rng(0)
+    pictures = [noise.bytes(1000 + n) for n in range(3000)]
+    sentences = pa.array([f"sentence {n % 500}" for n in range(200_000)])
+    for column, of_rows in (
+        (pa.array(pictures), pictures),
+        (pa.StructArray.from_arrays([pa.array(pictures)], ["bytes"]), [{"bytes": p} for p in pictures]),
+        (sentences, sentences.to_pylist()),
+        (pa.ListArray.from_arrays(pa.array(range(200_001)), sentences), [[text] for text in sentences.to_pylist()]),
+        (pa.array([None, "a", None]), [None, "a", None]),
+        (pa.array([], pa.string()), []),
+        (pa.nulls(3), [None] * 3),
+    ):
+        with open_parquet(parquet_of(column)) as file:
+            assert file.read()["a"].to_pylist() == of_rows
+
+
+def test_what_a_parquet_file_may_declare_grows_with_it(monkeypatch):
+    monkeypatch.setattr("stereovla.untrusted.MOST_PARQUET_BYTES", 1000)
+    open_parquet(parquet_of(pa.array([np.random.default_rng(0).bytes(10_000)]))).close()
+    with pytest.raises(ValueError, match="at most 1000 are, or 8 times the bytes of the file"):
+        open_parquet(parquet_of(pa.array([b"x" * 10_000])))
 
 
 def test_yaml_is_refused_that_grows_by_its_aliases():

@@ -41,6 +41,13 @@ def losses(output: Path) -> list[dict]:
     return [{key: value for key, value in line.items() if key not in ("samples_per_s", "waiting")} for line in lines]
 
 
+def result(output: Path) -> dict[str, bytes]:
+    """All files of the result, but for the options, which name the output."""
+    files = {path.name: path.read_bytes() for path in (output / "model").iterdir() if path.is_file()}
+    files["training.json"] = files["training.json"].replace(str(output).encode(), b"")
+    return files
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """For a training in this process: with several, sums are taken in an order that is not the same in every run."""

@@ -20,7 +20,6 @@ from stereovla.modeling_stereovla import (
     DepthExpertModel,
     DepthVLAConfig,
     DepthVLAForActionPrediction,
-    StereoEncoderConfig,
     StereoEncoderModel,
     StereoVLAConfig,
     StereoVLAForActionPrediction,

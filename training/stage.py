@@ -112,8 +112,11 @@ def starting_model(
 ) -> tuple[StereoVLAForActionPrediction, StereoProcessor]:
     """The model as the training begins or goes on, and its processor."""
     torch.manual_seed(options.seed)
-    source = options.model if checkpoint is None else checkpoint
-    return untrained(options.preset, meta) if source is None else trained(str(source), meta)
+    model, processor = untrained(options.preset, meta) if options.model is None else trained(options.model, meta)
+    if checkpoint is not None:  # into the model that it began as: what else the result says of it stays the same too
+        saved = StereoVLAForActionPrediction.from_pretrained(checkpoint, dtype=torch.float32)
+        model.load_state_dict(saved.state_dict())
+    return model, processor
 
 
 class LoadedBefore:

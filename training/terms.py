@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
+
 from stereovla.dataset_builder.dataset.schema import BASELINE, CALIBRATION, RIGHT, for_whom, views_of
 from stereovla.dataset_builder.streaming.episodes import EpisodeSource
 from stereovla.dataset_builder.streaming.mixture import Mixture, check_mixture
+from stereovla.dataset_builder.streaming.window_stream import WindowStream
 from stereovla.dataset_builder.streaming.windows import DEPTH, SEGMENTATION
 from stereovla.training.options import mixture_weights
 
@@ -204,6 +207,17 @@ def held_out_batches(data: Contents, wish: int | None, default: int) -> int:
 
 def batches_in_words(count: int) -> str:
     return f"{count} held-out batch{'es' if count > 1 else ''}" if count else ""
+
+
+def frames_in_words(frames: int, stream: WindowStream) -> str:
+    """Of how many frames the windows of a stream were taken, by all processes of the training, which all call this; and
+    which shards it could not read, where it was to go on without them.
+    """
+    unread = {shard: rows for part in gather_object([stream.unread_shards]) for shard, rows in part.items()}
+    if not unread:
+        return f"{frames:,} frames"
+    names = ", ".join(f"{Path(shard).name} ({rows:,} frames)" for shard, rows in sorted(unread.items()))
+    return f"at least {frames - sum(unread.values()):,} of {frames:,} frames, without all or part of {names}"
 
 
 def terms(

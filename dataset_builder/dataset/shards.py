@@ -22,7 +22,7 @@ from datasets import Features
 from PIL import Image
 
 from stereovla.dataset_builder.dataset import schema
-from stereovla.untrusted import check_pixels, open_image, split_name
+from stereovla.untrusted import check_pixels, open_image, open_parquet, split_name
 
 try:
     import simplejpeg  # part of the extra `data`; Pillow does without
@@ -169,15 +169,17 @@ def write_table(path: Path, table: pa.Table, *, temporary: Path, info: Mapping[s
 
 
 def open_shard(path: Path) -> pq.ParquetFile:
-    """Open a shard; ShardError names a missing, truncated or foreign file."""
+    """Open a shard; ShardError names a missing, truncated or foreign file, or one that is too large to be read."""
     if not path.is_file():
         raise ShardError(f"shard {path} is missing")
     try:
-        return pq.ParquetFile(path, page_checksum_verification=True)
+        return open_parquet(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise ShardError(
             f"shard {path} ({path.stat().st_size} bytes) is truncated or no parquet file: {error}"
         ) from error
+    except ValueError as error:
+        raise ShardError(f"shard {path}: {error}") from error
 
 
 def shard_info(path: Path) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from datasets import Dataset, Image, config, get_dataset_split_names, load_dataset
+from datasets import Dataset, Image, config, get_dataset_split_names, load_dataset, load_dataset_builder
 
 from stereovla.dataset_builder.formats.pixel_maps import MAP_SUFFIXES
 from stereovla.dataset_builder.streaming.episodes import split_revision
 from stereovla.dataset_builder.streaming.lanes import LaneStream
 from stereovla.sources import existing_folder, source_of
-from stereovla.untrusted import inside
+from stereovla.untrusted import check_parquet_files, inside
 
 Split = Literal["train", "validation"]
 # contents of a sample's files or columns, the true numbers last, and their names for errors -> the sample
@@ -134,6 +134,8 @@ def open_columns(
     name, revision = split_revision(sources[0])
     with source_of(sources[0], "dataset"):
         there = get_dataset_split_names(name, revision=revision)
+        files = load_dataset_builder(name, revision=revision).config.data_files or {}
+        check_parquet_files(file for files_of_split in files.values() for file in files_of_split)
     whole = "validation" in there
     dataset = load_dataset(name, revision=revision, split=split if whole else "train")
     if not whole:

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stereovla.dataset_builder.dataset import shards
-from stereovla.untrusted import fill_template, split_name
+from stereovla.untrusted import fill_template, open_parquet, split_name
 
 INFO, TASKS, EPISODES = "meta/info.json", "meta/tasks.parquet", "meta/episodes"
 _KINDS = {dict: "keys and values", str: "text", int: "a whole number", float: "a number"}
@@ -135,16 +134,17 @@ def read_columns(path: Path, name: str, columns: Sequence[str] | None = None, op
     column it lacks.
     """
     try:
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             names = file.schema_arrow.names
-            if missing := [key for key in columns or () if key not in names]:
-                raise ValueError(f"{name} has no column {missing[0]!r}; it has: {', '.join(names)}")
-            wanted = None if columns is None else [*columns, *(key for key in optional if key in names)]
-            return file.read(columns=wanted)
+            missing = [key for key in columns or () if key not in names]
+            if not missing:
+                wanted = None if columns is None else [*columns, *(key for key in optional if key in names)]
+                return file.read(columns=wanted)
     except FileNotFoundError as error:
         raise ValueError(f"{name} is missing in {path.parent}") from error
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"{name} cannot be read: {error}") from error
+    raise ValueError(f"{name} has no column {missing[0]!r}; it has: {', '.join(names)}")
 
 
 def whole_numbers(table: pa.Table, key: str, where: str) -> list[int]:

@@ -24,7 +24,7 @@ from stereovla.dataset_builder.formats.rig import STEREO, Rig
 from stereovla.dataset_builder.formats.source import EpisodeError, SourceEpisode
 from stereovla.dataset_builder.formats.video import VideoError, first_beside, frame_times, read_frames
 from stereovla.sources import source_of
-from stereovla.untrusted import fill_template, inside, open_image
+from stereovla.untrusted import fill_template, inside, open_image, open_parquet
 
 _RATE = 0.01  # timestamps are frame_index / fps, to the rounding of float32
 
@@ -89,6 +89,7 @@ class LeRobotSource:
                 in_file = self._filmed.setdefault((key, self._video_file(entry, key)), {})
                 in_file[entry["episode_index"]] = entry["length"]
         self._times: dict[Path, np.ndarray] = {}
+        self._names: dict[Path, list[str]] = {}  # columns of the files of data
 
     def content(self) -> dict[str, Any]:
         """See `source.Source`."""
@@ -224,13 +225,17 @@ class LeRobotSource:
         name = fill_template(self.info.data_path, **place)
         path = inside(self.folder, name)
         try:
-            names = pq.read_schema(path).names
-            if missing := [key for key in (*columns, "episode_index") if key not in names]:
-                raise EpisodeError(f"{name} has no column {missing[0]!r}; it has: {', '.join(names)}")
-            filters = [("episode_index", "=", entry["episode_index"])]
-            return pq.read_table(path, columns=columns, filters=filters, partitioning=None)
-        except (pa.ArrowException, OSError) as error:
+            if path not in self._names:
+                with open_parquet(path) as file:
+                    self._names[path] = file.schema_arrow.names
+            names = self._names[path]
+            missing = [key for key in (*columns, "episode_index") if key not in names]
+            if not missing:
+                filters = [("episode_index", "=", entry["episode_index"])]
+                return pq.read_table(path, columns=columns, filters=filters, partitioning=None)
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise EpisodeError(f"{name} cannot be read: {error}") from error
+        raise EpisodeError(f"{name} has no column {missing[0]!r}; it has: {', '.join(names)}")
 
 
 def _array(table: pa.Table, key: str) -> np.ndarray:

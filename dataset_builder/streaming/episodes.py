@@ -24,7 +24,7 @@ from stereovla.dataset_builder.dataset.manifest import (
 )
 from stereovla.dataset_builder.dataset.shards import MANIFEST, ShardError, numbers, read_json
 from stereovla.sources import source_of
-from stereovla.untrusted import inside
+from stereovla.untrusted import inside, open_parquet
 
 ROWS_PER_READ = 256
 
@@ -145,6 +145,9 @@ class EpisodeSource:
         splits: names of all splits.
         views: names of the views, of which only left and right are in every row.
         filled: columns of the first shard that hold anything but null.
+        shards: their paths or URLs.
+        rows: as many as the manifest says that each has.
+        bad: {shard: what is wrong with it} of those that are not the manifest's.
     """
 
     def __init__(
@@ -160,11 +163,11 @@ class EpisodeSource:
     ):
         self.path, self.split, self.retries, self.backoff_s = str(path), split, retries, backoff_s
         opened = open_shards(path, split)
-        self.shards, self._rows, self._bad = opened.urls, opened.rows, opened.bad
-        if self._bad and not skip:
+        self.shards, self.rows, self.bad = opened.urls, opened.rows, opened.bad
+        if self.bad and not skip:
             raise ShardError(
-                f"{len(self._bad)} of {len(self.shards)} shards of dataset {path}, split {split!r}, are not those of "
-                f"its manifest: {listed(self._bad)}. Fetch or build them again, or skip bad shards"
+                f"{len(self.bad)} of {len(self.shards)} shards of dataset {path}, split {split!r}, are not those of "
+                f"its manifest: {listed(self.bad)}. Fetch or build them again, or skip bad shards"
             )
         self.splits = opened.splits
         self._fields, self.filled = self._first_schema(skip)
@@ -176,7 +179,7 @@ class EpisodeSource:
     def _first_schema(self, skip: bool) -> tuple[pa.Schema, frozenset[str]]:
         """Columns of the first shard, and those that hold anything; with `skip`, of the first one that can be read."""
         for number in range(len(self.shards)):
-            if self.shards[number] in self._bad and number < len(self.shards) - 1:
+            if self.shards[number] in self.bad and number < len(self.shards) - 1:
                 continue
             for failures in range(1, self.retries + 2):
                 try:
@@ -195,10 +198,16 @@ class EpisodeSource:
     @contextmanager
     def _open(self, shard: int) -> Iterator[pq.ParquetFile]:
         name = self.shards[shard]
-        if name in self._bad:
-            raise ShardError(f"shard {name} of {self.path} is not that of the manifest: {self._bad[name]}")
+        if name in self.bad:
+            raise ShardError(f"shard {name} of {self.path} is not that of the manifest: {self.bad[name]}")
         with fsspec.open(self.shards[shard], "rb") as file:
-            yield pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=True)
+            try:
+                opened = open_parquet(file, page_checksum_verification=True, pre_buffer=True)
+            except pa.ArrowException:  # as of other damage, which another try may not find
+                raise
+            except ValueError as error:
+                raise ShardError(f"shard {name} of {self.path}: {error}") from error
+            yield opened
 
     def _wait_or_raise(self, shard: int, row: int, failures: int, error: Exception) -> None:
         """Wait longer with every failure; ShardError after the last try."""
@@ -232,10 +241,10 @@ class EpisodeSource:
         pending = None
         with self._open(shard) as file:
             self._check_schema(file.schema_arrow, shard)
-            if file.metadata.num_rows != self._rows[shard]:
+            if file.metadata.num_rows != self.rows[shard]:
                 raise ShardError(
                     f"shard {self.shards[shard]} has {file.metadata.num_rows} rows, the manifest of {self.path} says "
-                    f"{self._rows[shard]}"
+                    f"{self.rows[shard]}"
                 )
             ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
             groups = np.flatnonzero(ends > row).tolist()  # a resumed stream need not read what lies before

@@ -176,6 +176,19 @@ class WindowStream(LaneStream):
         return {name: count for name, count in zip(names, counts, strict=True) if count}
 
     @property
+    def unread_shards(self) -> dict[str, int]:
+        """{shard: its frames as the manifest counts them} of those that are not the manifest's, which are never read,
+        and of those that were given up, which may have been read in part.
+        """
+        skipped, sources = self.skipped_shards, [self._source(number) for number in range(len(self._paths))]
+        return {
+            name: rows
+            for source in sources
+            for name, rows in zip(source.shards, source.rows, strict=True)
+            if name in source.bad or name in skipped
+        }
+
+    @property
     def left_out_windows(self) -> int:
         """Windows without anything in view that the mixture asks for, over all DataLoader workers of this process and
         what was resumed from.

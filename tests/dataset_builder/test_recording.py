@@ -14,10 +14,11 @@ import pytest
 pytest.importorskip("mujoco")
 
 from command_lines import data as main  # noqa: E402
+from killed_runs import KILLS, kill_and_start_again  # noqa: E402
 
 from stereovla.command_line import parse  # noqa: E402
 from stereovla.dataset_builder.dataset import schema, shards  # noqa: E402
-from stereovla.dataset_builder.dataset.folders import check_folder, work_folder  # noqa: E402
+from stereovla.dataset_builder.dataset.folders import PLAN, check_folder, work_folder  # noqa: E402
 from stereovla.dataset_builder.recording.build import BuildConfig, build  # noqa: E402
 from stereovla.dataset_builder.recording.parts import plan_shards  # noqa: E402
 from stereovla.dataset_builder.recording.recorder import (  # noqa: E402
@@ -277,12 +278,6 @@ def _kill_when(process: subprocess.Popen, condition) -> None:
     process.wait()
 
 
-def _after(seconds: float):
-    """Condition that holds from `seconds` after it is first asked."""
-    end: list[float] = []
-    return lambda: (end or end.append(time.monotonic() + seconds) or end)[0] < time.monotonic()
-
-
 def _run_killed(dataset: Path, folder: Path, conditions) -> None:
     for condition in conditions:
         process = subprocess.Popen(command(folder), env=environment(), stderr=subprocess.DEVNULL)
@@ -299,16 +294,34 @@ def test_killed_build_goes_on_to_the_same_bytes(dataset, tmp_path):
 
 
 @pytest.mark.slow
-def test_build_killed_at_many_moments_ends_in_the_same_bytes(dataset, tmp_path):
+def test_build_killed_while_it_writes_ends_in_the_same_bytes(dataset, tmp_path):
     folder = tmp_path / "dataset"
-    moments = [_after(seconds) for seconds in (0.5, 3, 4, 5, 6, 7, 8)]
-    moments += [
+    moments = [
         lambda: any(folder.glob(".partial/*/*.parquet.*")),
         lambda: len(list(folder.glob("data/*"))) >= 2,
         lambda: (folder / "meta/stats.json").exists(),
         lambda: (folder / "README.md").exists(),
     ]
     _run_killed(dataset, folder, moments)
+
+
+@pytest.mark.slow
+def test_build_killed_at_random_moments_ends_in_the_same_bytes(tmp_path):
+    """Of the building process and the two that record for it; one kill in five hits a single one."""
+
+    def start(folder: Path, log: Path) -> subprocess.Popen:
+        with log.open("w") as file:
+            return subprocess.Popen(command(folder), env=environment(), stdout=file, stderr=file)
+
+    def check(folder: Path) -> None:
+        if (folder / PLAN).exists():
+            shards.read_json(folder / PLAN)
+        for path in folder.glob("data/*.parquet"):
+            shards.read_table(path)  # what is there is whole
+        if (folder / shards.MANIFEST).exists():
+            assert main(["check", str(folder)]) == 0
+
+    kill_and_start_again(tmp_path, start, str(PLAN), check, contents, kills=KILLS, seed=0, alone=0.2)
 
 
 def test_finished_dataset_is_left_alone(dataset):

@@ -9,17 +9,20 @@ import time
 import av
 import h5py
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from command_lines import data
 from lerobot_folder import AS_THEY_ARE, write_lerobot, write_rig
 from PIL import Image as PillowImage
+from synthetic_dataset import write_dataset
 
 from stereovla.dataset_builder.dataset import shards
 from stereovla.dataset_builder.formats.disparity_sets import open_pairs, pair_files
 from stereovla.dataset_builder.formats.droid_source import _column
 from stereovla.dataset_builder.formats.pixel_maps import decode_view
 from stereovla.dataset_builder.formats.video import VideoError, read_all_frames
+from stereovla.dataset_builder.streaming.window_stream import WindowStream
 
 
 @pytest.fixture
@@ -195,6 +198,38 @@ def test_a_video_is_an_mp4_of_a_size(tmp_path, monkeypatch):
     monkeypatch.setattr("stereovla.untrusted.MOST_PIXELS", 2000)
     with pytest.raises(VideoError, match="a.mp4 is 64x32 px; at most 2000 px are decoded"):
         list(read_all_frames(tmp_path / "a.mp4"))
+
+
+# ---- parquet
+
+
+TOO_LARGE = r"its [0-9]+ bytes declare [0-9]+ or more to be read, in 3 rows; at most 1000 are"
+
+
+def test_shards_are_not_read_that_declare_too_much(tmp_path, monkeypatch):
+    folder = write_dataset(tmp_path, [3], 1)
+    (path,) = folder.glob("data/*.parquet")
+    monkeypatch.setattr("stereovla.untrusted.MOST_PARQUET_BYTES", 1000)
+    monkeypatch.setattr("stereovla.untrusted.MOST_PARQUET_GROWTH", 0)
+    with pytest.raises(shards.ShardError, match=f"shard {path}: {TOO_LARGE}"):
+        shards.read_table(path)
+    with pytest.raises(shards.ShardError, match=f"shard {path} of {folder}: {TOO_LARGE}"):
+        WindowStream(folder)
+    with pytest.raises(ValueError, match=f"{path.name} cannot be read: {TOO_LARGE}"):
+        open_pairs([str(folder)], "columns", "train", 0.3, ("left", "right", "disparity"), 1.0)
+
+
+@pytest.mark.parametrize("name", ["meta/tasks", "meta/episodes/chunk-000/file-000", "data/chunk-000/file-000"])
+def test_no_file_of_a_source_is_read_that_declares_too_much(source, tmp_path, capsys, monkeypatch, name):
+    monkeypatch.setattr("stereovla.untrusted.MOST_PARQUET_BYTES", 2**20)
+    path = source / f"{name}.parquet"
+    table = pq.read_table(path)
+    zeros = pa.DictionaryArray.from_arrays(pa.array([0] * len(table), pa.int32()), pa.array([b"x" * 2**20]))
+    pq.write_table(table.append_column("more", zeros), path, compression="zstd", store_schema=False)
+    assert path.stat().st_size < 2**17
+    assert import_it(source, tmp_path) in (1, 2)
+    said = "".join(capsys.readouterr())
+    assert re.search(rf"{name}.parquet cannot be read: its \d+ bytes declare \d+ or more to be read", said)
 
 
 # ---- stereo sets

@@ -181,6 +181,13 @@ def test_bad_data_sets_are_named(dataset, tmp_path):
 LABELS = ("observation.depth", "observation.segmentation", "target.box_left_px", "target.box_right_px")
 
 
+def test_rows_are_not_read_of_a_file_that_declares_too_much(dataset, monkeypatch):
+    monkeypatch.setattr("stereovla.untrusted.MOST_PARQUET_BYTES", 1000)
+    monkeypatch.setattr("stereovla.untrusted.MOST_PARQUET_GROWTH", 0)
+    with pytest.raises(InputError, match=r"parquet cannot be read: its \d+ bytes declare \d+ or more to be read"):
+        list(read_rows(dataset, 1, 1))
+
+
 def test_without_labels_and_plans_the_rest_is_measured(policy, tmp_path):
     """A recording of a robot: plans are the actions that follow, and nothing is asked that the data cannot answer."""
     kept = ("action_plan", "action_plan_length")

@@ -2,9 +2,12 @@
 
 import json
 import random
+import re
 import string
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from house import ROOT
@@ -34,6 +37,13 @@ HARMLESS = """
 hf_hub_download("hf_internal/model"), task-specific-masks-of-objects-and-robots-in-scenes, https://host/home/page,
 AKIA, tests/home/x, ghp_short, "/", '/no/such/folder/of/this/machine', -----BEGIN CERTIFICATE-----, sk-learn
 """
+
+
+def test_parquet_that_declares_too_much_is_not_searched(tmp_path):
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 1100, pa.int32()), pa.array(["x" * 2**20]))
+    pq.write_table(pa.table({"a": texts}), tmp_path / "a.parquet", compression="zstd", store_schema=False)
+    (leak,) = find_leaks(tmp_path)
+    assert re.match(r"a.parquet: its \d+ bytes declare 115\d{7} or more to be read, in 1100 rows", leak)
 
 
 @pytest.mark.parametrize("what", SECRETS)

@@ -189,6 +189,46 @@ def test_a_pinned_revision_has_its_own_code_and_weights(hub, ours, stranger, cop
     assert "the code of another revision" in broken.stderr
 
 
+FRESH = """
+import sys
+from pathlib import Path
+from stereovla.sharing.fresh_load import check_fresh_load
+print(check_fresh_load(sys.argv[1], Path(sys.argv[2]), *(word or None for word in sys.argv[3:])))
+"""
+
+
+@pytest.mark.slow
+def test_the_base_of_an_adapter_is_loaded_at_the_revision_that_was_looked_at(hub, ours, copied):
+    """In the folder and from the Hub, though there is a later one."""
+    model, adapter = copied / "run/model", copied / "lora/model"
+    ours.run(SEND, str(model), MODEL, "model", "", "")
+    ours.run(SEND, str(adapter), ADAPTER, "adapter", "", MODEL)
+    looked_at = hub.repos["model", MODEL].heads["main"]
+    (model / "modeling_stereovla.py").write_text("raise RuntimeError('the code of another revision')\n")
+    ours.run(SEND, str(model), MODEL, "model", "", "")
+    reference = str(adapter / "reference_prediction.safetensors")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": MODEL}))
+    for source, revision in ((str(adapter), ""), (ADAPTER, hub.repos["model", ADAPTER].heads["main"])):
+        assert float(ours.run(FRESH, source, reference, revision, looked_at).stdout.splitlines()[-1]) < 1e-4
+    broken = ours.run(FRESH, str(adapter), reference, check=False)
+    assert "the code of another revision" in broken.stderr
+
+
+def test_other_code_of_an_adapters_base_is_not_run_without_asking(hub, ours, copied):
+    model, ran = copied / "run/model", ours.folder / "ran"
+    code = model / "modeling_stereovla.py"
+    code.write_text(code.read_text() + f"\nopen({str(ran)!r}, 'w').close()\n")
+    commit = hub.add("model", MODEL, model).heads["main"]
+    command = ["--folder", str(copied / "lora/model"), "--license", "mit", "--dry_run", "--base_model", MODEL]
+    done = ours.run(COMMAND, *command, check=False)
+    place = f"{MODEL} on the Hub, which it changes, at revision {commit}"
+    assert done.returncode == 2 and f"{place} has code of its own, modeling_stereovla.py: read it" in done.stderr
+    assert f"loading runs code of {place} on this machine: " in done.stdout and not ran.exists()
+    ours.run(COMMAND, *command, "--run_code")
+    assert ran.exists()
+
+
 def test_strangers_stream_a_dataset_and_fetch_nothing_else(hub, ours, stranger, folders):
     ours.run(SEND, str(folders / "data"), DATA, "dataset", "v1", "")
     hub.requests.clear()
@@ -360,7 +400,7 @@ def test_bytes_that_change_on_the_way_are_noticed(hub, ours, copied):
 def test_code_of_a_folder_is_not_run_without_asking(copied, tmp_path, capsys, monkeypatch):
     folder = copied / "run/model"
     told = PushOptions(folder=str(folder), license="apache-2.0", dry_run=True)
-    consent_to_code(folder, "model", told)  # the code of this installation
+    consent_to_code(folder, None, told)  # the code of this installation
     said = capsys.readouterr().out
     assert said.startswith(f"loading runs code of {folder} on this machine: ") and "modeling_stereovla.py" in said
     code = folder / "modeling_stereovla.py"
@@ -374,6 +414,6 @@ def test_code_of_a_folder_is_not_run_without_asking(copied, tmp_path, capsys, mo
         check_and_publish(told)
     assert not (tmp_path / "ran").exists()
     monkeypatch.setattr("builtins.input", lambda question: "y")
-    consent_to_code(folder, "model", told)
+    consent_to_code(folder, None, told)
     monkeypatch.setattr("builtins.input", lambda question: pytest.fail("asked though told"))
-    consent_to_code(folder, "model", PushOptions(folder="", license="mit", dry_run=True, run_code=True))
+    consent_to_code(folder, None, PushOptions(folder="", license="mit", dry_run=True, run_code=True))

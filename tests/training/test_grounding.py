@@ -19,6 +19,7 @@ from command_lines import pretrain as main
 from datasets import IterableDataset
 from safetensors.torch import load_file
 from synthetic_dataset import write_training_dataset
+from training_runs import result
 from transformers import AutoModel, AutoProcessor
 from trl import SFTConfig
 
@@ -175,16 +176,13 @@ def test_a_killed_run_goes_on_in_the_same_bits_from_safetensors_alone(grounded, 
     (output / "checkpoint-24" / "scheduler.json").unlink()
     shutil.copy(grounded / "losses.jsonl", output)
     run_here(arguments(dataset, output))
-    weights = [load_file(folder / "model" / "model.safetensors") for folder in (grounded, output)]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert result(output) == result(grounded)  # weights, configs, recorded prediction
     assert losses(output) == losses(grounded)
     endings = {path.suffix for path in output.glob("checkpoint-*/*")}
     assert endings == {".safetensors", ".json", ".py"}
     shutil.rmtree(output / "model")
     run_here(arguments(dataset, output))  # as if killed after the last step: it takes none more
-    assert (output / "model" / "model.safetensors").read_bytes() == (
-        grounded / "model" / "model.safetensors"
-    ).read_bytes()
+    assert result(output) == result(grounded)
     assert losses(output) == losses(grounded)
     shutil.rmtree(output / "model")
     assert main([*arguments(dataset, output), "--learning_rate", "1e-4"]) == 2

@@ -1,53 +1,42 @@
-"""Trainings that are killed at random moments, start-up included, and started again by the same command, end in the
-same bits as one that nobody stopped; docs/reliability.md has the figures.
+"""Trainings and stages that are killed at random moments, start-up included, and started again by the same command, end
+in the same bits as one that nobody stopped.
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
+from killed_runs import KILLS, kill_and_start_again
+from stereo_sets import write_kitti
 from synthetic_dataset import write_finished_dataset
-from training_runs import ENVIRONMENT, ROOT, arguments, losses, wait_for
+from training_runs import ENVIRONMENT, ROOT, arguments, losses, result, wait_for
 
 from stereovla.training.checkpoint_folders import checkpoints, damage, step_of
 
-KILLS = int(os.environ.get("STEREOVLA_KILLS", "100"))  # of each number of processes
 LAUNCH = ["-m", "accelerate.commands.launch", "--config_file", "configs/ddp.yaml", "--num_processes", "2"]
 STARTS = {1: [], 2: [*LAUNCH, "--main_process_port", "0"]}
+STAGE = ["--preset", "tiny", "--steps", "30", "--batch_size", "4", "--checkpoint_every", "5", "--log_every", "1"]
+OF_STAGES = {
+    "stereo": ["--format", "kitti2015", "--held_out", "0.25", "--validation_pairs", "4"],
+    "grounding": ["--pool_episodes", "2", "--validation_batches", "1"],
+}
+
+
+def popen(command: list[str], log: Path) -> subprocess.Popen:
+    with log.open("w") as file:
+        environment = ENVIRONMENT | {"ACCELERATE_USE_CPU": "true"}
+        return subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, stdout=file, stderr=file)
 
 
 def start(processes: int, dataset: Path, output: Path, log: Path, *more: str) -> subprocess.Popen:
-    command = [sys.executable, *STARTS[processes], "train.py", *arguments(str(dataset), output), *more]
-    environment = ENVIRONMENT | {"ACCELERATE_USE_CPU": "true"}
-    with log.open("w") as file:
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
+    return popen([*STARTS[processes], "train.py", *arguments(str(dataset), output), *more], log)
 
 
-def kill(process: subprocess.Popen, alone: bool, rng: np.random.Generator) -> None:
-    """SIGKILL for a training and all of its processes, or for one of these `alone`, after which the launcher ends the
-    others; returns once none is left.
-    """
-    leader = psutil.Process(process.pid)
-    leader.suspend()  # it is not to start another one meanwhile
-    family = leader.children(recursive=True)
-    if alone and family:
-        family[int(rng.integers(len(family)))].kill()
-        leader.resume()
-    else:
-        for member in (leader, *family):
-            member.kill()
-    process.wait(timeout=120)
-    psutil.wait_procs(family, timeout=120)
-
-
-def whole(output: Path) -> None:
+def check(output: Path) -> None:
     """What may lie in the folder of a run at any moment."""
     if (output / "options.json").exists():
         json.loads((output / "options.json").read_text())
@@ -55,47 +44,44 @@ def whole(output: Path) -> None:
     assert not (output / "model").exists() or (output / "model/training.json").exists()
 
 
-def result(output: Path) -> dict[str, bytes]:
-    """All files of the result, but for the options, which name the output."""
-    files = {path.name: path.read_bytes() for path in (output / "model").iterdir() if path.is_file()}
-    files["training.json"] = files["training.json"].replace(str(output).encode(), b"")
-    return files
+def result_and_losses(output: Path) -> tuple:
+    return result(output), losses(output)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", STARTS)
 def test_killed_trainings_end_in_the_same_bits(processes, tmp_path):
     dataset = write_finished_dataset(tmp_path / "data")
-    begin = time.monotonic()
-    reference, log = tmp_path / "reference", tmp_path / "log"
-    process = start(processes, dataset, reference, log)
-    wait_for(reference / "options.json", process)
-    startup = time.monotonic() - begin  # and of a whole run the length, so that kills fall everywhere in one
-    assert process.wait(timeout=600) == 0, log.read_text()[-3000:]
-    length = time.monotonic() - begin
-    expected, lines = result(reference), losses(reference)
-    rng, kills, runs, before_options = np.random.default_rng(processes), 0, 0, 0
-    while kills < KILLS:
-        output, runs = tmp_path / f"run-{runs}", runs + 1
-        finished = False
-        while not finished:
-            process, begin = start(processes, dataset, output, log), time.monotonic()
-            try:
-                moment = rng.uniform(0, startup) if rng.random() < 0.3 else rng.uniform(startup, length)
-                code = process.wait(timeout=moment if kills < KILLS else 600)
-                assert code == 0, log.read_text()[-3000:]
-                finished = True
-                # the machine may have less to do than at first, and a kill that comes too late is none
-                taken = min(length, time.monotonic() - begin)
-                startup, length = startup * taken / length, taken
-            except subprocess.TimeoutExpired:
-                kill(process, processes > 1 and rng.random() < 0.2, rng)
-                kills += 1
-                before_options += not (output / "options.json").exists()
-            whole(output)
-        assert result(output) == expected and losses(output) == lines
-    print(f"{kills} kills of {processes} processes, {before_options} before the options were written, {runs} runs")
-    assert kills == KILLS
+    kill_and_start_again(
+        tmp_path,
+        lambda output, log: start(processes, dataset, output, log),
+        "options.json",
+        check,
+        result_and_losses,
+        kills=KILLS,
+        seed=processes,
+        alone=0.2 if processes > 1 else 0.0,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", OF_STAGES)
+def test_killed_stages_end_in_the_same_bits(stage, tmp_path):
+    dataset = tmp_path / "data"
+    if stage == "stereo":
+        write_kitti(dataset, 24)
+    else:
+        write_finished_dataset(dataset)
+    command = ["-m", "stereovla", "pretrain", stage, *STAGE, *OF_STAGES[stage], "--dataset", str(dataset)]
+    kill_and_start_again(
+        tmp_path,
+        lambda output, log: popen([*command, "--output_dir", str(output)], log),
+        "options.json",
+        check,
+        result_and_losses,
+        kills=KILLS // 10,
+        seed=0,
+    )
 
 
 @pytest.mark.slow

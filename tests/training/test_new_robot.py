@@ -68,6 +68,7 @@ def test_the_adapter_brings_heads_of_the_robots_sizes(folders):
     assert saved["base_model.model.action_expert.action_out_proj.weight"].shape[0] == 5
     processor = StereoProcessor.from_pretrained(folders["adapter"])
     assert (processor.state_dim, processor.action_dim) == (5, 5) and list(processor.norm_stats) == ["lift_scara"]
+    assert "norm_stats" not in (folders["adapter"] / "tokenizer_config.json").read_text()
     size = sum(path.stat().st_size for path in folders["adapter"].glob("*.safetensors"))
     assert size < sum(path.stat().st_size for path in folders["base"].glob("*.safetensors"))
 

@@ -1,5 +1,6 @@
 """What a training asks follows from what its data has; wishes that the data cannot meet are refused by their names."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,21 @@ from stereovla.command_line import parse
 from stereovla.dataset_builder.dataset.schema import CALIBRATION, PAIR
 from stereovla.dataset_builder.dataset.shards import write_json
 from stereovla.dataset_builder.dataset.statistics import compute_statistics
+from stereovla.dataset_builder.streaming.window_stream import WindowStream
 from stereovla.dataset_builder.streaming.windows import DEPTH, SEGMENTATION
 from stereovla.training.grounding import GroundingOptions
 from stereovla.training.grounding import train as ground
 from stereovla.training.reward import RewardOptions
 from stereovla.training.reward import train as reward
-from stereovla.training.terms import BOXES, Contents, depth_map_share, held_out_batches, questions, terms
+from stereovla.training.terms import (
+    BOXES,
+    Contents,
+    depth_map_share,
+    frames_in_words,
+    held_out_batches,
+    questions,
+    terms,
+)
 
 SEEN = {*PAIR, *CALIBRATION}
 ALL = frozenset({*SEEN, DEPTH, SEGMENTATION, *BOXES, "keyframe_pose"})
@@ -154,6 +164,34 @@ def test_the_command_trains_on_a_robots_recording_without_further_options(import
     assert {"loss/action", "loss/pose"} <= names and not {"loss/depth", "loss/box"} & names
     with pytest.raises(ValueError, match=r"--validation_batches is 1, but .* has no split 'validation'"):
         run_here(arguments(imported, tmp_path / "other"))  # which asks for a held-out batch
+
+
+@pytest.mark.filterwarnings("ignore:skipped what is left of a shard:RuntimeWarning")
+@pytest.mark.parametrize("held_out", ["1", "0"])
+def test_a_training_without_a_shard_says_what_it_streamed(tmp_path, capsys, held_out):
+    """Shards of 7 and 5 frames."""
+    dataset = write_finished_dataset(tmp_path / "data")
+    run = [*arguments(str(dataset), tmp_path / "run"), "--validation_batches", held_out, "--steps", "2"]
+    path = dataset / "data/train-00000-of-00002.parquet"
+    path.write_bytes(path.read_bytes()[:-1000])
+    run_here([*run, "--on_bad_shard", "skip"])
+    streamed = "at least 5 of 12 frames, without all or part of train-00000-of-00002.parquet (7 frames)"
+    assert f"streamed: {streamed}" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "run/model/training.json").read_text())["summary"]
+    assert summary.startswith(f"2 steps of 4 samples from {streamed}, AdamW")
+
+
+def test_a_shard_that_breaks_while_it_is_read_counts_as_unread(tmp_path):
+    dataset = write_finished_dataset(tmp_path / "data")
+    assert frames_in_words(12, WindowStream(dataset)) == "12 frames"
+    stream = WindowStream(dataset, epochs=1, lanes=1, shuffle=False, pool_episodes=1, on_bad_shard="skip", backoff_s=0)
+    path = dataset / "data/train-00000-of-00002.parquet"
+    with open(path, "r+b") as file:  # of the second episode; what is read at once stays as it was
+        file.seek(path.stat().st_size // 2)
+        file.write(bytes(100))
+    with pytest.warns(RuntimeWarning, match="skipped what is left of a shard"):
+        assert len(list(stream)) < 12
+    assert frames_in_words(12, stream).startswith("at least 5 of 12 frames, without all or part of train-00000")
 
 
 def test_the_stages_take_what_the_data_has_or_say_what_they_lack(imported, tmp_path, capsys):
