@@ -29,7 +29,9 @@ from stereovla.training.models import (
     Policy,
     Processor,
     blocks,
+    give_depth_expert,
     give_stereo_encoder,
+    give_vlm,
     is_adapter,
     reads_depth,
     towers_of,
@@ -121,6 +123,12 @@ class TrainingOptions(RunOptions):
     model: str | None = option(None, "Folder or Hub id of a model to start from; an untrained one if not given.")
     stereo_encoder: str | None = option(
         None, "Folder or Hub id of a stereo encoder to start with, such as that of `stereovla pretrain stereo`."
+    )
+    depth_expert: str | None = option(
+        None, "DepthVLA: folder or Hub id of a depth expert to start with, that of `stereovla pretrain depth`."
+    )
+    vlm: str | None = option(
+        None, "DepthVLA: folder or Hub id of a PaliGemma, PI0 or DepthVLA whose vision-language model it starts with."
     )
     views: str | None = option(None, "DepthVLA: cameras that it sees, separated by commas (not given: left).")
     depth_input: str | None = option(
@@ -237,6 +245,10 @@ def build(options: TrainingOptions, meta: dict) -> tuple[Policy | PeftModel, Pro
         model, processor = untrained(options.preset, meta, **options.overrides) if new else trained(options.model, meta)
     if options.stereo_encoder is not None:
         give_stereo_encoder(model, options.stereo_encoder)
+    if options.depth_expert is not None:
+        give_depth_expert(model, options.depth_expert)
+    if options.vlm is not None:
+        give_vlm(model, options.vlm)
     parts = [*filter(None, options.freeze.split(","))]
     model.freeze(*(towers_of(model) if options.lora_rank and not parts else parts))
     if hasattr(model.config, "frozen_parts"):

@@ -235,11 +235,11 @@ def give_stereo_encoder(model: Policy, source: str) -> None:
     give_weights(policy, encoder, f"the stereo encoders of the model and of {source}")
 
 
-def give_depth_expert(model: DepthVLAForActionPrediction, source: str) -> None:
+def give_depth_expert(model: Policy, source: str) -> None:
     """Loads the weights of the depth expert in `source`, such as `stereovla pretrain depth` writes, into the policy's,
     which notes it in its config; ValueError names the fields of their configs that differ.
     """
-    expert, policy = trained_depth_expert(source), model.model.depth_expert
+    expert, policy = trained_depth_expert(source), getattr(model.model, "depth_expert", None)
     if policy is None:
         raise ValueError(f"{source} has nowhere to go: this model has no depth expert (depth_config is None)")
     give_weights(policy, expert, f"the depth experts of the model and of {source}")
@@ -270,10 +270,12 @@ def give_encoder(model: DepthExpertModel, source: str) -> None:
     give_weights(tower, found, what)
 
 
-def give_vlm(model: DepthVLAForActionPrediction, source: str) -> None:
+def give_vlm(model: Policy, source: str) -> None:
     """Loads the vision-language model in `source`, a PaliGemma, a DepthVLA or a PI0 of transformers, into the policy's;
     ValueError names the fields of their configs that differ.
     """
+    if not isinstance(model, DepthVLAForActionPrediction):
+        raise ValueError(f"{source} has nowhere to go: this model is a {model.config.model_type!r}, not a 'depthvla'")
     kind = kind_of(source, "vision-language model")
     holders = {
         "paligemma": (PaliGemmaForConditionalGeneration, "model"),
