@@ -37,7 +37,7 @@ from transformers import HfArgumentParser
 from stereovla.dataset_builder.dataset import shards
 from stereovla.dataset_builder.dataset.checking import find_problems
 from stereovla.dataset_builder.dataset.folders import INFO, PLAN, work_folder
-from stereovla.dataset_builder.dataset.schema import VIEWS
+from stereovla.dataset_builder.dataset.schema import PAIR
 from stereovla.dataset_builder.recording.build import BuildConfig, build
 from stereovla.dataset_builder.recording.parts import finish
 from stereovla.dataset_builder.recording.recorder import FPS, Recorder
@@ -109,7 +109,7 @@ def ours(folder: Path, workers: int, options: DataOptions, depth: bool = False) 
 
 
 def plain(folder: Path, workers: int, options: DataOptions) -> Iterator[Any]:
-    columns = [*VIEWS, *NUMBERS, *(f"calibration.{key}" for key in CALIBRATION)]
+    columns = [*PAIR, *NUMBERS, *(f"calibration.{key}" for key in CALIBRATION)]
     rows = load_dataset(str(folder), split="train", streaming=True).select_columns(columns)
     # one pass, not repeated: `datasets` sleeps for seconds at the end of each
     rows = rows.shuffle(seed=0, buffer_size=64).with_format("torch")
@@ -154,7 +154,7 @@ def write_videos(folder: Path, target: Path) -> dict[str, list[Path]]:
     target.mkdir()
     found: dict[str, list[Path]] = {}
     for number, (name, (encoder, choices)) in enumerate(CODECS.items()):
-        for view in VIEWS:
+        for view in PAIR:
             path = target / f"{number}-{view}.mp4"
             with av.open(str(path), "w") as container:
                 stream = None
@@ -266,7 +266,7 @@ def main() -> None:
         views = sum(
             len(data["bytes"])
             for path in (folder / "data").iterdir()
-            for view in VIEWS
+            for view in PAIR
             for data in shards.read_table(path, [view]).column(view).to_pylist()
         )
         kilobytes = {"ours": views / frames / 1e3} | {
