@@ -108,6 +108,18 @@ CONVERTERS = {
         "a new model from separately downloaded parts",
         done="wrote {}",
     ),
+    "depthvla": Command(
+        "modeling_stereovla.convert_depthvla:Options",
+        "training.assembly:assemble",
+        "a DepthVLA from PaliGemma or pi0, and Depth Anything",
+        done="wrote {}",
+    ),
+    "pi0": Command(
+        "modeling_stereovla.convert_pi0:Options",
+        "modeling_stereovla.convert_pi0:convert",
+        "a DepthVLA without depth expert as transformers' PI0",
+        done="wrote {}",
+    ),
     "processor": Command(
         "processing.convert_processor:Options",
         "processing.convert_processor:convert",

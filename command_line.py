@@ -138,8 +138,8 @@ def is_for_user(error: BaseException) -> bool:
     """Whether an error was raised in words, by our own code or by the file system or the network, rather than by a
     fault in the program, whose traceback is wanted.
     """
-    if isinstance(error, OSError):
-        return True
+    if isinstance(error, OSError) or any(kind.__name__ == "StrictDataclassError" for kind in type(error).__mro__):
+        return True  # the latter says which field of a config cannot be so, and is no ValueError
     if isinstance(error, ModuleNotFoundError):
         return error.__cause__ is not None  # the words of `extras.extra`
     if not isinstance(error, (ValueError, RuntimeError, ArithmeticError)):

@@ -25,7 +25,7 @@ from transformers.cache_utils import DynamicCache
 
 from stereovla.modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
 from stereovla.modeling_stereovla.configuration_stereovla import PRESETS
-from stereovla.modeling_stereovla.convert_files import DTYPES
+from stereovla.modeling_stereovla.convert_output import DTYPES
 from stereovla.modeling_stereovla.layer_caches import CACHE, RecordingCache
 
 WORDS = 8  # text tokens of a short instruction

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from .configuration_stereo_encoder import StereoEncoderConfig
-from .convert_files import Output, Part, open_weights, outline_model, write_model
+from .convert_files import Part, open_weights
+from .convert_output import Output, outline_model, write_model
 from .stereo_encoder import StereoEncoderModel
 
 # Parts of the published network that the filtered volume and the initial disparity do not depend on: the refinement,

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from .convert_files import Output, Part, open_weights, outline_model, write_model
+from .convert_files import Part, open_weights
+from .convert_output import Output, outline_model, write_model
 
 NAMES = {
     "attention.wo": "self_attn.o_proj",

@@ -19,13 +19,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import Dinov2WithRegistersModel, LlamaConfig, PreTrainedConfig, SiglipVisionModel
+from transformers import Dinov2WithRegistersModel, LlamaConfig, SiglipVisionModel
 
 from .configuration_stereovla import StereoVLAConfig, with_overrides
-from .convert_files import Output, Part, WeightSource, open_weights, outline_model, write_model
+from .convert_files import Part, WeightSource, below, open_weights, own_fields, read_description
 from .convert_foundationstereo import open_stereo
 from .convert_internlm2 import llama_fields
-from .convert_stereovla import TOWER, below, convert_language_key
+from .convert_output import Output, initial_weights, outline_model, write_model
+from .convert_stereovla import TOWER, convert_language_key
 from .convert_vision_towers import resize_positions, tower_fields, tower_part
 from .modeling_stereovla import StereoVLAForActionPrediction
 
@@ -37,18 +38,6 @@ TOWER_CLASSES = {
 NEW_PARTS = ("model.visual_tokens.projector", "action_expert", "pointers")
 PAD_MULTIPLE = 64  # rows of the embedding, as in the release
 VOCABULARY_KEYS = ("model.language_model.embed_tokens.weight", "lm_head.weight")
-
-
-def read_description(path: str | Path) -> dict:
-    """config.json of a folder; {} for a file or a folder without one."""
-    description = Path(path) / "config.json"
-    return json.loads(description.read_text()) if description.is_file() else {}
-
-
-def own_fields(config: PreTrainedConfig) -> dict:
-    """Fields of a part's config as part of ours: without what describes the folder that it came from."""
-    folder = ("architectures", "dtype", "transformers_version", "_name_or_path")
-    return {name: value for name, value in config.to_dict().items() if name not in folder}
 
 
 def convert_tower_key(key: str, tensor: torch.Tensor, depth: int, grid: int) -> dict[str, torch.Tensor]:
@@ -126,24 +115,6 @@ def with_rows(part: Part, rows: int) -> Part:
     return Part(part.source, convert_key)
 
 
-def initialize_new_parts(model: StereoVLAForActionPrediction, seed: int) -> Part:
-    """Initial weights, float32, of what no part brings: projector, expert and, where the config has them, pointers.
-
-    Args:
-        model: of `outline_model`; these modules get memory, the others stay without.
-    """
-    names = [name for name in NEW_PARTS if name != "pointers" or model.pointers is not None]
-    for name in names:
-        model.get_submodule(name).to_empty(device="cpu")
-    for module in model.modules():
-        module._is_hf_initialized = False
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model.initialize_weights()
-    state = {key: value for key, value in model.state_dict().items() if key.startswith(tuple(f"{n}." for n in names))}
-    return Part(WeightSource.of("the new parts", state), lambda key, tensor: {key: tensor})
-
-
 @dataclass(kw_only=True)
 class Options(Output):
     r"""One StereoVLA model from separately downloaded parts, with a new projector and action expert to be trained.
@@ -194,6 +165,6 @@ def convert(options: Options) -> Path:
         Part(semantic_part.source, below(semantic_part.convert, f"{TOWER}semantic.tower.")),
         Part(spatial_part.source, below(spatial_part.convert, f"{TOWER}spatial.tower.")),
         Part(stereo_part.source, below(stereo_part.convert, f"{TOWER}stereo.")),
-        initialize_new_parts(model, options.seed),
+        initial_weights(model, NEW_PARTS, options.seed),
     ]
     return write_model(options, model, parts, "set of parts of one model")

@@ -22,11 +22,12 @@ import torch
 
 from .configuration_stereo_encoder import StereoEncoderConfig
 from .configuration_stereovla import StereoVLAConfig, with_overrides
-from .convert_files import Convert, Output, Part, WeightSource, open_weights, outline_model, write_model
+from .convert_files import Convert, Part, WeightSource, below, open_weights
 from .convert_foundationstereo import convert_key as convert_stereo_key
 from .convert_foundationstereo import open_stereo, release_of
 from .convert_internlm2 import convert_key as convert_internlm2_key
 from .convert_internlm2 import llama_fields
+from .convert_output import Output, outline_model, write_model
 from .convert_preprocessor import INERT, read_statistics
 from .convert_vision_towers import tower_fields, tower_part
 from .modeling_stereovla import StereoVLAForActionPrediction
@@ -69,11 +70,6 @@ def convert_flow_key(key: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
 def convert_projector_key(key: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
     """Our keys for one of the projector's; the check against the model finds other layers."""
     return {f"{TOWER}projector.layers.{key}": tensor}
-
-
-def below(rule: Convert, prefix: str) -> Convert:
-    """`rule` with `prefix` before its keys of ours."""
-    return lambda key, tensor: {prefix + name: value for name, value in rule(key, tensor).items()}
 
 
 def released_rules(source: WeightSource, num_heads: int, num_kv_heads: int) -> Convert:

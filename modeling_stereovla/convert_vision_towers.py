@@ -24,7 +24,8 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from .convert_files import Output, Part, WeightSource, open_weights, outline_model, write_model
+from .convert_files import Part, WeightSource, open_weights
+from .convert_output import Output, outline_model, write_model
 
 SIGLIP_BLOCK = {
     "norm1": "layer_norm1",

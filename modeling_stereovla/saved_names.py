@@ -1,4 +1,4 @@
-"""Names under which transformers saves the weights of vision transformers, and which its modules no longer have."""
+"""Names under which transformers saves the weights of parts, and which its modules no longer have."""
 
 from torch import nn
 
@@ -8,7 +8,15 @@ SAVED_NAMES = {
     "attention.attention.key": "attention.k_proj",
     "attention.attention.value": "attention.v_proj",
     "attention.output.dense": "attention.o_proj",
+    "language_model.model.": "language_model.",  # of PaliGemma
 }
+
+
+def present_name(name: str) -> str:
+    """The name that a module of today has for a weight that may have been saved under an older one."""
+    for saved, present in SAVED_NAMES.items():
+        name = name.replace(saved, present)
+    return name
 
 
 def accept_saved_names(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
@@ -18,7 +26,6 @@ def accept_saved_names(module: nn.Module, state_dict: dict, prefix: str, *_) -> 
     own = {name for name, _ in module.named_parameters()}
     for key in [key for key in state_dict if key.startswith(prefix)]:
         name = key.removeprefix(prefix)
-        for saved, present in SAVED_NAMES.items():
-            renamed = name.replace(saved, present)
-            if name not in own and renamed in own:
-                state_dict[prefix + renamed] = state_dict.pop(key)
+        renamed = present_name(name)
+        if name not in own and renamed in own:
+            state_dict[prefix + renamed] = state_dict.pop(key)

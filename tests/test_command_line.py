@@ -116,6 +116,19 @@ def test_errors_in_words_are_shown_and_faults_keep_their_traceback(capsys):
     assert execute(Options, lambda options: 1, "x", []) == 1
 
 
+def test_a_config_that_cannot_be_is_told_in_words(capsys):
+    """transformers' strict configs raise what is no ValueError, whether a value or its type is wrong."""
+
+    def made(**fields):
+        from stereovla.modeling_stereovla import StereoVLAConfig
+
+        return lambda options: StereoVLAConfig.from_preset("tiny", **fields)
+
+    for wrong, words in ((0, "chunk_size is 0; it must be"), ("x", "'chunk_size'")):
+        assert execute(Options, made(chunk_size=wrong), "x", []) == 2
+        assert words in capsys.readouterr().err
+
+
 def test_a_missing_extra_is_named():
     with pytest.raises(ModuleNotFoundError, match=r'no_such_package is not installed.*pip install "stereovla\[sim\]"'):
         with extra("sim"):

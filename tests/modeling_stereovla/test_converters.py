@@ -36,15 +36,16 @@ from transformers import (
 from stereovla.modeling_stereovla import (
     StereoEncoderModel,
     StereoVLAForActionPrediction,
-    convert_files,
     convert_foundationstereo,
     convert_internlm2,
+    convert_output,
     convert_parts,
     convert_preprocessor,
     convert_stereovla,
     convert_vision_towers,
 )
-from stereovla.modeling_stereovla.convert_files import Part, WeightSource, open_weights, outline_model, plan_conversion
+from stereovla.modeling_stereovla.convert_files import Part, WeightSource, open_weights, plan_conversion
+from stereovla.modeling_stereovla.convert_output import outline_model
 from stereovla.modeling_stereovla.convert_preprocessor import read_pickle, read_statistics
 
 needs_goldens = pytest.mark.skipif(not GOLDENS.is_dir(), reason=f"no recorded tensors at {GOLDENS}")
@@ -412,7 +413,7 @@ def test_no_more_than_one_shard_is_in_memory(tmp_path):
     part = Part(source, lambda key, tensor: {key: tensor})
     plan = plan_conversion([part], state, "test")
     size = 64 * 64 * 4
-    convert_files.write_shards(tmp_path, plan, torch.float32, max_shard_bytes=3 * size)
+    convert_output.write_shards(tmp_path, plan, torch.float32, max_shard_bytes=3 * size)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert sorted(set(index["weight_map"].values())) == [f"model-0000{i}-of-00004.safetensors" for i in range(1, 5)]
     assert index["metadata"]["total_size"] == 12 * size
@@ -440,7 +441,7 @@ def test_mixed_dtypes_need_a_choice(tmp_path):
     folder = convert_stereovla.convert(replace(options, dtype="bfloat16"))
     assert StereoVLAForActionPrediction.from_pretrained(folder).dtype == torch.bfloat16
     with pytest.raises(ValueError, match="dtype is 'int8'; valid: float32, bfloat16, float16"):
-        convert_files.parse_dtype("int8")
+        convert_output.parse_dtype("int8")
 
 
 def test_two_published_keys_must_not_become_one():
