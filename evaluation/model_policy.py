@@ -43,18 +43,32 @@ class ModelPolicy(Policy):
     def __init__(self, model: Any, processor: Any, name: str, num_steps: int | None = None, check_stereo: bool = False):
         self.model, self.processor, self.name = model, processor, name
         self.num_steps, self.check_stereo = num_steps, check_stereo
+        depth_config = getattr(model.config, "depth_config", None)
+        self.needs_depth = depth_config is not None and depth_config.input == "depth"
 
     def inputs(self, observations: Sequence[Observation]) -> Any:
         """The processor's batch for an action."""
         history = self.model.config.state_history
         return self.processor(
-            images=[[o.left, o.right] for o in observations],
+            images=[self.views(o.left, o.right) for o in observations],
+            depth_map=[o.depth for o in observations] if self.needs_depth else None,
             text=[o.instruction for o in observations],
             state=[o.states[-history:] for o in observations],
             embodiment=[o.embodiment for o in observations],
             objective="action",
             check_stereo=self.check_stereo,
         ).to(self.model.device)
+
+    def views(self, left: np.ndarray, right: np.ndarray | None) -> list[np.ndarray] | dict[str, np.ndarray]:
+        """Those of the two that the model sees, as its processor takes them; ValueError where it must see others, which
+        nobody shows it here.
+        """
+        if not hasattr(self.processor, "views"):
+            return [left, right]  # a pair, which folders of earlier versions take too
+        given, names = {"left": left, "right": right}, self.processor.pixel_views
+        if unknown := [name for name in names if given.get(name) is None]:
+            raise ValueError(f"{self.name} sees {', '.join(names)}, but there is no view {', '.join(unknown)} here")
+        return {name: given[name] for name in names}
 
     def act(self, observations: Sequence[Observation]) -> list[np.ndarray]:
         noise = self.noise([(o.seed, o.step) for o in observations])
@@ -72,6 +86,6 @@ class ModelPolicy(Policy):
         """(B, H/4, W/4) float32: the disparity that the model sees, in px of the processed left view; None if it sees
         with one eye.
         """
-        if self.model.config.stereo_config is None:
+        if not hasattr(self.model.config, "disparity_loss_weight") or self.model.config.stereo_config is None:
             return None
         return 4 * self.model(**self.inputs(observations), output_disparity=True).disparity[:, 0].float().cpu().numpy()

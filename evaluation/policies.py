@@ -15,6 +15,7 @@ class Observation:
     slot: number of the environment; seed: of its episode; step: steps executed so far.
     states: (n, S) float32, every state of the episode at 10 Hz, the present one last; m, rad, gripper 0..1.
     left, right: (H, W, 3) uint8 RGB; None unless the policy needs images.
+    depth: (H, W) float32, true planar depth of the left view in m; None unless the policy needs it.
     """
 
     slot: int
@@ -25,6 +26,7 @@ class Observation:
     states: np.ndarray
     left: np.ndarray | None = None
     right: np.ndarray | None = None
+    depth: np.ndarray | None = None
 
 
 class Policy(ABC):
@@ -32,6 +34,7 @@ class Policy(ABC):
 
     name: str
     needs_images = False
+    needs_depth = False
 
     def reset(self, slot: int, world: Any) -> None:  # noqa: B027, most policies keep nothing
         """A new episode begins in environment `slot`. Only the scripted expert may look into `world`."""

@@ -51,9 +51,9 @@ class Episode:
     def steps(self) -> int:
         return len(self.states) - 1
 
-    def observation(self, images: bool) -> Observation:
-        """What the policy may know now; renders only if it needs `images`."""
-        views = self.world.observe() if images else {"left": None, "right": None}
+    def observation(self, images: bool, depth: bool = False) -> Observation:
+        """What the policy may know now; renders only if it needs `images` or `depth`."""
+        views = self.world.observe(labels=depth) if images or depth else {"left": None, "right": None}
         return Observation(
             slot=self.slot,
             seed=self.seed,
@@ -63,6 +63,7 @@ class Episode:
             states=np.stack(self.states),
             left=views["left"],
             right=views["right"],
+            depth=views.get("depth"),
         )
 
     def execute(self, chunk: np.ndarray) -> Iterator[None]:
@@ -126,7 +127,7 @@ def run_episodes(
                 active.append(episode)
             if not active:
                 return
-            chunks = policy.act([episode.observation(policy.needs_images) for episode in active])
+            chunks = policy.act([episode.observation(policy.needs_images, policy.needs_depth) for episode in active])
             for episode, chunk in zip(active, chunks, strict=True):
                 for _ in episode.execute(chunk):
                     pass

@@ -85,7 +85,7 @@ class AnswerBatches(Batches):
     """Batches of what answers in words are learned from, and nothing else."""
 
     def collate(self, windows: list[dict]) -> dict[str, torch.Tensor]:
-        inputs = self.processor(**processor_arguments(windows))
+        inputs = self.processor(**processor_arguments(windows, self.processor.pixel_views))
         return {name: inputs[name] for name in INPUTS}
 
 

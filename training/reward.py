@@ -92,7 +92,7 @@ def question_inputs(processor: StereoProcessor, windows: list[dict[str, Any]]) -
     """What the model is asked about windows, without the answers: input_ids and attention_mask (B, L), padded on the
     left, and pixel_values (B, 2, 3, H, W).
     """
-    given = processor_arguments(windows)
+    given = processor_arguments(windows, processor.pixel_views)
     asked = {name: given[name] for name in ("images", "text", "embodiment", "objective", "points_px")}
     inputs = processor(**asked, check_stereo=False)
     return {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values")}

@@ -75,7 +75,7 @@ def freeze_unused(model: StereoVLAForActionPrediction, parts: Sequence[str]) -> 
     alone, of which there is none here.
     """
     also = [name for name in OF_ACTIONS if getattr(model, name) is not None]
-    if model.config.stereo_learns_from == "disparity":
+    if getattr(model.config, "stereo_learns_from", "all") == "disparity":
         also.append("stereo")
     model.freeze(*dict.fromkeys([*parts, *also]))
 

@@ -106,7 +106,7 @@ def asked(dataset):
 
 def true_answer(processor, window: dict) -> list[int]:
     """Ids of the answer that training would teach."""
-    inputs = processor(**processor_arguments([window]))
+    inputs = processor(**processor_arguments([window], processor.pixel_views))
     return inputs["labels"][0][inputs["labels"][0] != -100].tolist()
 
 
@@ -135,7 +135,7 @@ def test_questions_hold_no_answer(asked):
     assert set(inputs) == {"input_ids", "attention_mask", "pixel_values"}
     assert inputs["attention_mask"][:, -1].all()  # padded on the left
     for window, ids, mask in zip(windows, inputs["input_ids"], inputs["attention_mask"], strict=True):
-        taught = processor(**processor_arguments([window]))["input_ids"][0].tolist()
+        taught = processor(**processor_arguments([window], processor.pixel_views))["input_ids"][0].tolist()
         question = ids[mask.bool()].tolist()
         assert taught == question + true_answer(processor, window)
 
