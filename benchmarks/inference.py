@@ -2,10 +2,12 @@
 
     python -m benchmarks.inference --preset demo
     python -m benchmarks.inference --preset full --dtype bfloat16 --repeats 1
+    python -m benchmarks.inference --preset depthvla-lab --repeats 20
 
 Times are medians over alternating repetitions: only ratios within one run mean something. A denoising step is the time
-from one to the next within a chunk (of `predict_action`, and of PI0's `sample_actions`). Memory is what a stage needs
-beyond the weights, and the most that the whole run took (resident set on a CPU, Linux only; the allocator's on a GPU).
+from one to the next within a chunk (of `predict_action`, and of PI0's `sample_actions`). Of DepthVLA a chunk of the same
+sizes without depth expert is timed too. Memory is what a stage needs beyond the weights, and the most that the whole run
+took (resident set on a CPU, Linux only; the allocator's on a GPU).
 Weights are random: no result depends on them.
 """
 
@@ -23,7 +25,13 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser, PI0Config, PI0ForConditionalGeneration
 from transformers.cache_utils import DynamicCache
 
-from stereovla.modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
+from stereovla.modeling_stereovla import (
+    DepthVLAConfig,
+    DepthVLAForActionPrediction,
+    StereoVLAConfig,
+    StereoVLAForActionPrediction,
+)
+from stereovla.modeling_stereovla.configuration_depthvla import PRESETS as DEPTHVLA_PRESETS
 from stereovla.modeling_stereovla.configuration_stereovla import PRESETS
 from stereovla.modeling_stereovla.convert_output import DTYPES
 from stereovla.modeling_stereovla.layer_caches import CACHE, RecordingCache
@@ -35,17 +43,22 @@ WORDS = 8  # text tokens of a short instruction
 class InferenceOptions:
     """What `python -m benchmarks.inference` can be told."""
 
-    preset: str = field(default="demo", metadata={"help": "Sizes of the model.", "choices": list(PRESETS)})
+    preset: str = field(
+        default="demo", metadata={"help": "Sizes of the model.", "choices": [*PRESETS, *DEPTHVLA_PRESETS]}
+    )
     dtype: str = field(default="float32", metadata={"help": "Of weights and activations.", "choices": list(DTYPES)})
     device: str = field(default="cpu", metadata={"help": "Where to run: cpu, cuda, cuda:1, ..."})
     repeats: int = field(default=5, metadata={"help": "Measurements of each stage, the median counts."})
-    batch_size: int = field(default=1, metadata={"help": "Pairs at once."})
+    batch_size: int = field(default=1, metadata={"help": "Samples at once."})
     compile: bool = field(default=False, metadata={"help": "Compile the denoising step of ours (one full graph)."})
     pi0: bool = field(default=True, metadata={"help": "Also time PI0 at the same sizes; needs its memory too."})
 
 
 STEPS = 10  # Euler steps of a chunk
 CHUNK, PI0_CHUNK = f"chunk, {STEPS} steps", f"PI0's chunk, {STEPS} steps"
+WITHOUT = f"chunk without depth expert, {STEPS} steps"
+Config = StereoVLAConfig | DepthVLAConfig
+Model = StereoVLAForActionPrediction | DepthVLAForActionPrediction
 
 
 def synchronize(device: str) -> None:
@@ -89,13 +102,15 @@ def extra_mib(function: Callable[[], object], device: str) -> float:
     return max(0.0, status_mib("VmHWM") - before)
 
 
-def build(options: InferenceOptions) -> StereoVLAForActionPrediction:
-    config = StereoVLAConfig.from_preset(options.preset)
+def build(options: InferenceOptions, **overrides) -> Model:
+    of_depthvla = options.preset in DEPTHVLA_PRESETS
+    config = (DepthVLAConfig if of_depthvla else StereoVLAConfig).from_preset(options.preset, **overrides)
+    kind = DepthVLAForActionPrediction if of_depthvla else StereoVLAForActionPrediction
     with torch.device(options.device):
-        return StereoVLAForActionPrediction._from_config(config, dtype=DTYPES[options.dtype]).eval()
+        return kind._from_config(config, dtype=DTYPES[options.dtype]).eval()
 
 
-def build_pi0(config: StereoVLAConfig, options: InferenceOptions) -> PI0ForConditionalGeneration:
+def build_pi0(config: Config, options: InferenceOptions) -> PI0ForConditionalGeneration:
     """PI0 with our language model's and expert's sizes, one image of as many tokens, and a SigLIP of one layer, which
     is not part of what is compared.
     """
@@ -140,25 +155,67 @@ def build_pi0(config: StereoVLAConfig, options: InferenceOptions) -> PI0ForCondi
         return PI0ForConditionalGeneration._from_config(pi0, dtype=DTYPES[options.dtype]).eval()
 
 
-def make_inputs(config: StereoVLAConfig, options: InferenceOptions) -> dict[str, torch.Tensor]:
+def make_inputs(config: Config, options: InferenceOptions) -> dict[str, torch.Tensor]:
     batch, size, device = options.batch_size, config.image_size, options.device
-    words = WORDS + config.state_history * config.state_dim
+    words = WORDS + (config.state_history * config.state_dim if config.writes_pose else 0)
     ids = torch.full((batch, 1 + config.num_visual_tokens + words), 5)
     ids[:, 0] = config.text_config.bos_token_id
     ids[:, 1 : 1 + config.num_visual_tokens] = config.image_token_id
     return {
         "input_ids": ids.to(device),
         "attention_mask": torch.ones_like(ids).to(device),
-        "pixel_values": torch.rand(batch, 2, 3, size, size).to(device),
+        "pixel_values": torch.rand(batch, len(config.pixel_views), 3, size, size).to(device),
         "state": torch.zeros(batch, config.state_history, config.state_dim).to(device),
     }
 
 
-def parameter_table(model: StereoVLAForActionPrediction) -> list[tuple[str, int]]:
+def parameter_table(model: Model) -> list[tuple[str, int]]:
     modules = dict(model.named_modules())
     parts = [(name, modules[path]) for name, path in model.parts.items() if path in modules]
     counts = [(name, sum(p.numel() for p in part.parameters())) for name, part in parts]
     return [*counts, ("all", sum(p.numel() for p in model.parameters()))]
+
+
+Stages = dict[str, Callable[[], object]]
+
+
+def stereovla_stages(model: StereoVLAForActionPrediction, pixels: torch.Tensor, inputs: dict) -> Stages:
+    towers, mask = model.model.visual_tokens, inputs["attention_mask"]
+    embeds = model.model.embed(inputs["input_ids"], towers(pixels)[0])
+
+    def semantic():
+        return [encoder(pixels[:, 0]) for encoder in (towers.semantic, towers.spatial) if encoder is not None]
+
+    def prefill(cache):
+        return model.model(inputs_embeds=embeds, attention_mask=mask, **{CACHE: cache}, use_cache=True)
+
+    prefix = DynamicCache()
+    hidden = prefill(prefix).last_hidden_state
+    length = prefix.get_seq_length()
+
+    def thought():
+        model._generate_pose(prefix, hidden, mask)
+        prefix.crop(length - prefix.get_seq_length())
+
+    return {
+        "stereo encoder": lambda: towers.stereo(pixels, output_disparity=False),
+        "semantic encoders": semantic,
+        "visual tokens, all": lambda: towers(pixels),
+        "prefill": lambda: prefill(RecordingCache()),
+        f"chain of thought, {model.config.pose_dim + 1} tokens": thought,
+    }
+
+
+def depthvla_stages(model: DepthVLAForActionPrediction, pixels: torch.Tensor, inputs: dict) -> Stages:
+    inside, expert = model.model, model.model.depth_expert
+    tokens = expert.embed(pixels, None)
+    given = {name: inputs[name] for name in ("input_ids", "pixel_values", "attention_mask")}
+    return {
+        "vision encoder": lambda: inside.embed_views(pixels, None),
+        "depth encoder": lambda: expert.embed(pixels, None),
+        "depth decoder": lambda: expert.run(tokens, None),
+        "prefix, all": lambda: inside(**given),
+    }
 
 
 @torch.inference_mode()
@@ -175,25 +232,7 @@ def measure(options: InferenceOptions) -> None:
         print(f"| {name} | {count / 1e6:,.1f} |")
     inputs = make_inputs(config, options)
     pixels = inputs["pixel_values"].to(model.dtype)
-    towers = model.model.visual_tokens
-    tokens = towers(pixels)[0]
-    embeds = model.model.embed(inputs["input_ids"], tokens)
     mask = inputs["attention_mask"]
-
-    def semantic():
-        return [encoder(pixels[:, 0]) for encoder in (towers.semantic, towers.spatial) if encoder is not None]
-
-    def prefill(cache):
-        return model.model(inputs_embeds=embeds, attention_mask=mask, **{CACHE: cache}, use_cache=True)
-
-    prefix = DynamicCache()
-    hidden = prefill(prefix).last_hidden_state
-    length = prefix.get_seq_length()
-
-    def thought():
-        model._generate_pose(prefix, hidden, mask)
-        prefix.crop(length - prefix.get_seq_length())
-
     noise = torch.randn(options.batch_size, config.chunk_size, config.action_dim, device=device)
 
     expert, begins = model.action_expert, defaultdict(list)
@@ -208,14 +247,14 @@ def measure(options: InferenceOptions) -> None:
         return denoise(*arguments)
 
     expert.denoise = watched
-    stages = {
-        "stereo encoder": lambda: towers.stereo(pixels, output_disparity=False),
-        "semantic encoders": semantic,
-        "visual tokens, all": lambda: towers(pixels),
-        "prefill": lambda: prefill(RecordingCache()),
-        f"chain of thought, {config.pose_dim + 1} tokens": thought,
-        CHUNK: lambda: model.predict_action(**inputs, noise=noise, num_steps=STEPS, chain_of_thought=False),
-    }
+    if isinstance(model, StereoVLAForActionPrediction):
+        stages = stereovla_stages(model, pixels, inputs)
+        stages[CHUNK] = lambda: model.predict_action(**inputs, noise=noise, num_steps=STEPS, chain_of_thought=False)
+    else:
+        stages = depthvla_stages(model, pixels, inputs)
+        stages[CHUNK] = lambda: model.predict_action(**inputs, noise=noise, num_steps=STEPS)
+        without = build(options, depth_expert=False)
+        stages[WITHOUT] = lambda: without.predict_action(**inputs, noise=noise, num_steps=STEPS)
     if options.pi0:
         theirs = build_pi0(config, options)
         theirs.register_forward_pre_hook(lambda *_: begin_step(PI0_CHUNK))  # sample_actions calls it once in each step
@@ -248,6 +287,9 @@ def measure(options: InferenceOptions) -> None:
     for name, times in begins.items():
         runs_of_steps = torch.tensor(times, dtype=torch.float64).view(-1, STEPS)[1:]  # without the warm-up
         steps[name] = 1e3 * float(runs_of_steps.diff(dim=1).median())
+    if WITHOUT in medians:
+        ratios = torch.tensor(runs[CHUNK]) / torch.tensor(runs[WITHOUT])
+        print(f"\nwith the depth expert a chunk takes {float(ratios.median()):.2f} of the time without")
     print(f"\none denoising step: {steps[CHUNK]:,.2f} ms")
     if options.pi0:
         print(
