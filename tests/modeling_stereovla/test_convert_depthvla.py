@@ -308,7 +308,7 @@ def test_other_depth_encoders_are_refused(tmp_path):
         convert(options(tmp_path / "out", vlm=tmp_path / "vlm", depth_encoder=other))
     depth_anything(patch=8).save_pretrained(tmp_path / "depth")
     given = {"overrides": {"use_pointers": True, **DECODER}}
-    with pytest.raises(StrictDataclassError, match="depth_config.patch_size is 8; pointers read"):
+    with pytest.raises(StrictDataclassError, match="have 8 px; pointers read"):
         convert(options(tmp_path / "out", vlm=tmp_path / "vlm", depth_encoder=tmp_path / "depth", **given))
 
 
