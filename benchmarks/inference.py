@@ -5,9 +5,9 @@
     python -m benchmarks.inference --preset depthvla-lab --repeats 20
 
 Times are medians over alternating repetitions: only ratios within one run mean something. A denoising step is the time
-from one to the next within a chunk (of `predict_action`, and of PI0's `sample_actions`). Of DepthVLA a chunk of the same
-sizes without depth expert is timed too. Memory is what a stage needs beyond the weights, and the most that the whole run
-took (resident set on a CPU, Linux only; the allocator's on a GPU).
+from one to the next within a chunk (of `predict_action`, and of PI0's `sample_actions`). Of DepthVLA a chunk of equal
+sizes without depth expert is timed too. Memory is what a stage needs beyond the weights, and the most that the whole
+run took (resident set on a CPU, Linux only; the allocator's on a GPU).
 Weights are random: no result depends on them.
 """
 
