@@ -1,8 +1,8 @@
 """The interface of all policies, and two that need no model: the scripted expert and an arm that stands still."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ class Observation:
 
     slot: number of the environment; seed: of its episode; step: steps executed so far.
     states: (n, S) float32, every state of the episode at 10 Hz, the present one last; m, rad, gripper 0..1.
-    left, right: (H, W, 3) uint8 RGB; None unless the policy needs images.
+    left, right: (H, W, 3) uint8 RGB; None unless the policy needs images. views: further ones by name, where there are.
+    depths: {name of a view: (H, W) float32 m, 0 = unknown}, where they are known.
     """
 
     slot: int
@@ -25,6 +26,8 @@ class Observation:
     states: np.ndarray
     left: np.ndarray | None = None
     right: np.ndarray | None = None
+    views: Mapping[str, np.ndarray] = field(default_factory=dict)
+    depths: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Policy(ABC):
