@@ -12,12 +12,11 @@ from stereovla.sources import InputError, source_of
 from stereovla.untrusted import check_parquet_files
 
 CALIBRATION = ("focal_length_px", "principal_point_px", "baseline_m", "transform_camera_to_base")
+LEFT, PICTURES, DEPTHS = "left", "observation.images.", "observation.depth"
 COLUMNS = (
-    "observation.images.left",
-    "observation.images.right",
+    f"{PICTURES}{LEFT}",
     "observation.state",
     "action",
-    *(f"calibration.{name}" for name in CALIBRATION),
     "target.name",
     "task",
     "embodiment",
@@ -26,11 +25,11 @@ COLUMNS = (
 )
 # what a recording of a robot often has not; nothing is asked about what is not there
 OPTIONAL = (
+    *(f"calibration.{name}" for name in CALIBRATION),
     "action_plan",
     "action_plan_length",
     "keyframe_pose",
     "state_is_pose",
-    "observation.depth",
     "observation.segmentation",
     "target.box_left_px",
     "target.box_right_px",
@@ -42,27 +41,37 @@ GRIPPER, TARGET = 2, 3  # values of the stored segmentation
 
 @dataclass(frozen=True)
 class HeldOutRow:
-    """One frame. Images (H, W, 3) uint8; states (n, S) of the episode so far; plan (P, A), `plan_length` steps valid.
+    """One frame; states (n, S) of the episode so far; plan (P, A), `plan_length` steps valid.
 
-    depth_m: (H, W) of the left view, 0 = unknown. points_px: (2,) px (u, v) of "target" and "gripper", where in view.
-    boxes_px: (2, 4) left and right, None unless both views show the target. None is also what the data has not.
+    views: {name: (H, W, 3) uint8}, those that are there. depths: {name of a view: (H, W) float32 m, 0 = unknown}.
+    points_px: (2,) px (u, v) of "target" and "gripper" in the left view, where they are seen. boxes_px: (2, 4) left and
+    right, None unless both views show the target. None is also what the data has not.
     """
 
     episode: int
     frame: int
-    left: np.ndarray
-    right: np.ndarray
+    views: dict[str, np.ndarray]
     states: np.ndarray
     plan: np.ndarray
     plan_length: int
     keyframe_pose: np.ndarray | None
-    calibration: dict[str, Any]
-    depth_m: np.ndarray | None
+    calibration: dict[str, Any] | None
+    depths: dict[str, np.ndarray]
     points_px: dict[str, np.ndarray]
     boxes_px: np.ndarray | None
     target: str
     task: str
     embodiment: str
+
+    @property
+    def left(self) -> np.ndarray:
+        """The main view."""
+        return self.views[LEFT]
+
+    @property
+    def depth_m(self) -> np.ndarray | None:
+        """Of the main view."""
+        return self.depths.get(LEFT)
 
     def depth_at(self, point: np.ndarray) -> float:
         """Depth in m of the pixel that `point` (u, v) is in."""
@@ -79,8 +88,8 @@ def inner_point(mask: np.ndarray, depth_m: np.ndarray) -> np.ndarray | None:
 
 
 def open_split(dataset: str, split: str) -> IterableDataset:
-    """A split with all `COLUMNS` and those of `OPTIONAL` that it has, streamed; InputError that says what is wrong with
-    `dataset`.
+    """A split with all `COLUMNS`, those of `OPTIONAL` that it has, and its views and depth maps, streamed; InputError
+    that says what is wrong with `dataset`.
     """
     with source_of(dataset, "dataset") as folder:
         if folder is not None and not any(folder.glob("**/*.parquet")):
@@ -96,7 +105,9 @@ def open_split(dataset: str, split: str) -> IterableDataset:
     missing = [name for name in COLUMNS if name not in stream.features]
     if missing:
         raise InputError(f"{dataset!r} lacks the columns {', '.join(missing)}; it has {', '.join(stream.features)}")
-    return stream.select_columns([*COLUMNS, *(name for name in OPTIONAL if name in stream.features)])
+    views = [name for name in stream.features if name.startswith((PICTURES, DEPTHS))]
+    there = [name for name in OPTIONAL if name in stream.features]
+    return stream.select_columns(list(dict.fromkeys([*COLUMNS, *there, *views])))
 
 
 def count_rows(dataset: str, rows: int, stride: int, split: str = "validation") -> int:
@@ -157,26 +168,26 @@ def _episode_rows(episode: list[dict[str, Any]], chosen: range, images: list[str
 
 
 def _row(row: dict[str, Any], states: np.ndarray) -> HeldOutRow:
-    depth, segmentation = row.get("observation.depth"), row.get("observation.segmentation")
-    points: dict[str, np.ndarray | None] = {}
-    if depth is not None:
-        depth = depth.astype(np.float32) * DEPTH_UNIT_M
-        if segmentation is not None:
-            regions = (("target", TARGET), ("gripper", GRIPPER))
-            points = {name: inner_point(segmentation == value, depth) for name, value in regions}
+    views = {name.removeprefix(PICTURES): row[name] for name in row if name.startswith(PICTURES)}
+    maps = {name.removeprefix(DEPTHS).removeprefix(".") or LEFT: row[name] for name in row if name.startswith(DEPTHS)}
+    depths = {name: depth.astype(np.float32) * DEPTH_UNIT_M for name, depth in maps.items() if depth is not None}
+    segmentation, points = row.get("observation.segmentation"), {}
+    if LEFT in depths and segmentation is not None:
+        regions = (("target", TARGET), ("gripper", GRIPPER))
+        points = {name: inner_point(segmentation == value, depths[LEFT]) for name, value in regions}
     boxes = [row.get("target.box_left_px"), row.get("target.box_right_px")]
     keyframe = row.get("keyframe_pose")
+    calibration = {name: row.get(f"calibration.{name}") for name in CALIBRATION}
     return HeldOutRow(
         episode=row["episode_index"],
         frame=row["frame_index"],
-        left=row["observation.images.left"],
-        right=row["observation.images.right"],
+        views={name: view for name, view in views.items() if view is not None},
         states=states,
         plan=np.asarray(row["action_plan"], np.float32),
         plan_length=row["action_plan_length"],
         keyframe_pose=None if keyframe is None else np.asarray(keyframe, np.float32),
-        calibration={name: row[f"calibration.{name}"] for name in CALIBRATION},
-        depth_m=depth,
+        calibration=None if None in calibration.values() else calibration,
+        depths=depths,
         points_px={name: point for name, point in points.items() if point is not None},
         boxes_px=None if None in boxes else np.asarray(boxes, np.float32),
         target=row["target.name"],

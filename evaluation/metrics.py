@@ -1,7 +1,7 @@
 """Metrics as plain functions of numpy arrays: success rates, action, depth, box, keyframe and disparity errors."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -151,6 +151,46 @@ def disparity_errors(predicted_quarter: np.ndarray, truth: np.ndarray) -> np.nda
     """
     known = truth[:, 2::4, 2::4] > 0
     return np.abs(4 * predicted_quarter - truth[:, 2::4, 2::4])[known]
+
+
+def depth_map_sums(predicted: np.ndarray, truth: np.ndarray, silog_lambda: float) -> dict[str, np.ndarray]:
+    """What the errors of depth maps are made of, for each picture with any known pixel: (N,) sums over its known pixels
+    of relative and squared errors and of pixels within a factor of 1.25, their number, and L_si (Eigen et al. 2014, eq.
+    4, under a root).
+
+    Args:
+        predicted, truth: (B, H, W) m; truth 0 = unknown.
+    """
+    known = np.isfinite(truth) & (truth > 0)
+    seen = known.any(axis=(1, 2))
+    known, truth, mine = known[seen], truth[seen].astype(np.float64), predicted[seen].astype(np.float64)
+    truth = np.where(known, truth, mine)  # no error where it is unknown
+    pixels = known.sum(axis=(1, 2))
+    logs = np.log(mine) - np.log(truth)
+    squares, means = (logs**2).sum(axis=(1, 2)) / pixels, logs.sum(axis=(1, 2)) / pixels
+    return {
+        "relative": (np.abs(mine - truth) / truth).sum(axis=(1, 2)),
+        "squared": ((mine - truth) ** 2).sum(axis=(1, 2)),
+        "right": ((np.maximum(mine / truth, truth / mine) < 1.25) & known).sum(axis=(1, 2)),
+        "pixels": pixels,
+        "l_si": np.sqrt(np.maximum(squares - silog_lambda * means**2, 0)),
+    }
+
+
+def depth_map_errors(sums: Mapping[str, np.ndarray]) -> dict[str, float] | None:
+    """Of `depth_map_sums`: abs_rel, rmse_m, delta_1_25 over all known pixels, l_si over pictures; None when there are
+    none.
+    """
+    pixels = np.sum(sums["pixels"])
+    if not pixels:
+        return None
+    return {
+        "abs_rel": float(np.sum(sums["relative"]) / pixels),
+        "rmse_m": float(np.sqrt(np.sum(sums["squared"]) / pixels)),
+        "delta_1_25": float(np.sum(sums["right"]) / pixels),
+        "l_si": float(np.mean(sums["l_si"])),
+        "count": len(sums["l_si"]),
+    }
 
 
 def summary(values: np.ndarray) -> dict[str, float] | None:

@@ -1,6 +1,6 @@
 """A vision-language-action model as a policy, loaded through the Auto classes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,32 +43,41 @@ class ModelPolicy(Policy):
     def __init__(self, model: Any, processor: Any, name: str, num_steps: int | None = None, check_stereo: bool = False):
         self.model, self.processor, self.name = model, processor, name
         self.num_steps, self.check_stereo = num_steps, check_stereo
-        depth_config = getattr(model.config, "depth_config", None)
-        self.needs_depth = depth_config is not None and depth_config.input == "depth"
 
     def inputs(self, observations: Sequence[Observation]) -> Any:
         """The processor's batch for an action."""
         history = self.model.config.state_history
+        shown = {"depth_map": self.depth_maps([o.depths for o in observations])} if self.needs_depth else {}
         return self.processor(
-            images=[self.views(o.left, o.right) for o in observations],
-            depth_map=[o.depth for o in observations] if self.needs_depth else None,
+            images=self.images([{"left": o.left, "right": o.right, **o.views} for o in observations]),
             text=[o.instruction for o in observations],
             state=[o.states[-history:] for o in observations],
             embodiment=[o.embodiment for o in observations],
             objective="action",
             check_stereo=self.check_stereo,
+            **shown,
         ).to(self.model.device)
 
-    def views(self, left: np.ndarray, right: np.ndarray | None) -> list[np.ndarray] | dict[str, np.ndarray]:
-        """Those of the two that the model sees, as its processor takes them; ValueError where it must see others, which
-        nobody shows it here.
-        """
-        if not hasattr(self.processor, "views"):
-            return [left, right]  # a pair, which folders of earlier versions take too
-        given, names = {"left": left, "right": right}, self.processor.pixel_views
-        if unknown := [name for name in names if given.get(name) is None]:
-            raise ValueError(f"{self.name} sees {', '.join(names)}, but there is no view {', '.join(unknown)} here")
-        return {name: given[name] for name in names}
+    def images(self, views: Sequence[Mapping[str, np.ndarray | None]]) -> list[Any]:
+        """Views by name, as the processor takes them; those that the model does not see are left out."""
+        if self.sees_depth:
+            return [{name: of.get(name) for name in self.processor.pixel_views} for of in views]
+        return [[of.get("left"), of.get("right")] for of in views]
+
+    def depth_maps(self, depths: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+        """Those of the views that the language model and the depth expert see."""
+        return [{name: of[name] for name in self.model.config.views if name in of} for of in depths]
+
+    @property
+    def sees_depth(self) -> bool:
+        """Whether it is a DepthVLA, with or without its depth expert."""
+        return self.model.config.model_type == "depthvla"
+
+    @property
+    def needs_depth(self) -> bool:
+        """Whether it is shown true depth, not pictures."""
+        depth = self.model.config.depth_config if self.sees_depth else None
+        return depth is not None and depth.input == "depth"
 
     def act(self, observations: Sequence[Observation]) -> list[np.ndarray]:
         noise = self.noise([(o.seed, o.step) for o in observations])
@@ -83,9 +92,9 @@ class ModelPolicy(Policy):
 
     @torch.inference_mode()
     def disparity(self, observations: Sequence[Observation]) -> np.ndarray | None:
-        """(B, H/4, W/4) float32: the disparity that the model sees, in px of the processed left view; None if it sees
-        with one eye.
+        """(B, H/4, W/4) float32: the disparity that the model sees, in px of the processed left view; None if it has
+        none.
         """
-        if not hasattr(self.model.config, "disparity_loss_weight") or self.model.config.stereo_config is None:
+        if self.sees_depth or self.model.config.stereo_config is None:
             return None
         return 4 * self.model(**self.inputs(observations), output_disparity=True).disparity[:, 0].float().cpu().numpy()

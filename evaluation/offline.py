@@ -1,8 +1,6 @@
 """Errors of a model on held-out rows: actions, depth answers, boxes, keyframe poses and disparity."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -12,25 +10,11 @@ import torch
 from stereovla.evaluation import metrics
 from stereovla.evaluation.held_out import HeldOutRow
 from stereovla.evaluation.model_policy import ModelPolicy
-from stereovla.evaluation.policies import Observation
+from stereovla.evaluation.offline_depth import Collected, DepthExpertEvaluation, action_errors, with_another_scene
 
 DEPTH_TOKENS = 16  # room for an answer such as "[0.53]" and the end, even where every character is a token
 BOX_TOKENS = 8  # 4 for each view
 HISTOGRAM_BINS = 24
-
-
-@dataclass
-class Collected:
-    """Raw numbers over all rows seen so far, by name; lists of arrays and of scalars."""
-
-    values: dict[str, list[Any]]
-
-    def add(self, **named: Any) -> None:
-        for name, value in named.items():
-            self.values[name].extend(np.asarray(value).reshape(-1).tolist())
-
-    def array(self, name: str) -> np.ndarray:
-        return np.asarray(self.values[name], dtype=np.float64)
 
 
 class OfflineEvaluation:
@@ -38,38 +22,35 @@ class OfflineEvaluation:
 
     def __init__(self, policy: ModelPolicy):
         self.policy, self.model, self.processor = policy, policy.model, policy.processor
-        self.collected = Collected(defaultdict(list))
+        self.collected = Collected()
 
     def evaluate(self, rows: Iterable[HeldOutRow], batch_size: int = 16) -> dict[str, Any]:
-        """Report over all rows: {"rows", "action", "depth", "box", "keyframe", "disparity"}; see `report`."""
-        rows = iter(rows)
-        count = 0
-        while batch := list(islice(rows, batch_size)):
+        """Report over all rows: {"rows", "action", "depth", "box", "keyframe", "disparity", "depth_expert"}; see
+        `report`.
+        """
+        pairs = with_another_scene(rows)
+        count, config = 0, self.model.config
+        has_expert = self.policy.sees_depth and config.depth_config is not None
+        expert = DepthExpertEvaluation(self.policy) if has_expert else None
+        while found := list(islice(pairs, batch_size)):
+            batch = [row for row, _ in found]
             count += len(batch)
             self.actions(batch)
             self.depths(batch)
             self.boxes(batch)
             self.keyframes(batch)
-            if self.model.config.stereo_config is not None:
+            if expert is not None:
+                expert.add(batch, [other for _, other in found])
+            elif not self.policy.sees_depth and config.stereo_config is not None:
                 self.disparities(batch)
         if not count:
             raise ValueError("no held-out rows: nothing can be evaluated")
-        return {"rows": count, **self.report()}
+        return {"rows": count, **self.report(), "depth_expert": None if expert is None else expert.report()}
 
     # ------------------------------------------------------------------ questions
 
-    def observations(self, rows: Sequence[HeldOutRow]) -> list[Observation]:
-        return [
-            Observation(0, row.episode, row.frame, row.task, row.embodiment, row.states, row.left, row.right)
-            for row in rows
-        ]
-
     def actions(self, rows: Sequence[HeldOutRow]) -> None:
-        predicted = np.stack(self.policy.act(self.observations(rows)))
-        steps = min(predicted.shape[1], rows[0].plan.shape[0])
-        truth = np.stack([row.plan[:steps] for row in rows])
-        valid = np.arange(steps) < np.array([[row.plan_length] for row in rows])
-        self.collected.add(**metrics.action_errors(predicted[:, :steps], truth, valid))
+        self.collected.add(**action_errors(self.policy, rows))
 
     def depths(self, rows: Sequence[HeldOutRow]) -> None:
         for name in ("target", "gripper"):
@@ -91,8 +72,9 @@ class OfflineEvaluation:
         ids = self.answer(asked, "box", BOX_TOKENS, text=[row.target for row in asked])
         ids = torch.nn.functional.pad(ids, (0, BOX_TOKENS - ids.shape[1]), value=self.processor.tokenizer.pad_token_id)
         predicted, valid = self.processor.decode_boxes(ids, source_size=asked[0].left.shape[:2])
-        iou = metrics.box_iou(predicted, np.stack([row.boxes_px for row in asked])) * valid[:, None]
-        self.collected.add(left_iou=iou[:, 0], right_iou=iou[:, 1], box_invalid=~valid)
+        truth = np.stack([row.boxes_px for row in asked])[:, : predicted.shape[1]]
+        iou = metrics.box_iou(predicted, truth) * valid[:, None]
+        self.collected.add(**dict(zip(("left_iou", "right_iou"), iou.T, strict=False)), box_invalid=~valid)
 
     def keyframes(self, rows: Sequence[HeldOutRow]) -> None:
         rows = [row for row in rows if row.keyframe_pose is not None]
@@ -109,11 +91,11 @@ class OfflineEvaluation:
         self.collected.add(**{f"keyframe_{name}": values for name, values in errors.items()}, keyframe_invalid=~valid)
 
     def disparities(self, rows: Sequence[HeldOutRow]) -> None:
-        rows = [row for row in rows if row.depth_m is not None]
+        rows = [row for row in rows if row.depth_m is not None and row.calibration is not None]
         if not rows:
             return
         inputs = self.processor(
-            images=[[row.left, row.right] for row in rows],
+            images=self.policy.images([row.views for row in rows]),
             text=[row.task for row in rows],
             state=[self.history(row) for row in rows],
             embodiment=[row.embodiment for row in rows],
@@ -134,7 +116,7 @@ class OfflineEvaluation:
     def answer(self, rows: Sequence[HeldOutRow], objective: str, tokens: int, **arguments: Any) -> torch.Tensor:
         """Greedily generated ids (B, at most `tokens`) of a question, on the CPU."""
         inputs = self.processor(
-            images=[[row.left, row.right] for row in rows],
+            images=self.policy.images([row.views for row in rows]),
             embodiment=[row.embodiment for row in rows],
             objective=objective,
             check_stereo=False,
@@ -142,7 +124,12 @@ class OfflineEvaluation:
         ).to(self.model.device)
         del inputs["state"]  # written in the prompt where the question needs it
         ids = self.model.generate(
-            **inputs, max_new_tokens=tokens, do_sample=False, pad_token_id=self.processor.tokenizer.pad_token_id
+            **inputs,
+            max_new_tokens=tokens,
+            do_sample=False,
+            pad_token_id=self.processor.tokenizer.pad_token_id,
+            # a VLM that sees the depth expert's tokens cannot go on from a cache of its own
+            use_cache=not (self.policy.sees_depth and self.model.config.mask == "full"),
         )
         return ids[:, inputs["input_ids"].shape[1] :].cpu()
 

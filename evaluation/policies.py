@@ -1,8 +1,8 @@
 """The interface of all policies, and two that need no model: the scripted expert and an arm that stands still."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ class Observation:
 
     slot: number of the environment; seed: of its episode; step: steps executed so far.
     states: (n, S) float32, every state of the episode at 10 Hz, the present one last; m, rad, gripper 0..1.
-    left, right: (H, W, 3) uint8 RGB; None unless the policy needs images.
-    depth: (H, W) float32, true planar depth of the left view in m; None unless the policy needs it.
+    left, right: (H, W, 3) uint8 RGB; None unless the policy needs images. views: further ones by name, where there are.
+    depths: {name of a view: (H, W) float32 m, 0 = unknown}, where they are known.
     """
 
     slot: int
@@ -26,7 +26,8 @@ class Observation:
     states: np.ndarray
     left: np.ndarray | None = None
     right: np.ndarray | None = None
-    depth: np.ndarray | None = None
+    views: Mapping[str, np.ndarray] = field(default_factory=dict)
+    depths: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Policy(ABC):
@@ -34,7 +35,7 @@ class Policy(ABC):
 
     name: str
     needs_images = False
-    needs_depth = False
+    needs_depth = False  # of the left view
 
     def reset(self, slot: int, world: Any) -> None:  # noqa: B027, most policies keep nothing
         """A new episode begins in environment `slot`. Only the scripted expert may look into `world`."""

@@ -63,7 +63,7 @@ class Episode:
             states=np.stack(self.states),
             left=views["left"],
             right=views["right"],
-            depth=views.get("depth"),
+            depths={"left": views["depth"]} if depth else {},
         )
 
     def execute(self, chunk: np.ndarray) -> Iterator[None]:

@@ -7,6 +7,7 @@ import torch
 
 from stereovla.modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
 from stereovla.processing import StereoImageProcessorPil, StereoProcessor, build_tokenizer
+from stereovla.training.models import untrained
 
 EMBODIMENT = "franka_panda"
 LOW = {"state": [0.3, -0.3, -0.05, -0.2, -0.2, -0.8, 0.0], "action": [-0.04, -0.04, -0.04, -0.2, -0.2, -0.2, -1.0]}
@@ -50,3 +51,19 @@ def stereo_pair(seed: int = 0, size: int = 64, disparity: int = 3) -> tuple[np.n
     coarse = rng.integers(0, 255, (size // 4, (size + disparity) // 4 + 1, 3), np.uint8)
     wide = np.kron(coarse, np.ones((4, 4, 1), np.uint8))[:, : size + disparity]
     return wide[:, :size].copy(), wide[:, disparity:].copy()
+
+
+def save_tiny_depthvla(folder: Path, seed: int = 7, **overrides) -> Path:
+    """The same of a DepthVLA, with overrides of its config."""
+    statistics = {
+        key: {"q01": LOW[name], "q99": HIGH[name]}
+        for key, name in (("state", "state"), ("action", "action"), ("keyframe_pose", "state"))
+    }
+    tasks = ["pick up the red cube", "pick up the green ball"]
+    meta = {"tasks": tasks, "stats": {EMBODIMENT: statistics}, "fps": 10.0, "state_dim": 7, "action_dim": 7}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model, processor = untrained("depthvla-tiny", meta, **overrides)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder

@@ -16,6 +16,7 @@ from stereovla.evaluation import metrics
 from stereovla.evaluation.held_out import count_rows, inner_point, read_rows
 from stereovla.evaluation.model_policy import ModelPolicy
 from stereovla.evaluation.offline import OfflineEvaluation, histogram
+from stereovla.evaluation.offline_depth import observations
 from stereovla.sources import InputError, load_checkpoint
 
 LENGTHS = [6, 5, 4]
@@ -87,7 +88,7 @@ def test_answers_are_greedy_decoding(policy, dataset):
             ("box", {"text": ["red cube", "red", "red cube"][number]}),
         ):
             inputs = policy.processor(
-                images=[row.left, row.right], objective=objective, check_stereo=False, **arguments
+                images=[row.left, row.views["right"]], objective=objective, check_stereo=False, **arguments
             )
             ids = inputs["input_ids"]
             for step in range(5):
@@ -107,7 +108,7 @@ def test_action_errors_are_those_of_the_policy(policy, dataset):
     assert report["rows"] == sum(LENGTHS)
     distances = []
     for row in rows:
-        (chunk,) = policy.act(evaluation.observations([row]))
+        (chunk,) = policy.act(observations([row]))
         steps = min(len(chunk), row.plan_length)
         distances += [1000 * np.linalg.norm(chunk[i, :3] - row.plan[i, :3]) for i in range(steps)]
     assert report["action"]["position_mm"]["mean"] == pytest.approx(np.mean(distances), rel=1e-4)
@@ -136,7 +137,7 @@ def test_right_answers_score_as_right(policy, dataset):
                 "pose": lambda: {"keyframe_pose": [row.keyframe_pose for row in rows]},
             }[objective]()
             labels = self.processor(
-                images=[[row.left, row.right] for row in rows],
+                images=[[row.left, row.views["right"]] for row in rows],
                 embodiment=[row.embodiment for row in rows],
                 objective=objective,
                 return_labels=True,

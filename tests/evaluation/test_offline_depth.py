@@ -1,0 +1,187 @@
+"""What is measured of a depth expert: its maps, and what the policy does where it is shown grey or another scene."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from command_lines import evaluate as main
+from synthetic_dataset import write_dataset
+from tiny_checkpoint import save_tiny_depthvla
+
+from stereovla.evaluation import metrics
+from stereovla.evaluation.held_out import read_rows
+from stereovla.evaluation.model_policy import ModelPolicy
+from stereovla.evaluation.offline import OfflineEvaluation
+from stereovla.evaluation.offline_depth import SHOWN, DepthExpertEvaluation, observations, shown, with_another_scene
+from stereovla.modeling_stereovla.configuration_depthvla import stereo_encoder
+from stereovla.sources import load_checkpoint
+
+LENGTHS = [3, 2, 3]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> str:
+    return str(write_dataset(tmp_path_factory.mktemp("data"), LENGTHS, 2, split="validation", size=64))
+
+
+@pytest.fixture(scope="module")
+def rows(dataset) -> list:
+    """Every third also shows the wrist's view, with a depth that is 1.5 m everywhere."""
+    found = list(read_rows(dataset, 100, 1))
+    for number in range(0, len(found), 3):
+        row = found[number]
+        wrist = np.random.default_rng(number).integers(0, 255, (48, 48, 3), np.uint8)
+        depths = {**row.depths, "wrist": np.full((48, 48), 1.5, np.float32)}
+        found[number] = replace(row, views={**row.views, "wrist": wrist}, depths=depths)
+    return found
+
+
+def policy_of(folder, **overrides) -> ModelPolicy:
+    return ModelPolicy(*load_checkpoint(str(save_tiny_depthvla(folder, **overrides)), run_code=True), "trained")
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory) -> ModelPolicy:
+    return policy_of(tmp_path_factory.mktemp("depthvla"), views=["left", "wrist"], use_pointers=True)
+
+
+def test_another_scene_is_of_another_episode(rows):
+    pairs = list(with_another_scene(rows))
+    assert [row for row, _ in pairs] == rows
+    others = [(other.episode, other.frame) for _, other in pairs]
+    assert others == [(1, 0)] * 3 + [(2, 0)] * 2 + [(0, 0)] * 3
+    assert [other for _, other in with_another_scene(rows[:3])] == [None] * 3
+    assert list(with_another_scene([])) == []
+
+
+def test_depth_errors_are_those_of_a_plain_loop():
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(0.3, 3, (3, 4, 5))
+    truth[rng.random(truth.shape) < 0.3] = 0
+    truth[2] = 0
+    predicted = rng.uniform(0.3, 3, truth.shape)
+    relative, squared, right, l_si = [], [], [], []
+    for picture, map_ in zip(predicted[:2], truth[:2], strict=True):
+        pairs = [(p, t) for p, t in zip(picture.ravel(), map_.ravel(), strict=True) if t > 0]
+        relative += [abs(p - t) / t for p, t in pairs]
+        squared += [(p - t) ** 2 for p, t in pairs]
+        right += [max(p / t, t / p) < 1.25 for p, t in pairs]
+        logs = [np.log(p) - np.log(t) for p, t in pairs]
+        l_si.append(np.sqrt(np.mean(np.square(logs)) - 0.3 * np.mean(logs) ** 2))
+    expected = {"abs_rel": np.mean(relative), "rmse_m": np.sqrt(np.mean(squared)), "delta_1_25": np.mean(right)}
+    expected |= {"l_si": np.mean(l_si), "count": 2}
+    assert metrics.depth_map_errors(metrics.depth_map_sums(predicted, truth, 0.3)) == pytest.approx(expected)
+    assert metrics.depth_map_errors(metrics.depth_map_sums(predicted, 0 * truth, 0.3)) is None
+
+
+def test_the_depth_expert_alone_is_shown_something_else(policy, rows):
+    evaluation, others = DepthExpertEvaluation(policy), [other for _, other in with_another_scene(rows)]
+    model, inputs = policy.model, evaluation.inputs(rows)
+    inputs.pop("depth_map")
+    swapped, _ = evaluation.pictures("swapped", rows, others)
+    null, _ = evaluation.pictures("null", rows, others)
+    assert torch.equal(swapped[:3], evaluation.inputs(others[:1])["pixel_values"].expand(3, -1, -1, -1, -1))
+    assert null.unique().tolist() == [0.5]
+    with torch.no_grad():
+        given = model(**inputs, output_depth=True)
+        for pictures in (null, swapped):
+            expected = model.model.depth_expert(pictures, inputs["view_mask"]).depth
+            with shown(model, pictures, None):
+                found = model(**inputs, output_depth=True)
+            present = inputs["view_mask"]
+            torch.testing.assert_close(found.depth[present], expected[present], atol=1e-6, rtol=1e-5)
+            assert not torch.allclose(found.depth[present], given.depth[present], rtol=1e-3)
+            torch.testing.assert_close(found.logits, given.logits, atol=0, rtol=0)  # the VLM sees what it saw
+        assert torch.equal(model(**inputs, output_depth=True).depth, given.depth)  # and all is as before
+
+
+def test_the_report_has_what_was_predicted(policy, rows):
+    report = OfflineEvaluation(policy).evaluate(rows, batch_size=3)
+    json.dumps(report, allow_nan=False)
+    found, evaluation = report["depth_expert"], DepthExpertEvaluation(policy)
+    assert set(found) == set(SHOWN)
+    inputs = evaluation.inputs(rows)
+    truth = inputs.pop("depth_map")
+    with torch.no_grad():
+        depth = policy.model(**inputs, output_depth=True).depth
+    known = truth[:, 0] > 0
+    expected = ((depth[:, 0] - truth[:, 0]).abs() / truth[:, 0])[known].mean()
+    assert found["given"]["depth_map"]["left"]["abs_rel"] == pytest.approx(float(expected), rel=1e-4)
+    seen = inputs["view_mask"][:, 1]
+    assert seen.sum() == 3 and found["given"]["depth_map"]["wrist"]["count"] == 3
+    expected = (depth[seen, 1] / 1.5 - 1).abs().mean()  # a square picture has no bars
+    assert found["given"]["depth_map"]["wrist"]["abs_rel"] == pytest.approx(float(expected), rel=1e-4)
+    assert found["given"]["action"]["position_mm"] == report["action"]["position_mm"]
+    for name in ("null", "swapped"):
+        for errors, kind in (("action", "position_mm"), ("keyframe", "xy_cm"), ("keyframe", "z_cm")):
+            assert found[name][errors][kind]["mean"] != found["given"][errors][kind]["mean"], (name, kind)
+        assert found[name]["depth_map"]["left"]["count"] == len(rows)
+
+
+def test_a_right_way_to_the_keyframe_is_no_error(policy, rows):
+    """The way that the processor writes as the target, told by the pointers."""
+    targets = policy.processor(
+        images=policy.images([row.views for row in rows]),
+        text=[row.task for row in rows],
+        state=[row.states[-1:] for row in rows],
+        embodiment=[row.embodiment for row in rows],
+        objective="pose",
+        keyframe_pose=[row.keyframe_pose + np.float32([0.03, 0.04, 0.02, 0, 0, 0, 0]) for row in rows],
+        target_px=[[10.0, 10.0]] * len(rows),
+        return_labels=True,
+        check_stereo=False,
+    )["displacement"]
+    evaluation = DepthExpertEvaluation(policy)
+    evaluation.keyframes("given", rows, targets)
+    data = evaluation.collected["given"]
+    np.testing.assert_allclose(data.array("keyframe_xy_cm"), 5.0, rtol=1e-3)
+    np.testing.assert_allclose(data.array("keyframe_z_cm"), 2.0, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"depth_config": stereo_encoder()},
+        {"depth_config": {"input": "depth"}},
+        {"mask": "full"},
+        {"depth_config": None, "depth_map_loss_weight": 0.0},
+    ],
+    ids=["stereo", "depth shown", "full mask", "pi0"],
+)
+def test_every_kind_of_depth_expert_is_measured(overrides, rows, tmp_path):
+    policy = policy_of(tmp_path / "model", **overrides)
+    report = OfflineEvaluation(policy).evaluate(rows[:5], batch_size=5)
+    json.dumps(report, allow_nan=False)
+    if "depth_map_loss_weight" in overrides:
+        assert report["depth_expert"] is None
+        return
+    found = report["depth_expert"]
+    errors = [found[name]["depth_map"]["left"]["abs_rel"] for name in SHOWN]
+    assert len(set(errors)) == 3
+    positions = [found[name]["action"]["position_mm"]["mean"] for name in SHOWN]
+    assert len(set(positions)) == 3
+    assert found["given"]["keyframe"]["xy_cm"] is None  # of pointers, which it has not
+
+
+def test_rows_of_one_camera_without_depth(policy, tmp_path):
+    gone = ("observation.images.right", "calibration.baseline_m", "target.box_right_px", "observation.depth")
+    folder = write_dataset(tmp_path, [2, 2], 1, split="validation", size=64, without=gone)
+    found = list(read_rows(str(folder), 10, 1))
+    assert [set(row.views) for row in found] == [{"left"}] * 4
+    assert all(row.calibration is None and row.depths == {} for row in found)
+    assert observations(found)[0].right is None
+    report = OfflineEvaluation(policy).evaluate(found)
+    assert report["depth_expert"]["swapped"]["depth_map"] == {"left": None, "wrist": None}
+    assert report["depth_expert"]["swapped"]["action"]["position_mm"]["count"] > 0
+    one = OfflineEvaluation(policy).evaluate(found[:2])["depth_expert"]
+    assert one["null"]["action"]["position_mm"] and one["swapped"]["action"]["position_mm"] is None
+
+
+def test_the_command_writes_it(policy, dataset, tmp_path):
+    source = policy.model.config._name_or_path
+    own = ["--model", source, "--dataset", dataset, "--out", str(tmp_path), "--stride", "2", "--run_code", "True"]
+    assert main(["offline", *own]) == 0
+    report = json.loads((tmp_path / "offline.json").read_text())
+    assert report["depth_expert"]["null"]["depth_map"]["left"]["count"] == report["rows"] == 4
