@@ -88,6 +88,11 @@ MEASURES = {
     "offline": Command(
         "evaluation.options:OfflineOptions", "evaluation.commands:offline", "errors on held-out rows of a dataset"
     ),
+    "inside": Command(
+        "evaluation.options:InsideOptions",
+        "evaluation.commands:inside",
+        "pictures of what a policy attends to and of its depth",
+    ),
     "report": Command(
         "evaluation.options:ReportOptions",
         "evaluation.commands:report",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from stereovla.evaluation.episode_log import EpisodeLog, write_json
 from stereovla.evaluation.options import (
+    InsideOptions,
     OfflineOptions,
     ReportOptions,
     RolloutOptions,
@@ -88,6 +89,31 @@ def offline(options: OfflineOptions) -> None:
     report = OfflineEvaluation(policy).evaluate(rows, options.batch_size)
     write_json(path, {"options": saved, **report})
     print(f"{report['rows']} held-out rows: {path}")
+
+
+def inside(options: InsideOptions) -> None:
+    """Writes the pictures, and the numbers of the first."""
+    check_checkpoint(options.model)
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+
+    from stereovla.evaluation.held_out import read_rows
+    from stereovla.evaluation.inside import STREAMS, draw_attention, draw_depth
+    from stereovla.evaluation.model_policy import ModelPolicy
+
+    policy = ModelPolicy(*load_checkpoint(options.model, options.device, options.run_code), "trained")
+    rows = list(read_rows(options.dataset, options.rows, options.stride, options.split))
+    if not rows:
+        raise InputError(f"{options.dataset!r} has no rows in its split {options.split!r}")
+    shares = draw_attention(policy, rows, out / "attention.png")
+    write_json(out / "attention.json", [dict(zip(STREAMS, layer, strict=True)) for layer in shares.tolist()])
+    for number, layer in enumerate(shares, 1):
+        parts = [f"{name} {100 * share:.0f} %" for name, share in zip(STREAMS, layer, strict=True) if share]
+        print(f"layer {number}: {', '.join(parts)}")
+    print(f"picture: {out / 'attention.png'}")
+    if getattr(policy.model.config, "depth_config", None) is not None and any(row.depths for row in rows):
+        draw_depth(policy, rows, out / "depth.png")
+        print(f"picture: {out / 'depth.png'}")
 
 
 def report(options: ReportOptions) -> Path:

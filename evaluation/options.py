@@ -111,6 +111,28 @@ class OfflineOptions:
 
 
 @dataclass
+class InsideOptions:
+    """Draws where the attention of a policy's action tokens goes, layer by layer, and the depth that it predicts."""
+
+    out: str = option("", "Folder of the pictures attention.png and depth.png, and of attention.json.")
+    model: str = option("", "Checkpoint, folder or Hub id.")
+    dataset: str = option("", "Dataset, folder or Hub id.")
+    split: str = option("validation", "Split with the held-out episodes.")
+    rows: int = option(32, "Rows at most.")
+    stride: int = option(10, "Every n-th row is taken.")
+    device: str = option("cpu", "Where the model runs: cpu, cuda, cuda:1, ...")
+    run_code: bool = option(False, RUN_CODE)
+
+    def __post_init__(self):
+        require_out(self)
+        for name in ("model", "dataset"):
+            if not getattr(self, name):
+                raise InputError(f"--{name} is missing")
+        for name in ("rows", "stride"):
+            at_least(self, name, 1)
+
+
+@dataclass
 class ReportOptions:
     """Plots, a rollout film, report.html and report.json, and the metrics.json that the model card is made from."""
 
