@@ -43,14 +43,14 @@ GRIPPER, TARGET = 2, 3  # values of the stored segmentation
 class HeldOutRow:
     """One frame; states (n, S) of the episode so far; plan (P, A), `plan_length` steps valid.
 
-    views: {name: (H, W, 3) uint8}, those that are there. depths: {name of a view: (H, W) float32 m, 0 = unknown}.
-    points_px: (2,) px (u, v) of "target" and "gripper" in the left view, where they are seen. boxes_px: (2, 4) left and
-    right, None unless both views show the target. None is also what the data has not.
+    views: {name: (H, W, 3) uint8, or None where the row has none} of all that the data has. depths: {name of a view:
+    (H, W) float32 m, 0 = unknown}. points_px: (2,) px (u, v) of "target" and "gripper" in the left view, where they are
+    seen. boxes_px: (2, 4) left and right, None unless both views show the target. None is also what the data has not.
     """
 
     episode: int
     frame: int
-    views: dict[str, np.ndarray]
+    views: dict[str, np.ndarray | None]
     states: np.ndarray
     plan: np.ndarray
     plan_length: int
@@ -181,7 +181,7 @@ def _row(row: dict[str, Any], states: np.ndarray) -> HeldOutRow:
     return HeldOutRow(
         episode=row["episode_index"],
         frame=row["frame_index"],
-        views={name: view for name, view in views.items() if view is not None},
+        views=views,
         states=states,
         plan=np.asarray(row["action_plan"], np.float32),
         plan_length=row["action_plan_length"],

@@ -49,7 +49,7 @@ class ModelPolicy(Policy):
         history = self.model.config.state_history
         shown = {"depth_map": self.depth_maps([o.depths for o in observations])} if self.needs_depth else {}
         return self.processor(
-            images=self.images([{"left": o.left, "right": o.right, **o.views} for o in observations]),
+            images=self.images([o.all_views for o in observations]),
             text=[o.instruction for o in observations],
             state=[o.states[-history:] for o in observations],
             embodiment=[o.embodiment for o in observations],
@@ -59,10 +59,18 @@ class ModelPolicy(Policy):
         ).to(self.model.device)
 
     def images(self, views: Sequence[Mapping[str, np.ndarray | None]]) -> list[Any]:
-        """Views by name, as the processor takes them; those that the model does not see are left out."""
+        """Views by name, None where one is absent, as the processor takes them; those that the model does not see are
+        left out. ValueError where it must see others, which nobody shows it here.
+        """
+        names = self.processor.pixel_views if self.sees_depth else ("left", "right")
+        if unknown := [name for name in names if any(name not in of for of in views)]:
+            raise ValueError(
+                f"{self.name} sees {', '.join(names)}, but there is no view {', '.join(unknown)} here; there are "
+                f"{', '.join(views[0])}"
+            )
         if self.sees_depth:
-            return [{name: of.get(name) for name in self.processor.pixel_views} for of in views]
-        return [[of.get("left"), of.get("right")] for of in views]
+            return [{name: of[name] for name in names} for of in views]
+        return [[of[name] for name in names] for of in views]
 
     def depth_maps(self, depths: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
         """Those of the views that the language model and the depth expert see."""

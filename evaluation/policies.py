@@ -14,7 +14,8 @@ class Observation:
 
     slot: number of the environment; seed: of its episode; step: steps executed so far.
     states: (n, S) float32, every state of the episode at 10 Hz, the present one last; m, rad, gripper 0..1.
-    left, right: (H, W, 3) uint8 RGB; None unless the policy needs images. views: further ones by name, where there are.
+    left, right: (H, W, 3) uint8 RGB; None unless the policy needs images. views: further ones by name, None where one
+    is absent.
     depths: {name of a view: (H, W) float32 m, 0 = unknown}, where they are known.
     """
 
@@ -26,8 +27,14 @@ class Observation:
     states: np.ndarray
     left: np.ndarray | None = None
     right: np.ndarray | None = None
-    views: Mapping[str, np.ndarray] = field(default_factory=dict)
+    views: Mapping[str, np.ndarray | None] = field(default_factory=dict)
     depths: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def all_views(self) -> dict[str, np.ndarray | None]:
+        """All of them by name."""
+        given = {"left": self.left, "right": self.right}
+        return {**{name: view for name, view in given.items() if view is not None}, **self.views}
 
 
 class Policy(ABC):

@@ -103,6 +103,35 @@ def offline_metrics(offline: dict[str, Any]) -> list[dict[str, Any]]:
             space = f" {unit}" if unit else ""
             text = f"mean {numbers['mean']:.2f}{space}, median {numbers['median']:.2f}{space}{note}"
             metrics.append(metric(name, kind, numbers["mean"], text, where))
+    # not in results from before there were depth experts
+    return metrics + depth_expert_metrics(offline.get("depth_expert"), where)
+
+
+def depth_expert_metrics(found: dict[str, Any] | None, where: str) -> list[dict[str, Any]]:
+    """Errors of a DepthVLA whose depth expert is shown its own pictures, with those where it is shown others."""
+    if found is None:
+        return []
+    errors = {
+        f"depth of the {view} view, {name}": (name, {shown: of["depth_map"][view] for shown, of in found.items()})
+        for view in found["given"]["depth_map"]
+        for name in ("abs_rel", "rmse_m", "delta_1_25", "l_si")
+    }
+    errors |= {
+        f"{part} error with its depth expert, {name}": ("mean", {shown: of[part][name] for shown, of in found.items()})
+        for part, name in (("action", "position_mm"), ("keyframe", "xy_cm"), ("keyframe", "z_cm"))
+    }
+    metrics = []
+    for title, (key, numbers) in errors.items():
+        values = {shown: None if of is None else of[key] for shown, of in numbers.items()}
+        if values["given"] is None:
+            continue
+        notes = [
+            f"; shown {what}: {values[shown]:.3f}"
+            for shown, what in (("null", "grey"), ("swapped", "another scene"))
+            if values[shown] is not None
+        ]
+        kind = "_".join(title.replace(",", "").lower().split())
+        metrics.append(metric(title, kind, values["given"], f"{values['given']:.3f}{''.join(notes)}", where))
     return metrics
 
 

@@ -15,6 +15,7 @@ from stereovla.evaluation.held_out import read_rows
 from stereovla.evaluation.model_policy import ModelPolicy
 from stereovla.evaluation.offline import OfflineEvaluation
 from stereovla.evaluation.offline_depth import SHOWN, DepthExpertEvaluation, observations, shown, with_another_scene
+from stereovla.evaluation.report import offline_metrics
 from stereovla.modeling_stereovla.configuration_depthvla import stereo_encoder
 from stereovla.sources import load_checkpoint
 
@@ -29,7 +30,7 @@ def dataset(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def rows(dataset) -> list:
     """Every third also shows the wrist's view, with a depth that is 1.5 m everywhere."""
-    found = list(read_rows(dataset, 100, 1))
+    found = [replace(row, views={**row.views, "wrist": None}) for row in read_rows(dataset, 100, 1)]
     for number in range(0, len(found), 3):
         row = found[number]
         wrist = np.random.default_rng(number).integers(0, 255, (48, 48, 3), np.uint8)
@@ -172,6 +173,9 @@ def test_rows_of_one_camera_without_depth(policy, tmp_path):
     assert [set(row.views) for row in found] == [{"left"}] * 4
     assert all(row.calibration is None and row.depths == {} for row in found)
     assert observations(found)[0].right is None
+    with pytest.raises(ValueError, match="trained sees left, wrist, but there is no view wrist here; there are left"):
+        OfflineEvaluation(policy).evaluate(found)
+    found = [replace(row, views={**row.views, "wrist": None}) for row in found]
     report = OfflineEvaluation(policy).evaluate(found)
     assert report["depth_expert"]["swapped"]["depth_map"] == {"left": None, "wrist": None}
     assert report["depth_expert"]["swapped"]["action"]["position_mm"]["count"] > 0
@@ -179,9 +183,19 @@ def test_rows_of_one_camera_without_depth(policy, tmp_path):
     assert one["null"]["action"]["position_mm"] and one["swapped"]["action"]["position_mm"] is None
 
 
-def test_the_command_writes_it(policy, dataset, tmp_path):
-    source = policy.model.config._name_or_path
+def test_the_command_writes_it_and_the_report_names_it(dataset, tmp_path):
+    source = str(save_tiny_depthvla(tmp_path / "model"))
     own = ["--model", source, "--dataset", dataset, "--out", str(tmp_path), "--stride", "2", "--run_code", "True"]
     assert main(["offline", *own]) == 0
-    report = json.loads((tmp_path / "offline.json").read_text())
-    assert report["depth_expert"]["null"]["depth_map"]["left"]["count"] == report["rows"] == 4
+    offline = json.loads((tmp_path / "offline.json").read_text())
+    found = offline["depth_expert"]
+    assert found["null"]["depth_map"]["left"]["count"] == offline["rows"] == 4
+    named = {metric["name"]: metric for metric in offline_metrics(offline)}
+    errors = [found[name]["depth_map"]["left"]["abs_rel"] for name in SHOWN]
+    assert named["depth of the left view, abs_rel"]["value"] == errors[0]
+    expected = "{:.3f}; shown grey: {:.3f}; shown another scene: {:.3f}".format(*errors)
+    assert named["depth of the left view, abs_rel"]["text"] == expected
+    assert "action error with its depth expert, position_mm" in named
+    assert "keyframe error with its depth expert, z_cm" not in named  # no pointers
+    del offline["depth_expert"]  # results from before
+    assert len(offline_metrics(offline)) == len(named) - 5
