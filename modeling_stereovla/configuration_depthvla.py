@@ -6,8 +6,9 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, GemmaConfig, PaliGemmaConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .configuration_policy import PolicyConfig, with_overrides
 from .configuration_stereo_encoder import StereoEncoderConfig, known_keys, refuse_unknown_keys
-from .configuration_stereovla import SMALL_STEREO, resnet, with_overrides
+from .configuration_stereovla import SMALL_STEREO, resnet
 
 DEPTH_INPUTS = ("pictures", "depth")
 MASKS = ("block", "full")
@@ -112,7 +113,7 @@ class DepthExpertConfig(PreTrainedConfig):
 
 
 @strict
-class DepthVLAConfig(PreTrainedConfig):
+class DepthVLAConfig(PolicyConfig):
     r"""
     Sizes of DepthVLA (arXiv 2510.13375). The defaults are the paper's (`preset="full"`); `DepthVLAConfig.from_preset`
     gives smaller ones. Without a depth expert the model is pi0 (arXiv 2410.24164).
@@ -127,21 +128,15 @@ class DepthVLAConfig(PreTrainedConfig):
             and pointing are about the first.
         mask (`str`):
             "block": VLM tokens and depth tokens see their own kind alone. "full", an ablation: both see each other.
-        image_size, patch_size (`int`):
-            Side of the views and stride of the visual tokens, px.
-        expert_hidden_size, expert_intermediate_size (`int`):
-            Widths of the action expert; its depth and heads are the language model's.
         silog_lambda (`float` in [0, 1]):
             Share of the squared mean error in log depth that the depth loss forgives; 1 does not see a wrong scale.
         depth_expert_source (`str`), frozen_parts (`list[str]`):
             What the training did: where the depth expert's weights came from, None = nowhere, and which parts were held
             fixed.
-        state_dim, state_history, action_dim, chunk_size, pose_dim, num_bins, action_vocab_size, image_token_id,
-        num_inference_steps, noise_scale, time_alpha, time_beta, time_min, time_max, min_period, max_period,
-        time_embedding_dtype, flow_draws, use_pointers:
-            As in `StereoVLAConfig`.
-        action_loss_weight, language_loss_weight, depth_map_loss_weight, pointing_loss_weight, keyframe_loss_weight:
-            Weights of the summed loss. The paper's are L_flow + L_si.
+        depth_map_loss_weight (`float`):
+            Weight of the depth expert's loss in the sum; the paper's is L_flow + L_si.
+
+    The other fields are those of `PolicyConfig`.
     """
 
     model_type = "depthvla"
@@ -154,38 +149,14 @@ class DepthVLAConfig(PreTrainedConfig):
     depth_config: dict | PreTrainedConfig | None = None
     views: list[str] | tuple[str, ...] = ("left",)
     mask: str = "block"
-    image_size: int = 224
-    patch_size: int = 14
-    expert_hidden_size: int = 1024
     expert_intermediate_size: int = 4096
-    state_dim: int = 7
-    state_history: int = 1
-    action_dim: int = 7
-    chunk_size: int = 16
-    pose_dim: int = 7
-    num_bins: int = 256
     action_vocab_size: int = 257024
     image_token_id: int = 257152
-    num_inference_steps: int = 10
-    noise_scale: float = 1.0
-    time_alpha: float = 1.5
-    time_beta: float = 1.0
-    time_min: float = 0.001
-    time_max: float = 1.0
-    min_period: float = 4e-3
-    max_period: float = 4.0
-    time_embedding_dtype: str = "float32"
-    flow_draws: int = 1
-    use_pointers: bool = False
-    silog_lambda: float = 0.5
-    action_loss_weight: float = 1.0
     language_loss_weight: float = 0.0
     depth_map_loss_weight: float = 1.0
-    pointing_loss_weight: float = 0.0
-    keyframe_loss_weight: float = 0.0
+    silog_lambda: float = 0.5
     depth_expert_source: str | None = None
     frozen_parts: list[str] | tuple[str, ...] = ()
-    initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
         refuse_unknown_keys(self, kwargs)
@@ -217,15 +188,6 @@ class DepthVLAConfig(PreTrainedConfig):
         return self.vlm_config.text_config
 
     @property
-    def tie_word_embeddings(self) -> bool:
-        """Whether the output layer is the embedding; the language model says so, transformers asks here."""
-        return self.text_config.tie_word_embeddings
-
-    @tie_word_embeddings.setter
-    def tie_word_embeddings(self, value: bool) -> None:
-        self.text_config.tie_word_embeddings = value
-
-    @property
     def stereo_config(self) -> StereoEncoderConfig | None:
         """The stereo encoder's, where the depth expert has one."""
         return None if self.depth_config is None else self.depth_config.stereo_config
@@ -240,13 +202,9 @@ class DepthVLAConfig(PreTrainedConfig):
         """Names of the views in `pixel_values`: those that are seen, and the right one for a stereo encoder."""
         return [*self.views, *([] if self.stereo_config is None else [RIGHT])]
 
-    @property
-    def num_visual_tokens(self) -> int:
-        """Of one view."""
-        return (self.image_size // self.patch_size) ** 2
-
     def validate_architecture(self):
         """Part of `@strict`-powered validation."""
+        self.validate_policy()
         text, vision, depth = self.text_config, self.vlm_config.vision_config, self.depth_config
         if text.model_type != "gemma":
             raise ValueError(f"vlm_config.text_config is a {text.model_type!r}; it must be a 'gemma'")
@@ -282,28 +240,10 @@ class DepthVLAConfig(PreTrainedConfig):
                 )
             if depth.stereo_config is not None and RIGHT in self.views:
                 raise ValueError(f"views are {list(self.views)}; {RIGHT!r} is the stereo encoder's, not one of them")
-        if self.expert_hidden_size % 2:
-            raise ValueError(f"expert_hidden_size is {self.expert_hidden_size}; the time embedding needs an even width")
-        if not self.num_bins < self.action_vocab_size <= text.vocab_size:
-            raise ValueError(
-                f"action_vocab_size is {self.action_vocab_size}; it must lie above num_bins ({self.num_bins}) and not "
-                f"above the language model's vocab_size ({text.vocab_size})"
-            )
         if self.image_token_id < 0:
             raise ValueError(f"image_token_id is {self.image_token_id}; it must be at least 0")
-        if self.time_embedding_dtype not in ("float32", "model"):
-            raise ValueError(f"time_embedding_dtype is {self.time_embedding_dtype!r}; it must be 'float32' or 'model'")
-        for name in ("noise_scale", "silog_lambda"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1]")
-        if not 0 <= self.time_min < self.time_max <= 1:
-            raise ValueError(
-                f"time_min, time_max are {self.time_min}, {self.time_max}; 0 <= time_min < time_max <= 1 must hold"
-            )
-        sizes = ("state_dim", "state_history", "action_dim", "chunk_size", "pose_dim", "flow_draws")
-        for name in (*sizes, "num_inference_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.silog_lambda <= 1:
+            raise ValueError(f"silog_lambda is {self.silog_lambda}; it must be in [0, 1]")
 
 
 def dinov2_large() -> dict:

@@ -6,11 +6,12 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .configuration_policy import PolicyConfig, with_overrides
 from .configuration_stereo_encoder import StereoEncoderConfig, known_keys, refuse_unknown_keys
 
 
 @strict
-class StereoVLAConfig(PreTrainedConfig):
+class StereoVLAConfig(PolicyConfig):
     r"""
     Sizes of StereoVLA (arXiv 2512.21970). The defaults are the paper's (`preset="full"`);
     `StereoVLAConfig.from_preset` gives smaller ones.
@@ -24,42 +25,20 @@ class StereoVLAConfig(PreTrainedConfig):
         stereo_config (`StereoEncoderConfig`):
             The stereo encoder of both views. None makes a mono model, which takes the pair and does not look at the
             right view. Of these three, one at least must remain; all four parts None means the paper's.
-        image_size, patch_size (`int`):
-            Side of both views and stride of the visual tokens, px.
         projector_hidden_size (`int`):
             Width of the projector's first layer.
-        expert_hidden_size, expert_intermediate_size (`int`):
-            Widths of the action expert; its depth and heads are the language model's.
-        state_dim, state_history, action_dim, chunk_size, pose_dim (`int`):
-            Entries of a state, steps of state history, entries of an action, steps of a chunk, entries of a keyframe.
-        num_bins, action_vocab_size (`int`):
-            Poses and states are written as uniform bins over [-1, 1]; bin b is the token `action_vocab_size - b`.
-        image_token_id (`int`):
-            The token that visual tokens replace.
-        num_inference_steps (`int`):
-            Euler steps from noise to actions.
-        noise_scale (`float` in [0, 1]):
-            Standard deviation of the noise that `predict_action` starts from; 0 starts from the noise's mean, which
-            takes a fifth off the error of a small policy whose demonstrations are unimodal.
-        time_alpha, time_beta, time_min, time_max (`float`):
-            Flow-matching times are Beta(alpha, beta) scaled to [time_min, time_max].
-        min_period, max_period (`float`), time_embedding_dtype (`str`):
-            Periods of the time embedding; "float32", or "model" to compute it in the model's dtype as the released
-            code does.
         chain_of_thought (`bool`):
             Whether `predict_action` generates the keyframe pose first by default.
         direct_probability (`float` in [0, 1]):
             Share of the training samples whose action expert does not see the keyframe pose; above 0 the policy can
             act without generating it.
-        flow_draws (`int`):
-            Noise and time draws of each sample in one training step.
-        use_pointers (`bool`):
-            The pointing loss and its read-out tokens (`pointing.py`); not in the paper.
         stereo_learns_from (`str`):
             "all" losses, or "disparity": the stereo encoder then learns from the samples with known disparity alone
             and runs without gradients on the others, which makes a training step cheaper.
-        action_loss_weight, language_loss_weight, disparity_loss_weight, pointing_loss_weight, keyframe_loss_weight:
-            Weights of the summed loss.
+        disparity_loss_weight (`float`):
+            Weight of the stereo encoder's loss in the sum.
+
+    The other fields are those of `PolicyConfig`.
     """
 
     model_type = "stereovla"
@@ -74,39 +53,12 @@ class StereoVLAConfig(PreTrainedConfig):
     semantic_config: dict | PreTrainedConfig | None = None
     spatial_config: dict | PreTrainedConfig | None = None
     stereo_config: dict | PreTrainedConfig | None = None
-    image_size: int = 224
-    patch_size: int = 14
     projector_hidden_size: int = 20352
-    expert_hidden_size: int = 1024
-    expert_intermediate_size: int = 2048
-    state_dim: int = 7
     state_history: int = 4
-    action_dim: int = 7
-    chunk_size: int = 16
-    pose_dim: int = 7
-    num_bins: int = 256
-    action_vocab_size: int = 92544
-    image_token_id: int = 92545
-    num_inference_steps: int = 10
-    noise_scale: float = 1.0
-    time_alpha: float = 1.5
-    time_beta: float = 1.0
-    time_min: float = 0.001
-    time_max: float = 1.0
-    min_period: float = 4e-3
-    max_period: float = 4.0
-    time_embedding_dtype: str = "float32"
     chain_of_thought: bool = True
     direct_probability: float = 0.0
-    flow_draws: int = 1
-    use_pointers: bool = False
     stereo_learns_from: str = "all"
-    action_loss_weight: float = 1.0
-    language_loss_weight: float = 1.0
     disparity_loss_weight: float = 0.0
-    pointing_loss_weight: float = 0.0
-    keyframe_loss_weight: float = 0.0
-    initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
         refuse_unknown_keys(self, kwargs)
@@ -134,15 +86,6 @@ class StereoVLAConfig(PreTrainedConfig):
         return super().from_dict(values, **kwargs)
 
     @property
-    def tie_word_embeddings(self) -> bool:
-        """Whether the output layer is the embedding; `text_config` says so, transformers asks here."""
-        return self.text_config.tie_word_embeddings
-
-    @tie_word_embeddings.setter
-    def tie_word_embeddings(self, value: bool) -> None:
-        self.text_config.tie_word_embeddings = value
-
-    @property
     def writes_pose(self) -> bool:
         """Whether the keyframe pose stands in the sequence of a sample that acts."""
         return True
@@ -151,10 +94,6 @@ class StereoVLAConfig(PreTrainedConfig):
     def pixel_views(self) -> list[str]:
         """Names of the views in `pixel_values`."""
         return ["left", "right"]
-
-    @property
-    def num_visual_tokens(self) -> int:
-        return (self.image_size // self.patch_size) ** 2
 
     @property
     def fused_size(self) -> int:
@@ -168,12 +107,11 @@ class StereoVLAConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Part of `@strict`-powered validation."""
+        self.validate_policy()
         if self.semantic_config is None and self.spatial_config is None and self.stereo_config is None:
             raise ValueError(
                 "semantic_config, spatial_config and stereo_config are all None; one at least must give visual tokens"
             )
-        if self.image_size % self.patch_size:
-            raise ValueError(f"image_size is {self.image_size}; it must be divisible by patch_size ({self.patch_size})")
         if self.stereo_config is not None and self.image_size % 32:
             raise ValueError(
                 f"image_size is {self.image_size}; it must be divisible by 32, the stereo encoder's coarsest stride"
@@ -191,18 +129,8 @@ class StereoVLAConfig(PreTrainedConfig):
                 raise ValueError(
                     f"{name}.num_hidden_layers is {tower.num_hidden_layers}; the second-to-last block needs at least 2"
                 )
-        if self.expert_hidden_size % 2:
-            raise ValueError(f"expert_hidden_size is {self.expert_hidden_size}; the time embedding needs an even width")
-        if not self.num_bins < self.action_vocab_size <= self.text_config.vocab_size:
-            raise ValueError(
-                f"action_vocab_size is {self.action_vocab_size}; it must lie above num_bins ({self.num_bins}) and "
-                f"not above "
-                f"text_config.vocab_size ({self.text_config.vocab_size})"
-            )
         if not 0 <= self.image_token_id < self.text_config.vocab_size:
             raise ValueError(f"image_token_id is {self.image_token_id}; valid: 0 ... {self.text_config.vocab_size - 1}")
-        if self.time_embedding_dtype not in ("float32", "model"):
-            raise ValueError(f"time_embedding_dtype is {self.time_embedding_dtype!r}; it must be 'float32' or 'model'")
         if self.stereo_learns_from not in ("all", "disparity"):
             raise ValueError(f"stereo_learns_from is {self.stereo_learns_from!r}; it must be 'all' or 'disparity'")
         if self.stereo_config is None and (self.disparity_loss_weight or self.stereo_learns_from != "all"):
@@ -211,37 +139,8 @@ class StereoVLAConfig(PreTrainedConfig):
                 f"{self.stereo_learns_from!r}, but stereo_config is None: without a stereo encoder they must be 0 and "
                 "'all'"
             )
-        if not 0 <= self.noise_scale <= 1:
-            raise ValueError(f"noise_scale is {self.noise_scale}; it must be in [0, 1]")
         if not 0 <= self.direct_probability <= 1:
             raise ValueError(f"direct_probability is {self.direct_probability}; it must be in [0, 1]")
-        if not 0 <= self.time_min < self.time_max <= 1:
-            raise ValueError(
-                f"time_min, time_max are {self.time_min}, {self.time_max}; 0 <= time_min < time_max <= 1 must hold"
-            )
-        for name in (
-            "state_dim",
-            "state_history",
-            "action_dim",
-            "chunk_size",
-            "pose_dim",
-            "flow_draws",
-            "num_inference_steps",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-
-
-def with_overrides(values: dict, overrides: dict) -> dict:
-    """`values` with `overrides`; a dict replaces single fields of a part, and of its parts, or brings in a part that
-    is absent.
-    """
-
-    def merged(name: str, value: Any) -> Any:
-        is_part = isinstance(value, dict) and name.endswith("_config")
-        return with_overrides(values.get(name) or {}, value) if is_part else value
-
-    return {**values, **{name: merged(name, value) for name, value in overrides.items()}}
 
 
 def full_parts() -> dict[str, dict]:

@@ -1,0 +1,120 @@
+"""What the configurations of all our policies share."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+@strict
+class PolicyConfig(PreTrainedConfig):
+    r"""
+    Sizes of a policy with a language model, `text_config`, and an action expert that reads it.
+
+    Args:
+        image_size, patch_size (`int`):
+            Side of the views and stride of the visual tokens, px.
+        expert_hidden_size, expert_intermediate_size (`int`):
+            Widths of the action expert; its depth and heads are the language model's.
+        state_dim, state_history, action_dim, chunk_size, pose_dim (`int`):
+            Entries of a state, steps of state history, entries of an action, steps of a chunk, entries of a keyframe.
+        num_bins, action_vocab_size (`int`):
+            Poses and boxes are written as uniform bins over [-1, 1]; bin b is the token `action_vocab_size - b`.
+        image_token_id (`int`):
+            The token that visual tokens replace.
+        num_inference_steps (`int`):
+            Euler steps from noise to actions.
+        noise_scale (`float` in [0, 1]):
+            Standard deviation of the noise that `predict_action` starts from; 0 starts from the noise's mean, which
+            takes a fifth off the error of a small policy whose demonstrations are unimodal.
+        time_alpha, time_beta, time_min, time_max (`float`):
+            Flow-matching times are Beta(alpha, beta) scaled to [time_min, time_max].
+        min_period, max_period (`float`), time_embedding_dtype (`str`):
+            Periods of the time embedding; "float32", or "model" to compute it in the model's dtype as StereoVLA's
+            released code does.
+        flow_draws (`int`):
+            Noise and time draws of each sample in one training step.
+        use_pointers (`bool`):
+            The pointing loss and its read-out tokens (`pointing.py`); not in the papers.
+        action_loss_weight, language_loss_weight, pointing_loss_weight, keyframe_loss_weight:
+            Weights of the summed loss.
+    """
+
+    image_size: int = 224
+    patch_size: int = 14
+    expert_hidden_size: int = 1024
+    expert_intermediate_size: int = 2048
+    state_dim: int = 7
+    state_history: int = 1
+    action_dim: int = 7
+    chunk_size: int = 16
+    pose_dim: int = 7
+    num_bins: int = 256
+    action_vocab_size: int = 92544
+    image_token_id: int = 92545
+    num_inference_steps: int = 10
+    noise_scale: float = 1.0
+    time_alpha: float = 1.5
+    time_beta: float = 1.0
+    time_min: float = 0.001
+    time_max: float = 1.0
+    min_period: float = 4e-3
+    max_period: float = 4.0
+    time_embedding_dtype: str = "float32"
+    flow_draws: int = 1
+    use_pointers: bool = False
+    action_loss_weight: float = 1.0
+    language_loss_weight: float = 1.0
+    pointing_loss_weight: float = 0.0
+    keyframe_loss_weight: float = 0.0
+    initializer_range: float = 0.02
+
+    @property
+    def tie_word_embeddings(self) -> bool:
+        """Whether the output layer is the embedding; the language model says so, transformers asks here."""
+        return self.text_config.tie_word_embeddings
+
+    @tie_word_embeddings.setter
+    def tie_word_embeddings(self, value: bool) -> None:
+        self.text_config.tie_word_embeddings = value
+
+    @property
+    def num_visual_tokens(self) -> int:
+        """Of one view."""
+        return (self.image_size // self.patch_size) ** 2
+
+    def validate_policy(self) -> None:
+        """ValueError for shared fields that contradict each other."""
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size is {self.image_size}; it must be divisible by patch_size ({self.patch_size})")
+        if self.expert_hidden_size % 2:
+            raise ValueError(f"expert_hidden_size is {self.expert_hidden_size}; the time embedding needs an even width")
+        if not self.num_bins < self.action_vocab_size <= self.text_config.vocab_size:
+            raise ValueError(
+                f"action_vocab_size is {self.action_vocab_size}; it must lie above num_bins ({self.num_bins}) and not "
+                f"above the language model's vocab_size ({self.text_config.vocab_size})"
+            )
+        if self.time_embedding_dtype not in ("float32", "model"):
+            raise ValueError(f"time_embedding_dtype is {self.time_embedding_dtype!r}; it must be 'float32' or 'model'")
+        if not 0 <= self.noise_scale <= 1:
+            raise ValueError(f"noise_scale is {self.noise_scale}; it must be in [0, 1]")
+        if not 0 <= self.time_min < self.time_max <= 1:
+            raise ValueError(
+                f"time_min, time_max are {self.time_min}, {self.time_max}; 0 <= time_min < time_max <= 1 must hold"
+            )
+        sizes = ("state_dim", "state_history", "action_dim", "chunk_size", "pose_dim", "flow_draws")
+        for name in (*sizes, "num_inference_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+def with_overrides(values: dict, overrides: dict) -> dict:
+    """`values` with `overrides`; a dict replaces single fields of a part, and of its parts, or brings in a part that
+    is absent.
+    """
+
+    def merged(name: str, value: Any) -> Any:
+        is_part = isinstance(value, dict) and name.endswith("_config")
+        return with_overrides(values.get(name) or {}, value) if is_part else value
+
+    return {**values, **{name: merged(name, value) for name, value in overrides.items()}}
