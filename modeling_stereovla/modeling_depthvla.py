@@ -10,7 +10,7 @@ from .configuration_depthvla import DepthVLAConfig
 from .depth_expert import DepthExpertModel
 from .flow_matching import Draws
 from .layer_caches import CACHE, RecordingCache
-from .mixture_of_transformers import joint_mask, run_layers, run_together
+from .mixture_of_transformers import Rotary, joint_mask, run_layers, run_together
 from .model_outputs import DepthVLAModelOutput, DepthVLAOutput, refuse_unknown_inputs
 from .objectives import Predictions, Targets, sum_losses
 from .policy import PolicyForActionPrediction, PolicyPreTrainedModel, valid_positions
@@ -137,6 +137,7 @@ class DepthVLAModel(DepthVLAPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_depth: bool = False,
+        output_prefix: bool = True,
     ) -> DepthVLAModelOutput:
         """
         Args:
@@ -149,6 +150,7 @@ class DepthVLAModel(DepthVLAPreTrainedModel):
             cache: keys and values of earlier tokens, and where those of these go; before transformers 5.24,
                 past_key_values. With one the VLM runs alone: answers are about what it sees.
             output_depth: also return the predicted depth.
+            output_prefix: False runs the VLM alone too, where the mask lets it: for answers in words.
         """
         cache = past_key_values if cache is None else cache
         if use_cache and cache is None:
@@ -162,44 +164,20 @@ class DepthVLAModel(DepthVLAPreTrainedModel):
         if attention_mask is None:
             attention_mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
         positions = valid_positions(attention_mask)[:, -embeds.shape[1] :] if position_ids is None else position_ids
-        language_model = self.vlm.language_model
-        rotary = language_model.rotary_emb(embeds, positions)
-        before = attention_mask.shape[1] - embeds.shape[1]
-        if before:  # answers go on: each token sees all that is before it
-            allowed = joint_mask(attention_mask, torch.ones_like(attention_mask))[:, :, before:]
-            hidden = run_layers(language_model, embeds, cache, allowed, rotary)
-            return DepthVLAModelOutput(last_hidden_state=hidden, **{CACHE: cache})
-        if pixel_values is None or cache is not None:
-            if cache is not None and self.depth_expert is not None and self.config.mask == "full":
-                raise ValueError(
-                    "mask is 'full': the VLM sees the depth expert's tokens, which answers from a cache do not; "
-                    "generate with use_cache=False"
-                )
-            allowed = self._prompt_mask(attention_mask, token_type_ids)
-            hidden = run_layers(language_model, embeds, cache, allowed, rotary)
+        rotary = self.vlm.language_model.rotary_emb(embeds, positions)
+        joint = self.depth_expert is not None and self.config.mask == "full"
+        if cache is not None and joint:
+            raise ValueError(
+                "mask is 'full': the VLM sees the depth expert's tokens, which answers from a cache do not; generate "
+                "with use_cache=False"
+            )
+        if pixel_values is None or cache is not None or not (joint or output_prefix or output_depth):
+            allowed = self._allowed(attention_mask, token_type_ids, attention_mask.shape[1] - embeds.shape[1])
+            hidden = run_layers(self.vlm.language_model, embeds, cache, allowed, rotary)
             return DepthVLAModelOutput(last_hidden_state=hidden, **{CACHE: cache if use_cache else None})
-        depth_hidden, length = None, attention_mask.sum(-1, keepdim=True)
-        if self.depth_expert is None:
-            hidden, stream = self._run_vlm(embeds, attention_mask, token_type_ids, rotary)
-            prefix = Prefix((stream,), attention_mask, length)
-        else:
-            expert = self.depth_expert
-            depth_tokens = expert.embed(pixel_values, view_mask, depth_map)
-            depth_mask = expert.token_mask(view_mask)
-            all_there = attention_mask.new_ones(depth_tokens.shape[:2])
-            mask = torch.cat([attention_mask, all_there if depth_mask is None else depth_mask], dim=1)
-            if self.config.mask == "block":
-                hidden, stream = self._run_vlm(embeds, attention_mask, token_type_ids, rotary)
-                depth_hidden, depth_stream = expert.run(depth_tokens, depth_mask)
-                prefix = Prefix((stream, depth_stream), mask, length)
-            else:
-                (hidden, depth_hidden), stream = run_together(
-                    (language_model, expert.decoder),
-                    (embeds, depth_tokens),
-                    joint_mask(attention_mask, token_type_ids, mask[:, embeds.shape[1] :]),
-                    (rotary, tuple(part.expand(len(embeds), -1, -1) for part in expert.rotary(depth_tokens))),
-                )
-                prefix = Prefix((stream,), mask, length)
+        hidden, depth_hidden, prefix = self._run_experts(
+            embeds, rotary, attention_mask, token_type_ids, (pixel_values, view_mask, depth_map)
+        )
         visual = None
         if self.config.use_pointers:
             visual = self._first_view(tokens, view_mask)
@@ -212,6 +190,55 @@ class DepthVLAModel(DepthVLAPreTrainedModel):
             log_depth=self.depth_expert.log_depth(depth_hidden) if output_depth else None,
         )
 
+    def _allowed(
+        self, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None, cached: int = 0
+    ) -> torch.Tensor | None:
+        """What VLM tokens see of VLM tokens, bool (B, 1, L, cached + L); None = all. Behind `cached` tokens an answer
+        goes on.
+        """
+        if cached:
+            return joint_mask(attention_mask, torch.ones_like(attention_mask))[:, :, cached:]
+        if (token_type_ids is not None and bool(token_type_ids.any())) or not bool(attention_mask.all()):
+            return joint_mask(attention_mask, token_type_ids)
+        return None
+
+    def _run_experts(
+        self,
+        embeds: torch.Tensor,
+        rotary: Rotary,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None,
+        seen: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None],
+    ) -> tuple[torch.Tensor, torch.Tensor | None, Prefix]:
+        """Last hidden states of VLM and depth expert, and what the action expert reads.
+
+        Args:
+            seen: pixel_values, view_mask and depth_map of `forward`.
+        """
+        language_model, expert, length = (
+            self.vlm.language_model,
+            self.depth_expert,
+            attention_mask.sum(-1, keepdim=True),
+        )
+        mask, depth_hidden, streams = attention_mask, None, ()
+        if expert is not None:
+            depth_tokens, depth_mask = expert.embed(*seen), expert.token_mask(seen[1])
+            there = attention_mask.new_ones(depth_tokens.shape[:2]) if depth_mask is None else depth_mask
+            mask = torch.cat([attention_mask, there], dim=1)
+            if self.config.mask == "full":
+                (hidden, depth_hidden), stream = run_together(
+                    (language_model, expert.decoder),
+                    (embeds, depth_tokens),
+                    joint_mask(attention_mask, token_type_ids, there),
+                    (rotary, tuple(part.expand(len(embeds), -1, -1) for part in expert.rotary(depth_tokens))),
+                )
+                return hidden, depth_hidden, Prefix((stream,), mask, length)
+            depth_hidden, depth_stream = expert.run(depth_tokens, depth_mask)
+            streams = (depth_stream,)
+        cache = RecordingCache()
+        hidden = run_layers(language_model, embeds, cache, self._allowed(attention_mask, token_type_ids), rotary)
+        return hidden, depth_hidden, Prefix((cache.stream, *streams), mask, length)
+
     def _read_depth(self, depth_hidden: torch.Tensor) -> torch.Tensor:
         """What the depth expert knows of the place of each visual token of the first view, (B, N, hidden)."""
         expert = self.depth_expert
@@ -219,16 +246,6 @@ class DepthVLAModel(DepthVLAPreTrainedModel):
         read = self.depth_reading(depth_hidden[:, : grid * grid])
         read = read.unflatten(1, (grid, grid)).unflatten(-1, (merge, merge, -1))  # (B, y, x, cell y, cell x, hidden)
         return read.transpose(2, 3).flatten(3, 4).flatten(1, 3)
-
-    def _run_vlm(self, embeds, attention_mask, token_type_ids, rotary):
-        """The VLM by itself: hidden states and stream."""
-        cache = RecordingCache()
-        allowed = self._prompt_mask(attention_mask, token_type_ids)
-        return run_layers(self.vlm.language_model, embeds, cache, allowed, rotary), cache.stream
-
-    def _prompt_mask(self, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None) -> torch.Tensor | None:
-        answers = token_type_ids is not None and bool(token_type_ids.any())
-        return joint_mask(attention_mask, token_type_ids) if answers or not bool(attention_mask.all()) else None
 
     def _first_view(self, tokens: torch.Tensor, view_mask: torch.Tensor | None) -> torch.Tensor:
         """Visual tokens (B, N, hidden) of each sample's first view, among those of all views that are there."""
@@ -333,6 +350,7 @@ class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPredic
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             output_depth=depth_expert is not None and (output_depth or targets.depth_map is not None),
+            output_prefix=acts,
             **({} if acts else {CACHE: past_key_values if cache is None else cache, "use_cache": use_cache}),
         )
         predictions = Predictions(log_depth=outputs.log_depth)
