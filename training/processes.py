@@ -1,6 +1,7 @@
 """How the processes of a training share its work: each with the whole model (DDP), or with a part of it (FSDP2)."""
 
 import os
+from types import MethodType
 
 from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import AutocastKwargs, DistributedType
@@ -57,7 +58,9 @@ def prepare(accelerator: Accelerator, model, optimizer) -> tuple:
         # Accelerate refuses a class that the model happens not to have, such as the layer of a tower left out
         present = {type(block).__name__ for block in blocks(model)}
         accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(present)
-        model.forward = accelerator.autocast()(model.forward)  # which Accelerate does in all other cases
+        # which Accelerate does in all other cases; its unwrap_model looks for the original there
+        model._original_forward = type(model).forward
+        model.forward = MethodType(accelerator.autocast()(model._original_forward), model)
     model, optimizer = accelerator.prepare(model, optimizer)
     if hasattr(model, "predict_action"):
         register_fsdp_forward_method(model, "predict_action")  # gathers split weights; nothing to do for whole ones

@@ -302,15 +302,22 @@ def test_parts_of_a_step_train_as_the_whole(pictures, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["ddp", "fsdp2"])
-def test_two_processes_train_as_one(pictures, tmp_path, config):
-    run_here(arguments(pictures, tmp_path / "one", *SHORT))
-    printed = run_two(config, arguments(pictures, tmp_path / "two", *SHORT), "stereovla", "pretrain", "depth")
+@pytest.mark.parametrize("config, precision", [("ddp", "no"), ("fsdp2", "no"), ("fsdp2", "bf16")])
+def test_two_processes_train_as_one(pictures, tmp_path, config, precision):
+    own = [*SHORT, "--mixed_precision", precision]
+    printed = run_two(config, arguments(pictures, tmp_path / "two", *own), "stereovla", "pretrain", "depth")
     if config == "ddp":
         assert held_share(printed, "MULTI_CPU") == 1
     else:
         assert 0.45 < held_share(printed, "FSDP") < 0.6
-    assert_same_training(tmp_path / "one", tmp_path / "two")
+    if precision == "no":
+        run_here(arguments(pictures, tmp_path / "one", *own))
+        assert_same_training(tmp_path / "one", tmp_path / "two")
+    # whatever the arithmetic of the training was, the result predicts in float32 what it predicts when it is loaded
+    recorded = load_file(tmp_path / "two" / "model" / "reference_prediction.safetensors")
+    with torch.no_grad():
+        depth = trained_depth_expert(str(tmp_path / "two" / "model")).eval()(recorded["pixel_values"]).depth[:, 0]
+    torch.testing.assert_close(depth, recorded["depth"], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow
