@@ -125,6 +125,12 @@ def replacements(folder: Path, kind: str, base_model: str | None, dataset_ids: S
         if isinstance(value, str) and "/" in value and Path(value).exists():
             options[name] = Path(value).name
     changed = {"training.json": json.dumps(training, indent=2)}
+    if kind == "model":
+        config = json.loads((folder / "config.json").read_text())
+        source = config.get("depth_expert_source")  # of DepthVLA
+        if source is not None and is_local(source):
+            config["depth_expert_source"] = Path(source).name
+            changed["config.json"] = json.dumps(config, indent=2, sort_keys=True) + "\n"
     if kind == "adapter":
         config = json.loads((folder / "adapter_config.json").read_text())
         config["base_model_name_or_path"] = base_of(folder, base_model)

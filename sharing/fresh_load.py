@@ -25,8 +25,14 @@ model = AutoModel.from_pretrained(source, trust_remote_code=True, **pin).eval()
 processor = AutoProcessor.from_pretrained(source, revision=revision, trust_remote_code=True)
 for part in (model, processor):
     assert type(part).__module__.startswith("transformers_modules"), f"not the shipped code: {type(part).__module__}"
-inputs = processor(images=[recorded["left"].numpy(), recorded["right"].numpy()], text=prompt["instruction"],
-                   state=recorded["state"].numpy(), embodiment=prompt["embodiment"])
+# pictures are left, right, view.NAME, depth maps depth, depth.NAME; folders of earlier versions take a pair alone
+views = {key.removeprefix("view."): value.numpy() for key, value in recorded.items()
+         if key in ("left", "right") or key.startswith("view.")}
+depths = {key.removeprefix("depth").removeprefix(".") or "left": value.numpy() for key, value in recorded.items()
+          if key.startswith("depth")}
+inputs = processor(images=views if hasattr(processor, "views") else [views["left"], views["right"]],
+                   text=prompt["instruction"], state=recorded["state"].numpy(), embodiment=prompt["embodiment"],
+                   **({"depth_map": depths} if depths else {}))
 chunk = model.predict_action(**inputs, noise=recorded["noise"])
 actions = processor.decode_actions(chunk, embodiment=prompt["embodiment"])
 difference = float(abs(actions - recorded["actions"].numpy()).max())

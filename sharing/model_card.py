@@ -1,9 +1,8 @@
 """The card of a model or an adapter: what it is, of what parts, from what data, how well it does, how to use it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +13,23 @@ from safetensors import safe_open
 
 from stereovla.dataset_builder.dataset.card_edits import update_card
 from stereovla.dataset_builder.streaming.mixture import load_meta
+from stereovla.sharing.architecture import ARXIV, Architecture
 from stereovla.sharing.folders import REFERENCE, base_of, dataset_names, is_local, public_datasets
 from stereovla.sources import HUB_ID
 from stereovla.untrusted import inside
 
 PICTURE = Path("images/sample.png")
+GAP = 4  # px between the views in it
+BEGUN_WITH = ("model", "vlm", "depth_expert", "stereo_encoder", "encoder")  # options of trainings that name weights
 FILM = "rollout.gif"  # of a report: shown first, before its plots
 EVAL_RESULTS = Path(".eval_results/stereovla.yaml")
-PARTS = {
-    "semantic encoder (left view)": "model.visual_tokens.semantic.",
-    "spatial encoder (left view)": "model.visual_tokens.spatial.",
-    "stereo encoder (both views)": "model.visual_tokens.stereo.",
-    "projector": "model.visual_tokens.projector.",
-    "language model (Llama type)": "model.language_model.",
-    "language head": "lm_head.",
-    "action expert": "action_expert.",
-    "pointers": "pointers.",
-}
-
 BODY = """
 # {name}
 
-{what} ([arXiv 2512.21970](https://arxiv.org/abs/2512.21970)): a rectified image pair, an instruction and the arm's
-state in, {chunk} {actions} out.
+{what} ([arXiv {arxiv}](https://arxiv.org/abs/{arxiv})):
+{inputs}, an instruction and the arm's state in, {chunk} {actions} out.
 
-{images}
+{pictures}
 
 ## Use
 
@@ -51,10 +42,11 @@ name = "{source}"
 model = AutoModel.from_pretrained(name, trust_remote_code=True).eval()
 processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
 
-# one recorded input: a rectified pair (uint8 arrays or PIL), left first; x, y, z (m), roll, pitch, yaw (rad), gripper
-sample = load_file(hf_hub_download(name, "{reference}"))
-left, right, state = (sample[key].numpy() for key in ("left", "right", "state"))
-inputs = processor(images=[left, right], text={instruction}, state=state, embodiment="{embodiment}")
+# one recorded input: {recorded}; x, y, z (m), roll, pitch, yaw (rad), gripper
+recorded = load_file(hf_hub_download(name, "{reference}"))
+sample = {{key: tensor.numpy() for key, tensor in recorded.items()}}
+images = {images}{depth}
+inputs = processor(images=images, text={instruction}, state=sample["state"], embodiment="{embodiment}"{also})
 actions = processor.decode_actions(model.predict_action(**inputs), embodiment="{embodiment}")  # (1, {chunk}, {dim})
 ```
 
@@ -92,8 +84,8 @@ State and action: x, y, z in m, roll, pitch, yaw in rad, gripper (1 = open). `em
 
 ## Intended use and limits
 
-For research on manipulation with rectified stereo pairs: with the embodiments above, their cameras, and instructions
-like those of the training data. Another robot needs its own demonstrations. {limits}
+For research on manipulation{pairs}: with the embodiments above, their cameras, and instructions like those of the
+training data. Another robot needs its own demonstrations. {limits}
 """
 
 
@@ -121,28 +113,27 @@ def write_model_card(folder: Path, kind: str, options: CardOptions, published: s
     report = read(options.report / "metrics.json") if options.report else {"metrics": [], "images": []}
     names = public_datasets(training["options"], options.dataset_ids)
     metas = {name: load_meta(path) for name, path in zip(names, dataset_names(training["options"]), strict=True)}
-    base = training["options"]["model"]
-    if kind == "adapter":
-        base_id = base_of(folder, options.base_model)
-    else:
-        base_id = options.base_model or (None if base is None or is_local(base) else base)
+    base_id = base_of(folder, options.base_model) if kind == "adapter" else options.base_model
     contained = dict(options.weights)
-    if kind == "model" and base is not None and not contained:
-        contained[base_id or Path(base).name] = licence_of(base)
+    if kind == "model":
+        base_id = base_id or hub_ids(training["options"])
+        contained = contained or licences_of(training["options"], options.base_model)
     with safe_open(folder / REFERENCE, "pt") as file:
-        prompt = json.loads(file.metadata()["prompt"])
-        views = [file.get_tensor(side).numpy() for side in ("left", "right")]
-    write_pictures(folder, views, report["images"], options.report)
+        prompt, recorded = json.loads(file.metadata()["prompt"]), {key: file.get_tensor(key) for key in file.keys()}
+    config = read(folder / "config.json") if kind == "model" else None
+    policy = Architecture.of(folder, config, processor, reads_depth="depth" in recorded)
+    views, depths = recorded_views(recorded, policy.views)
+    write_pictures(folder, [recorded[key].numpy() for key in views.values()], report["images"], options.report)
     write_eval_results(folder / EVAL_RESULTS, report["metrics"], evaluated_on(options, training["options"], names))
     data = ModelCardData(
         license=options.license,
         library_name="transformers" if kind == "model" else "peft",
         pipeline_tag="robotics",
-        tags=["robotics", "vla", "stereo", "stereovla"] + (["lora"] if kind == "adapter" else []),
+        tags=policy.tags + (["lora"] if kind == "adapter" else []),
         language="en",
         datasets=[name for name in names if HUB_ID.fullmatch(name)] or None,
         base_model=base_id,
-        base_model_relation=(kind if kind == "adapter" else "finetune") if base_id else None,
+        base_model_relation=("adapter" if kind == "adapter" else "finetune") if base_id else None,
         model_name=options.repo_id or folder.resolve().parent.name,
         eval_results=result_rows(report["metrics"]) or None,
     )
@@ -151,19 +142,25 @@ def write_model_card(folder: Path, kind: str, options: CardOptions, published: s
     body = BODY.format(
         name=data.model_name,
         what=(f"A LoRA adapter of {link(base_id)}, a" if kind == "adapter" else "A")
-        + " StereoVLA policy that sees with two eyes",
+        + f" {policy.name} policy that sees {policy.sees}",
+        arxiv=ARXIV[policy.name],
+        inputs=policy.inputs,
         chunk=processor["chunk_size"],
         dim=processor["action_dim"],
         actions="delta end-effector poses",
-        images=shown([name for name in report["images"] if name == FILM] + [PICTURE.as_posix()]),
+        pictures=shown([name for name in report["images"] if name == FILM] + [PICTURE.as_posix()]),
         source=options.repo_id or "NAME/REPOSITORY",
         reference=REFERENCE,
+        recorded=in_words(policy),
+        images=snippet(views, policy.name == "StereoVLA"),
+        depth=f"\ndepth_map = {snippet(depths)}  # m, of each view" if depths else "",
+        also=", depth_map=depth_map" if depths else "",
         instruction=json.dumps(prompt["instruction"]),
         embodiment=prompt["embodiment"],
         needs=", peft" if kind == "adapter" else "",
         pin='adapter_kwargs={"revision": "..."}' if kind == "adapter" else 'revision="..."',
-        architecture=architecture(folder, kind, processor),
-        parts=parameter_table(folder, kind),
+        architecture=policy.in_words() if kind == "model" else adapter(folder, policy),
+        parts=table(["part", "parameters"], parameter_rows(policy.counts)),
         license=options.license,
         contained=contained_text(kind, base_id, contained),
         results=results_text(report),
@@ -173,6 +170,7 @@ def write_model_card(folder: Path, kind: str, options: CardOptions, published: s
         + (f" Objectives and their shares: {training['mixture']}." if "mixture" in training else ""),
         embodiments=embodiment_table(processor),
         cameras=camera_tables(metas.values()),
+        pairs=" with rectified stereo pairs" if policy.stereo else "",
         limits="It has seen the objects, colours, camera range and arm of a simulator alone, and no real image: it "
         "must not drive a real robot."
         if simulated
@@ -195,31 +193,60 @@ def table(head: list[str], rows: list[list[Any]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
-def licence_of(model: str) -> str:
-    """Licence in the card of a model, folder or Hub id; ValueError where there is none."""
-    if Path(model).is_dir():
-        card = Path(model, "README.md")
-        found = ModelCard.load(card).data.license if card.exists() else None
-    else:
-        data = HfApi().model_info(model).card_data
-        found = data.license if data else None
-    if not found:
-        raise ValueError(
-            f"the training began with {model}, whose card names no licence; give the licences of the weights that the "
-            'model contains: --weights "NAME=LICENCE" ...'
-        )
+def begun_with(options: Mapping) -> list[str]:
+    """Folders and Hub ids of the weights that a training began with."""
+    return [options[name] for name in BEGUN_WITH if options.get(name)]
+
+
+def hub_ids(options: Mapping) -> str | list[str] | None:
+    """Those of them that others can find: the one, or all."""
+    found = [source for source in begun_with(options) if not is_local(source)]
+    return found[0] if len(found) == 1 else found or None
+
+
+def licences_of(options: Mapping, base_model: str | None = None) -> dict[str, str]:
+    """{Hub id or name of a folder: licence} of the weights that a training began with, from their cards; of what was
+    trained here and has no licence yet, of those that its own training began with. ValueError where nothing says it.
+
+    Args:
+        base_model: what the model is called on the Hub, if it was a folder.
+    """
+    found = {}
+    for source in begun_with(options):
+        licence, trained = licence_of(source), Path(source, "training.json")
+        if licence is None and trained.exists():
+            found |= licences_of(read(trained)["options"])
+        elif licence is None:
+            raise ValueError(
+                f"the training began with {source}, whose card names no licence; give the licences of the weights that "
+                'the model contains: --weights "NAME=LICENCE" ...'
+            )
+        else:
+            name = base_model if base_model and source == options.get("model") else source
+            found[Path(name).name if is_local(name) else name] = licence
     return found
 
 
+def licence_of(model: str) -> str | None:
+    """Licence in the card of a model, folder or Hub id."""
+    if Path(model).is_dir():
+        card = Path(model, "README.md")
+        return ModelCard.load(card).data.license if card.exists() else None
+    data = HfApi().model_info(model).card_data
+    return data.license if data else None
+
+
 def write_pictures(folder: Path, views: list, images: Sequence[str], report: Path | None) -> None:
-    """The pair of the recorded prediction side by side, and the report's pictures."""
-    pair = [Image.fromarray(view) for view in views]
-    width, height = pair[0].size
-    both = Image.new("RGB", (2 * width + 4, height), "white")
-    for number, view in enumerate(pair):
-        both.paste(view, (number * (width + 4), 0))
+    """The views of the recorded prediction side by side, and the report's pictures."""
+    pictures = [Image.fromarray(view) for view in views]
+    width = sum(picture.width + GAP for picture in pictures) - GAP
+    together = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
+    place = 0
+    for picture in pictures:
+        together.paste(picture, (place, 0))
+        place += picture.width + GAP
     (folder / PICTURE).parent.mkdir(exist_ok=True)
-    both.save(folder / PICTURE)
+    together.save(folder / PICTURE)
     for name in images:
         inside(folder, name).write_bytes(inside(report, name).read_bytes())
 
@@ -272,43 +299,42 @@ def results_text(report: Mapping) -> str:
     return f"{table(['measured', 'on', 'value'], rows)}\n\n{report.get('method', '')}".strip()
 
 
-def architecture(folder: Path, kind: str, processor: Mapping) -> str:
-    views = processor["image_processor"]["size"]
-    seen = f"Views of {views['width']} x {views['height']} px become {processor['num_visual_tokens']} visual tokens"
-    if kind == "adapter":
-        config = read(folder / "adapter_config.json")
-        return (
-            f"{seen} of the base. Low-rank adapters (rank {config['r']}, alpha {config['lora_alpha']}) on the "
-            "attention and MLP layers of language model and action expert; trained whole: what reads states and reads "
-            "and writes actions."
-        )
-    config = read(folder / "config.json")
-    text = config["text_config"]
-    towers = [config[f"{name}_config"] for name in ("semantic", "spatial")]
-    names = [tower["model_type"] for tower in towers if tower] + (
-        ["stereo cost volume"] if config["stereo_config"] else []
-    )
+def adapter(folder: Path, policy: Architecture) -> str:
+    """What an adapter changes."""
+    config = read(folder / "adapter_config.json")
+    depth = ", depth expert" if policy.name == "DepthVLA" else ""
     return (
-        f"{seen}, fused by an MLP from {', '.join(names)}. A Llama-type language model ({text['num_hidden_layers']} "
-        f"layers, {text['hidden_size']} wide) reads them with the text; an action expert "
-        f"({config['expert_hidden_size']} wide) reads its keys and values at every layer and denoises the chunk in "
-        f"{config['num_inference_steps']} steps of flow matching."
+        f"{policy.seen} of the base. Low-rank adapters (rank {config['r']}, alpha {config['lora_alpha']}) on the "
+        f"attention and MLP layers of language model{depth} and action expert; trained whole: what reads states and "
+        "reads and writes actions."
     )
 
 
-def parameter_table(folder: Path, kind: str) -> str:
-    """The parameters of each part, counted in the headers of the weight files."""
-    parts = PARTS if kind == "model" else {name: f"base_model.model.{prefix}" for name, prefix in PARTS.items()}
-    counts, total = dict.fromkeys(parts, 0), 0
-    for path in sorted(folder.glob("model*.safetensors" if kind == "model" else "adapter_model.safetensors")):
-        with safe_open(path, "pt") as file:
-            for key in file.keys():
-                size = prod(file.get_slice(key).get_shape())
-                total += size
-                for part, prefix in parts.items():
-                    counts[part] += size * key.startswith(prefix)
-    rows = [[part, f"{count:,}"] for part, count in counts.items() if count]
-    return table(["part", "parameters"], [*rows, ["all", f"{total:,}"]])
+def parameter_rows(counts: Mapping[str, int]) -> list[list[str]]:
+    return [[part, f"{count:,}"] for part, count in [*counts.items(), ("all", sum(counts.values()))]]
+
+
+def recorded_views(keys: Iterable[str], names: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """{view: key} of the pictures and of the depth maps in a recorded prediction, whose keys are those of a window."""
+    pictures = {key.removeprefix("view."): key for key in keys if key in ("left", "right") or key.startswith("view.")}
+    depths = {key.removeprefix("depth").removeprefix(".") or "left": key for key in keys if key.startswith("depth")}
+    return tuple({name: found[name] for name in names if name in found} for found in (pictures, depths))
+
+
+def snippet(views: Mapping[str, str], pair: bool = False) -> str:
+    """Code of the views of `sample`, by name, or of a pair in its order, which earlier code of a folder takes too."""
+    values = {view: f'sample["{key}"]' for view, key in views.items()}
+    if pair:
+        return f"[{', '.join(values.values())}]"
+    return "{" + ", ".join(f'"{view}": {value}' for view, value in values.items()) + "}"
+
+
+def in_words(policy: Architecture) -> str:
+    """What a recorded prediction holds of the views."""
+    if policy.name == "StereoVLA":
+        return "a rectified pair (uint8 arrays or PIL), left first"
+    also = "; left and right are a rectified pair" if policy.stereo else ""
+    return f"a picture of each camera (uint8 arrays or PIL){also}"
 
 
 def link(model: str) -> str:

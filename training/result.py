@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from stereovla.dataset_builder.streaming.questions import depth_of, views_of
+from stereovla.dataset_builder.streaming.questions import depth_of, view_key, views_of
 from stereovla.training.checkpoints import write_tensors
 from stereovla.training.models import Policy, Processor, load_policy, load_processor, reads_depth
 
@@ -78,8 +78,9 @@ def complete(
             f"{partial} was saved, but loaded again it predicts actions that differ by {difference:.2g} (normalised; "
             f"at most {SAME_MODEL:g} is rounding) from those of the trained model; please report this"
         )
-    given = views_of(window, processor.pixel_views) | {"depth": window["depth"] if reads_depth(loaded.config) else None}
-    tensors = {name: torch.from_numpy(view) for name, view in given.items() if view is not None}
+    keys = [view_key(view) for view in processor.pixel_views]
+    keys += [key for key in window if key.partition(".")[0] == "depth" and reads_depth(loaded.config)]
+    tensors = {key: torch.from_numpy(window[key]) for key in keys if window.get(key) is not None}
     tensors |= {
         "state": torch.from_numpy(window["state_history"]),
         "noise": prediction.noise,

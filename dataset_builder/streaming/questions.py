@@ -227,7 +227,12 @@ def processor_arguments(windows: Sequence[Mapping[str, Any]], views: Sequence[st
 
 def views_of(window: Mapping[str, Any], views: Sequence[str]) -> dict[str, np.ndarray | None]:
     """Pictures of a window by the names of their views, None where one is absent."""
-    return {view: window.get(view if view in ("left", "right") else f"view.{view}") for view in views}
+    return {view: window.get(view_key(view)) for view in views}
+
+
+def view_key(view: str) -> str:
+    """Key of a window that a view's picture has."""
+    return view if view in ("left", "right") else f"view.{view}"
 
 
 def depth_of(window: Mapping[str, Any]) -> np.ndarray | dict[str, np.ndarray | None] | None:

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -14,6 +15,7 @@ from hub_client import client
 from hub_server import cut, lost, serve
 from safetensors.torch import load_file
 from synthetic_dataset import write_finished_dataset
+from views_dataset import MONO, write_views
 
 from stereovla.command_line import parse
 from stereovla.push_to_hub import PushOptions, check_and_publish, consent_to_code, write_card
@@ -162,6 +164,25 @@ def test_strangers_use_model_and_adapter(hub, ours, stranger, folders):
     # the adapter makes a difference: the base gives other actions, if it takes the other arm at all
     recorded = load_file(adapter / "reference_prediction.safetensors")["actions"]
     assert abs(recorded - load_file(model / "reference_prediction.safetensors")["actions"]).max() > 1e-3
+
+
+def test_strangers_use_a_depthvla_by_the_code_of_its_card(hub, ours, stranger, tmp_path):
+    """Of two cameras, and shown the depth."""
+    write_views(tmp_path / "data", [3, 4], without=MONO)
+    common = ["--preset", "depthvla-tiny", "--steps", "2", "--batch_size", "2", "--validation_batches", "0"]
+    common += ["--pool_episodes", "1", "--dataset", str(tmp_path / "data"), "--output_dir", str(tmp_path / "run")]
+    own = ["--views", "left,wrist", "--depth_input", "depth"]
+    train(parse(TrainingOptions, "train.py", [*common, *own]))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    folder = tmp_path / "run/model"
+    recorded = load_file(folder / "reference_prediction.safetensors")
+    assert recorded.keys() - {"state", "noise", "actions"} == {"left", "view.wrist", "depth", "depth.wrist"}
+    ours.run(COMMAND, "--folder", str(folder), "--repo_id", MODEL, "--license", "apache-2.0")  # loads it back, compares
+    card = hub.repos["model", MODEL].files()["README.md"].decode()
+    (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    snippet = snippet.replace("**inputs", '**inputs, noise=recorded["noise"]')
+    done = stranger.run(f"{snippet}\nprint(float(abs(actions - sample['actions']).max()))")
+    assert float(done.stdout.splitlines()[-1]) < 1e-4
 
 
 def test_a_pinned_revision_has_its_own_code_and_weights(hub, ours, stranger, copied):
