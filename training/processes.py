@@ -1,6 +1,8 @@
 """How the processes of a training share its work: each with the whole model (DDP), or with a part of it (FSDP2)."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import AutocastKwargs, DistributedType
@@ -49,6 +51,17 @@ def join(mixed_precision: str, **options) -> Accelerator:
         PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = sharding
     return accelerator
+
+
+@contextmanager
+def in_float32(model) -> Iterator[None]:
+    """Meanwhile a prepared model computes as it does where it was saved and loaded, without mixed precision."""
+    mixed = model.__dict__.pop("forward", None)  # `prepare` and Accelerate put it before that of the class
+    try:
+        yield
+    finally:
+        if mixed is not None:
+            model.forward = mixed
 
 
 def prepare(accelerator: Accelerator, model, optimizer) -> tuple:
