@@ -20,7 +20,7 @@ from stereovla.sharing.fresh_load import check_fresh_load, first_rows
 from stereovla.sharing.leaks import find_leaks
 from stereovla.sharing.model_card import CardOptions, write_model_card
 from stereovla.sharing.repository import Changes, Repository, State, advice
-from stereovla.sources import HUB_ID, Base, changed_code, look_at_base, remote_code
+from stereovla.sources import HUB_ID, Base, changed_code, code_in_words, look_at_base, remote_code
 
 
 @dataclass
@@ -128,10 +128,9 @@ def consent_to_code(folder: Path, base: Base | None, options: PushOptions) -> No
         where[f"{base.name} on the Hub, which it changes, at revision {base.commit}"] = (base.code, base.changed)
     for place, (names, changed) in where.items():
         if names:
-            print(f"loading runs code of {place} on this machine: {', '.join(names)}")
+            print(f"loading runs code of {place} on this machine: {code_in_words(names, changed)}", flush=True)
         if not changed or options.run_code:
             continue
-        print(f"not as in this installation: {', '.join(changed)}", flush=True)
         if not sys.stdin.isatty():
             raise ValueError(
                 f"{place} has code of its own, {', '.join(changed)}: read it, then say --run_code to run it"

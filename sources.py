@@ -179,6 +179,12 @@ def changed_code(folder: Path) -> list[str]:
     ]
 
 
+def code_in_words(code: list[str], changed: list[str]) -> str:
+    """How many files `code` names, and which of them are not those of this installation."""
+    there = f"{len(code)} files"
+    return f"{there}, not as in this installation: {', '.join(changed)}" if changed else f"{there} of this installation"
+
+
 def look_at_base(name: str) -> Base:
     """The model `name` on the Hub, of which its configs and code are fetched and nothing is run."""
     from huggingface_hub import snapshot_download
@@ -234,11 +240,9 @@ def load_checkpoint(source: str, device: str = "cpu", run_code: bool = False, ad
 
     with source_of(source, "checkpoint"):
         if base is not None:
-            print(
-                f"{source} changes {base.name} at revision {base.commit}, whose code runs on this machine: "
-                f"{', '.join(base.code)}",
-                flush=True,
-            )
+            words = code_in_words(base.code, base.changed)
+            told = f"{source} changes {base.name} at revision {base.commit}, whose code runs on this machine: {words}"
+            print(told, flush=True)
             # the revision that was looked at
             model = AutoModel.from_pretrained(base.name, revision=base.commit, trust_remote_code=True)
             if adapted:

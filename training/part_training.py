@@ -40,7 +40,7 @@ from stereovla.training.feed import Feed
 from stereovla.training.framing import Framing, PictureBatches
 from stereovla.training.losses import agree, to_device
 from stereovla.training.options import RunOptions, at_least_one, augmentation, dataset_mixture
-from stereovla.training.processes import join, prepare
+from stereovla.training.processes import in_float32, join, prepare
 from stereovla.training.running import append_line, end, forget_after, learning_rate, own_folder, seed_step, told_to_end
 
 WINDOWS = "windows"  # the format of this project's datasets
@@ -289,13 +289,12 @@ def train(stage: PartTraining, accelerator: Accelerator, told: list[int]) -> Pat
 def save_result(stage: PartTraining, accelerator: Accelerator, model, part_size: int) -> None:
     """Writes the folder of the result, with its errors and one prediction, all of it or nothing."""
     state = get_model_state_dict(model, options=WHOLE)
-    # in float32, as it loads: in bfloat16 depths differ by 10 %
-    unwrapped = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    options, truth = stage.options, stage.framing.truth
-    errors = stage.score(unwrapped, part_size)
-    # whoever loads the folder can compare: a load that succeeds is not yet a load of these weights
+    unwrapped, options, truth = accelerator.unwrap_model(model), stage.options, stage.framing.truth
     sample = stage.held_out["pixel_values"][:1]
-    predicted = stage.predict(unwrapped, sample, 1)
+    # whoever loads the folder can compare: a load that succeeds is not yet a load of these weights
+    with in_float32(unwrapped):
+        errors = stage.score(unwrapped, part_size)
+        predicted = stage.predict(unwrapped, sample, 1)
     if not accelerator.is_main_process:
         return
     partial = options.result.with_suffix(".partial")

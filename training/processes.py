@@ -1,7 +1,8 @@
 """How the processes of a training share its work: each with the whole model (DDP), or with a part of it (FSDP2)."""
 
 import os
-from types import MethodType
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import AutocastKwargs, DistributedType
@@ -52,15 +53,24 @@ def join(mixed_precision: str, **options) -> Accelerator:
     return accelerator
 
 
+@contextmanager
+def in_float32(model) -> Iterator[None]:
+    """Meanwhile a prepared model computes as it does where it was saved and loaded, without mixed precision."""
+    mixed = model.__dict__.pop("forward", None)  # `prepare` and Accelerate put it before that of the class
+    try:
+        yield
+    finally:
+        if mixed is not None:
+            model.forward = mixed
+
+
 def prepare(accelerator: Accelerator, model, optimizer) -> tuple:
     """Model and optimizer, shared among the processes."""
     if accelerator.is_fsdp2:
         # Accelerate refuses a class that the model happens not to have, such as the layer of a tower left out
         present = {type(block).__name__ for block in blocks(model)}
         accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(present)
-        # which Accelerate does in all other cases; its unwrap_model looks for the original there
-        model._original_forward = type(model).forward
-        model.forward = MethodType(accelerator.autocast()(model._original_forward), model)
+        model.forward = accelerator.autocast()(model.forward)  # which Accelerate does in all other cases
     model, optimizer = accelerator.prepare(model, optimizer)
     if hasattr(model, "predict_action"):
         register_fsdp_forward_method(model, "predict_action")  # gathers split weights; nothing to do for whole ones

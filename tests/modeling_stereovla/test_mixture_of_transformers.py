@@ -119,7 +119,9 @@ def reference(model, batch: dict, row: int, draw: int) -> dict[str, torch.Tensor
     words = F.embedding(ids, vlm.language_model.embed_tokens.weight) * math.sqrt(config.text_config.hidden_size)
     pictures = [vlm.vision_tower(2 * pixels[slot][None] - 1).last_hidden_state[0] for slot in slots]
     visual = iter(F.linear(torch.cat(pictures), *vlm.multi_modal_projector.linear.parameters()))
-    words = torch.stack([next(visual) if id == config.image_token_id else word for id, word in zip(ids, words, strict=True)])
+    words = torch.stack(
+        [next(visual) if id == config.image_token_id else word for id, word in zip(ids, words, strict=True)]
+    )
     assert next(visual, None) is None
     streams = [(vlm.language_model, words, torch.arange(len(ids)))]
     kinds = ["answer" if type else "prompt" for type in types]

@@ -19,6 +19,7 @@ from views_dataset import MONO, write_views
 
 from stereovla.command_line import parse
 from stereovla.push_to_hub import PushOptions, check_and_publish, consent_to_code, write_card
+from stereovla.sources import remote_code
 from stereovla.train import TrainingOptions, train
 
 MODEL, ADAPTER, DATA = "someone/policy", "someone/policy-other-arm", "someone/demonstrations"
@@ -245,7 +246,8 @@ def test_other_code_of_an_adapters_base_is_not_run_without_asking(hub, ours, cop
     done = ours.run(COMMAND, *command, check=False)
     place = f"{MODEL} on the Hub, which it changes, at revision {commit}"
     assert done.returncode == 2 and f"{place} has code of its own, modeling_stereovla.py: read it" in done.stderr
-    assert f"loading runs code of {place} on this machine: " in done.stdout and not ran.exists()
+    told = f"loading runs code of {place} on this machine: {len(remote_code(model))} files, not as in this installation"
+    assert f"{told}: modeling_stereovla.py\n" in done.stdout and not ran.exists()
     ours.run(COMMAND, *command, "--run_code")
     assert ran.exists()
 
@@ -423,7 +425,7 @@ def test_code_of_a_folder_is_not_run_without_asking(copied, tmp_path, capsys, mo
     told = PushOptions(folder=str(folder), license="apache-2.0", dry_run=True)
     consent_to_code(folder, None, told)  # the code of this installation
     said = capsys.readouterr().out
-    assert said.startswith(f"loading runs code of {folder} on this machine: ") and "modeling_stereovla.py" in said
+    assert re.fullmatch(f"loading runs code of {folder} on this machine: \\d+ files of this installation\n", said)
     code = folder / "modeling_stereovla.py"
     code.write_text(code.read_text() + f"\nopen({str(tmp_path / 'ran')!r}, 'w').close()\n")
     with pytest.raises(ValueError, match="has code of its own, modeling_stereovla.py: read it, then say --run_code"):

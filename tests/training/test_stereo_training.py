@@ -282,6 +282,14 @@ def test_two_processes_train_as_one(frozen, tmp_path, config):
     assert_same_training(output, tmp_path / "run")
 
 
+def test_the_result_of_bfloat16_is_what_loads_in_float32(pairs, tmp_path):
+    result = run_here(arguments(pairs, tmp_path / "run", "--steps", "2", "--mixed_precision", "bf16"))
+    recorded = load_file(result / "reference_prediction.safetensors")
+    with torch.no_grad():
+        disparity = StereoEncoderModel.from_pretrained(result).eval()(recorded["pixel_values"]).disparity
+    torch.testing.assert_close(disparity, recorded["disparity"], atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.slow
 def test_the_commands_learn_from_recorded_episodes(tmp_path):
     """Recording and training as a user runs them, in bfloat16, with workers."""
