@@ -25,17 +25,20 @@ class SocketPolicy(Policy):
             self.client = PolicyClient(url)
         except OSError as error:  # refused, no such host, no answer in time
             raise InputError(f"no policy server answers at {url} ({error}); `stereovla serve` starts one") from error
+        self.needs_depth = self.client.hello["reads_depth"]
 
     def act(self, observations: Sequence[Observation]) -> list[np.ndarray]:
-        history = self.client.hello["state_history"]
+        history, names = self.client.hello["state_history"], self.client.hello["views"]
         return [
             self.client.predict(
                 o.left,
-                o.right,
+                o.right if "right" in names else None,
                 o.instruction,
                 o.states[-history:],
                 o.embodiment,
                 seed=o.seed + (o.step << 32),
+                views={name: o.views[name] for name in names if name in o.views},
+                depths={name: o.depths[name] for name in names if name in o.depths} if self.needs_depth else None,
             ).actions
             for o in observations
         ]

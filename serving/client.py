@@ -1,5 +1,6 @@
 """Talks to a policy server. Needs websockets, msgpack and numpy, not torch: it may run on the robot's own computer."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -52,19 +53,31 @@ class PolicyClient:
             )
 
     def predict(
-        self, left: Any, right: Any, instruction: str, state: Any, embodiment: str, seed: int | None = None
+        self,
+        left: Any,
+        right: Any,
+        instruction: str,
+        state: Any,
+        embodiment: str,
+        seed: int | None = None,
+        views: Mapping[str, Any] | None = None,
+        depths: Mapping[str, Any] | None = None,
     ) -> Prediction:
-        """The action chunk for one stereo pair.
+        """The action chunk for one stereo pair, or what else `hello["views"]` names.
 
         Args:
-            left, right: RGB (H, W, 3) uint8, arrays or PIL images.
+            left, right: RGB (H, W, 3) uint8, arrays or PIL images; right is None for a model that has none.
             state: (7,) or (k, 7), oldest first, robot units.
             seed: of the noise that the chunk starts from; None = new noise each time.
+            views: further ones by their names, those that are there.
+            depths: {view: (H, W) float m, 0 = unknown}, for a model that is shown the true depth.
         """
+        pictures = {"left": left, "right": right} | {f"view.{name}": view for name, view in (views or {}).items()}
+        maps = {"depth" if name == "left" else f"depth.{name}": depth for name, depth in (depths or {}).items()}
         request: dict[str, Any] = {
             "type": "predict",
-            "left": np.asarray(left),
-            "right": np.asarray(right),
+            **{key: np.asarray(picture) for key, picture in pictures.items() if picture is not None},
+            **{key: np.asarray(depth, dtype=np.float32) for key, depth in maps.items()},
             "instruction": instruction,
             "state": np.asarray(state, dtype=np.float32),
             "embodiment": embodiment,

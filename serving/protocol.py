@@ -1,10 +1,13 @@
 """What server and client say to each other: msgpack maps, arrays as (dtype, shape, bytes). Nothing in it can run code.
 
-The server greets with {"type": "hello", protocol, model, embodiments, chunk_size, state_history,
-max_message_bytes}. Then, in order:
+The server greets with {"type": "hello", protocol, model, views, reads_depth, embodiments, chunk_size, state_history,
+max_message_bytes}; `views` are the names of those that the model sees, reads_depth says whether it is shown the true
+depth. Then, in order:
 
 - request {"type": "predict", left, right, instruction, state, embodiment, seed (optional)}: left, right uint8
-  (H, W, 3); state (7,) or (k, 7), oldest first, robot units; the same seed gives the same noise.
+  (H, W, 3); state (7,) or (k, 7), oldest first, robot units; the same seed gives the same noise. "right" only where it
+  is one of `views`; another view "wrist" is "view.wrist", and may be absent. A model that is shown the depth also needs
+  "depth", float32 (H, W) m of the left view, 0 = unknown, and takes "depth.wrist".
 - answer {"type": "prediction", actions float32 (chunk, 7) in robot units, latency_s, model},
 - or {"type": "error", kind, message}: kind "malformed" (no such message), "invalid_input" (values that cannot be used)
   or "internal" (the server's fault), "closing" (the server shuts down). The connection stays open, but for: a message

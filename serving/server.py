@@ -1,7 +1,6 @@
 """Serves a policy to many clients; requests that wait at the same time may share a batch."""
 
 import asyncio
-import difflib
 import time
 import traceback
 from collections.abc import Sequence
@@ -14,9 +13,8 @@ from websockets.exceptions import ConnectionClosed
 
 from stereovla.serving import protocol
 from stereovla.serving.connections import CLOSING_S, BoundedConnection, Budget
+from stereovla.serving.request_keys import RequestKeys
 
-REQUEST = ("type", "left", "right", "instruction", "state", "embodiment")
-OPTIONAL = ("seed",)
 MAX_CONNECTIONS = 64
 HELD_MESSAGES = 8  # largest messages that all connections may hold together
 MAX_ERROR_CHARACTERS = 2000
@@ -50,6 +48,7 @@ class PolicyServer:
         if max_batch < 1 or limit < 1:
             raise ValueError(f"max_batch is {max_batch} and limit {limit}; both must be at least 1")
         self.model, self.processor, self.name = model.eval(), processor, name
+        self.keys = RequestKeys.of(model.config, processor)
         self.max_batch, self.batch_wait_s, self.limit = max_batch, batch_wait_s, limit
         self.budget = Budget(max_connections, HELD_MESSAGES * limit)
         self._fresh = np.random.default_rng()
@@ -76,7 +75,8 @@ class PolicyServer:
         """The model's inputs; ValueError or TypeError for what cannot be used."""
         try:
             return self.processor(
-                images=[[request["left"], request["right"]] for request in requests],
+                images=[self.keys.images(request) for request in requests],
+                **({"depth_map": [self.keys.depths(request) for request in requests]} if self.keys.depth else {}),
                 text=[request["instruction"] for request in requests],
                 state=[request["state"] for request in requests],
                 embodiment=[request["embodiment"] for request in requests],
@@ -112,6 +112,8 @@ class PolicyServer:
             "type": "hello",
             "protocol": protocol.VERSION,
             "model": self.name,
+            "views": list(self.keys.views),
+            "reads_depth": self.keys.depth,
             "embodiments": list(self.processor.norm_stats or {}),
             "chunk_size": self.model.config.chunk_size,
             "state_history": self.model.config.state_history,
@@ -177,7 +179,7 @@ class PolicyServer:
         if self._closing:
             return _error("closing", "the server is shutting down and takes no more requests")
         try:
-            request = await asyncio.to_thread(lambda: check_request(protocol.unpack(data)))
+            request = await asyncio.to_thread(lambda: self.keys.check(protocol.unpack(data)))
         except protocol.ProtocolError as error:
             return _error("malformed", error)
         future = asyncio.get_running_loop().create_future()
@@ -220,22 +222,3 @@ def _error(kind: str, message: Any) -> dict[str, Any]:
     if len(text) > MAX_ERROR_CHARACTERS:
         text = f"{text[:MAX_ERROR_CHARACTERS]} ... ({len(text):,} characters)"
     return {"type": "error", "kind": kind, "message": text}
-
-
-def check_request(message: dict[str, Any]) -> dict[str, Any]:
-    """The message, if it is a request with the keys that it needs and no others; ProtocolError otherwise."""
-    kind = message.get("type")
-    if not isinstance(kind, str) or kind != "predict":
-        raise protocol.ProtocolError(f"type is {protocol.shown(kind)}; the only request is 'predict'")
-    missing = [key for key in REQUEST if key not in message]
-    if missing:
-        raise protocol.ProtocolError(f"the request lacks {', '.join(missing)}")
-    for key in message:
-        if key not in REQUEST + OPTIONAL:
-            near = difflib.get_close_matches(key, REQUEST + OPTIONAL, n=1) if isinstance(key, str) else []
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(REQUEST + OPTIONAL)}"
-            raise protocol.ProtocolError(f"unknown key {protocol.shown(key)}; {hint}")
-    seed = message.get("seed")
-    if seed is not None and (type(seed) is not int or seed < 0):
-        raise protocol.ProtocolError(f"seed is {protocol.shown(seed)}; it must be an integer of at least 0, or absent")
-    return message

@@ -16,7 +16,7 @@ from tiny_checkpoint import save_tiny_checkpoint
 from websockets.sync.client import connect
 
 from stereovla.serving import protocol
-from stereovla.serving.server import PolicyServer, check_request
+from stereovla.serving.server import PolicyServer
 from stereovla.sources import load_checkpoint as load
 
 CLIENTS = 4
@@ -101,7 +101,7 @@ def work_of(policy: PolicyServer, data: bytes | str) -> int:
 
     sys.setprofile(watch)
     try:
-        policy.prepare([check_request(protocol.unpack(data))])
+        policy.prepare([policy.keys.check(protocol.unpack(data))])
     except (ValueError, TypeError):
         pass  # an error
     finally:

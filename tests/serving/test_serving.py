@@ -15,14 +15,17 @@ import pytest
 import torch
 from PIL import Image
 from serving_thread import serve_in_thread
+from synthetic_dataset import write_training_dataset
 from tiny_checkpoint import EMBODIMENT, save_tiny_checkpoint, stereo_pair
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from stereovla.dataset_builder.streaming.mixture import load_meta
 from stereovla.serving import protocol
 from stereovla.serving.client import PolicyClient, PolicyError
 from stereovla.serving.server import PolicyServer
 from stereovla.sources import load_checkpoint as load
+from stereovla.training.models import untrained
 
 ROOT = Path(__file__).parents[2]
 STATE = np.array([0.45, 0.0, 0.2, 0.0, 0.0, 0.1, 1.0], np.float32)
@@ -174,6 +177,47 @@ def test_messages_over_the_limit_are_refused_and_others_still_served(url):
             connection.recv()
     with PolicyClient(url) as client:
         assert client.predict(*stereo_pair(), "pick up the red cube", STATE, EMBODIMENT).actions.shape == (8, 7)
+
+
+def depthvla(place, views: tuple[str, ...], **fields):
+    """A checkpoint of a DepthVLA, loaded."""
+    dataset = write_training_dataset(place / "data")
+    torch.manual_seed(0)
+    for part in untrained("depthvla-tiny", load_meta(str(dataset)), views=list(views), **fields):
+        part.save_pretrained(place / "model")
+    return load(str(place / "model"), "cpu")
+
+
+def test_a_model_gets_the_views_that_it_has(tmp_path):
+    """One camera; with a further one, which may be absent, and its depth; what it does not see is refused by name."""
+    rng = np.random.default_rng(0)
+    left, wrist = (rng.integers(0, 255, (64, 64, 3), np.uint8) for _ in range(2))
+    depths = {"left": np.full((64, 64), 0.7, np.float32), "wrist": np.full((64, 64), 0.2, np.float32)}
+    asked = {"text": "pick up the red cube", "state": STATE, "embodiment": EMBODIMENT}
+    for name, views, fields, sent in (
+        ("mono", ("left",), {}, [{}]),
+        ("depth", ("left", "wrist"), {"depth_config": {"input": "depth"}}, [{"wrist": wrist}, {}]),
+    ):
+        model, processor = depthvla(tmp_path / name, views, **fields)
+        address, stop = serve_in_thread(PolicyServer(model, processor, name))
+        with PolicyClient(address) as client:
+            assert client.hello["views"] == list(views) and client.hello["reads_depth"] == bool(fields)
+            arguments = (asked["text"], STATE, EMBODIMENT)
+            for further in sent:
+                maps = {view: depths[view] for view in ("left", *further)} if fields else None
+                answer = client.predict(left, None, *arguments, seed=3, views=further, depths=maps)
+                shown = {} if maps is None else {"depth_map": maps}
+                inputs = processor(images={"left": left, **further}, **asked, **shown)
+                noise = torch.from_numpy(np.random.default_rng(3).standard_normal((1, 8, 7), dtype=np.float32))
+                actions = processor.decode_actions(model.predict_action(**inputs, noise=noise), EMBODIMENT)[0]
+                np.testing.assert_allclose(answer.actions, actions, atol=1e-5)
+            for wrong, message in (
+                ({"left": left, "right": left}, f"unknown key 'right'; .*this model's views are {', '.join(views)}"),
+                ({"left": None, "right": None}, f"lacks left.*this model's views are {', '.join(views)}"),
+            ):
+                with pytest.raises(PolicyError, match=message):
+                    client.predict(wrong["left"], wrong["right"], *arguments, depths=depths if fields else None)
+        stop()
 
 
 def test_web_pages_are_refused(url):
