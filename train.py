@@ -39,7 +39,7 @@ from stereovla.training.models import (
     trained_adapter,
     untrained,
 )
-from stereovla.training.options import RunOptions, at_least_one, augmentation, dataset_mixture
+from stereovla.training.options import RunOptions, at_least_one, augmentation, config_fields, dataset_mixture
 from stereovla.training.processes import join, prepare
 from stereovla.training.result import complete, predict_one
 from stereovla.training.running import (
@@ -145,6 +145,11 @@ class TrainingOptions(RunOptions):
     depth_loss: str | None = option(
         None, "DepthVLA: whether the depth expert learns depth (not given: on).", choices=["on", "off"]
     )
+    config: str = option(
+        "{}",
+        "Fields of an untrained model's config that are not the preset's, as JSON: "
+        '{"stereo_config": null, "flow_draws": 2}; of a part those that are named.',
+    )
     batch_size: int = option(48, "Samples of one step, over all processes (preset).")
     learning_rate: float = option(3e-4, "Peak learning rate (preset).")
     part_rates: str = option("{}", 'Factors on it by part, as JSON: {"lm_head": 0.1}.')
@@ -205,16 +210,19 @@ class TrainingOptions(RunOptions):
             raise ValueError(f"--ema_decay is {self.ema_decay}; it must be in [0, 1)")
         if self.lora_rank and self.model is None:
             raise ValueError("--lora_rank needs --model: adapters change a trained model")
-        if (given := self.overrides) and (self.model or not self.preset.startswith("depthvla")):
-            names = ("views", "depth_input", "mask", "depth_loss")
-            named = ", ".join(f"--{name}" for name in names if getattr(self, name) is not None)
-            reason = f"{self.model} has its own" if self.model else f"--preset {self.preset} is a StereoVLA"
-            raise ValueError(f"{named} says how an untrained DepthVLA is made ({', '.join(given)}), but {reason}")
+        names = ("views", "depth_input", "mask", "depth_loss")
+        given = [f"--{name}" for name in names if getattr(self, name) is not None]
+        if given and not self.preset.startswith("depthvla"):
+            raise ValueError(f"{', '.join(given)} are options of a DepthVLA, but --preset {self.preset} is a StereoVLA")
+        if self.model and (given := [*given, *(["--config"] if config_fields(self.config) else [])]):
+            raise ValueError(
+                f"{', '.join(given)} say how an untrained model is made, but {self.model} has its own config"
+            )
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """Fields of the config of an untrained DepthVLA that are not the preset's."""
-        fields: dict[str, Any] = {}
+        """Fields of an untrained model's config that are not the preset's."""
+        fields = config_fields(self.config)
         if self.views is not None:
             fields["views"] = self.views.split(",")
         if self.mask is not None:
@@ -224,7 +232,8 @@ class TrainingOptions(RunOptions):
         if self.depth_input == "none":
             fields |= {"depth_config": None, "depth_map_loss_weight": 0.0}
         elif self.depth_input is not None:
-            fields["depth_config"] = stereo_encoder() if self.depth_input == "stereo" else {"input": self.depth_input}
+            seen = stereo_encoder() if self.depth_input == "stereo" else {"input": self.depth_input}
+            fields["depth_config"] = seen | (fields.get("depth_config") or {})
         return fields
 
 

@@ -14,12 +14,13 @@ from stereovla.dataset_builder.formats.depth_sets import FORMATS, LAYOUTS, open_
 from stereovla.dataset_builder.formats.labelled_sets import Samples
 from stereovla.modeling_stereovla import DepthExpertConfig, DepthExpertModel
 from stereovla.modeling_stereovla.configuration_depthvla import stereo_encoder
+from stereovla.modeling_stereovla.configuration_policy import with_overrides
 from stereovla.modeling_stereovla.depth_loss import known_depth, scale_invariant_losses
 from stereovla.processing import StereoImageProcessorPil, ViewImageProcessorPil
 from stereovla.training.depth_errors import MEASURES, BestConstants, depth_errors, draw_depths
 from stereovla.training.framing import DepthFraming
 from stereovla.training.models import give_encoder, trained_depth_expert
-from stereovla.training.options import at_least_one
+from stereovla.training.options import at_least_one, config_fields
 from stereovla.training.part_card import part_card
 from stereovla.training.part_training import WINDOWS, PartOptions, PartTraining, run_stage
 
@@ -65,7 +66,6 @@ class DepthOptions(PartOptions):
     depth_unit_m: float | None = option(
         None, "M per step of the depth (mm: 0.001); needed for --format folders and columns, the others know their own."
     )
-    model: str | None = option(None, "Folder or Hub id of a depth expert to start from; untrained if not given.")
     stereo: bool = option(False, "Give it our stereo encoder in place of the encoder of one view.")
     encoder: str | None = option(
         None,
@@ -117,7 +117,7 @@ def build(options: DepthOptions) -> DepthExpertModel:
                 f"{options.model} is shown depth (config.input = {model.config.input!r}): it has nothing to learn"
             )
         return model
-    fields = stereo_encoder() if options.stereo else {}
+    fields = with_overrides(stereo_encoder() if options.stereo else {}, config_fields(options.config))
     model = DepthExpertModel(DepthExpertConfig.from_preset(options.preset, **fields))
     if options.encoder is not None:
         give_encoder(model, options.encoder)

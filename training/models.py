@@ -25,6 +25,7 @@ from stereovla.modeling_stereovla import (
     StereoVLAForActionPrediction,
 )
 from stereovla.modeling_stereovla.configuration_depthvla import PRESETS as DEPTHVLA_PRESETS
+from stereovla.modeling_stereovla.configuration_policy import with_overrides
 from stereovla.modeling_stereovla.robot_heads import sizes_of_robot
 from stereovla.processing import DepthVLAProcessor, StereoImageProcessorPil, StereoProcessor, build_tokenizer
 from stereovla.sources import adapted_model, source_of
@@ -122,7 +123,7 @@ def untrained(preset: str, meta: dict, **overrides: Any) -> tuple[Policy, Proces
         words = {"vlm_config": {**words, **of_vlm}}
     overrides |= sizes_of_robot(meta["state_dim"], meta["action_dim"])
     overrides |= {"image_token_id": image_token_id, "action_vocab_size": vocab_size}
-    return policy_class(config_of(preset, **overrides, **words)), processor
+    return policy_class(config_of(preset, **with_overrides(overrides, words))), processor
 
 
 def trained(source: str, meta: dict) -> tuple[Policy, Processor]:

@@ -1,8 +1,10 @@
 """What several training commands are told in the same words."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from stereovla.command_line import option
 from stereovla.dataset_builder.streaming.augmentation import PhotometricAugmentation
@@ -62,6 +64,17 @@ def mixture_weights(text: str, objectives: Sequence[str] = OBJECTIVES, optional:
         raise ValueError(f"--mixture is {text!r}; it needs shares {forms}, such as {':'.join('5221'[: counts[0]])}")
     missing = [0.0] * (len(objectives) - len(shares))
     return dict(zip(objectives, [*shares, *missing], strict=True))
+
+
+def config_fields(text: str) -> dict[str, Any]:
+    """--config as a dict; ValueError for what is no JSON object. Fields that a config does not have, it refuses."""
+    try:
+        fields = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--config {text!r} is no JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f'--config is {text!r}; it must be a JSON object, such as {{"flow_draws": 2}}')
+    return fields
 
 
 def dataset_mixture(names: list[str]) -> str | list[tuple[str, float]]:

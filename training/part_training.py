@@ -39,7 +39,7 @@ from stereovla.training.checkpoints import (
 from stereovla.training.feed import Feed
 from stereovla.training.framing import Framing, PictureBatches
 from stereovla.training.losses import agree, to_device
-from stereovla.training.options import RunOptions, at_least_one, augmentation, dataset_mixture
+from stereovla.training.options import RunOptions, at_least_one, augmentation, config_fields, dataset_mixture
 from stereovla.training.processes import in_float32, join, prepare
 from stereovla.training.running import append_line, end, forget_after, learning_rate, own_folder, seed_step, told_to_end
 
@@ -50,6 +50,11 @@ WINDOWS = "windows"  # the format of this project's datasets
 class PartOptions(RunOptions):
     """What every such training can be told. Options marked (preset) default to the preset's value."""
 
+    model: str | None = option(None, "Folder or Hub id of the part to start from; an untrained one if not given.")
+    config: str = option(
+        "{}",
+        "Fields of an untrained part's config that are not the preset's, as JSON; of a config in it those named.",
+    )
     held_out: float = option(0.05, "Share of the data that is held out where a set of others has no split validation.")
     zoom: float = option(1.0, "Training pictures are enlarged further by a random factor of up to this (preset).")
     augmentation: float = option(0.2, "Largest relative change of brightness, contrast and saturation of a picture.")
@@ -68,6 +73,8 @@ class PartOptions(RunOptions):
     def __post_init__(self):
         super().__post_init__()
         at_least_one(self, "batch_size", "zoom")
+        if config_fields(self.config) and self.model:
+            raise ValueError(f"--config says how an untrained part is made, but {self.model} has its own config")
         if not 0 < self.held_out < 1:
             raise ValueError(f"--held_out is {self.held_out}; it must be a share in (0, 1)")
 

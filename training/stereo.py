@@ -24,7 +24,7 @@ from stereovla.training.disparity_errors import (
 )
 from stereovla.training.framing import DisparityFraming
 from stereovla.training.models import trained_stereo_encoder
-from stereovla.training.options import at_least_one
+from stereovla.training.options import at_least_one, config_fields
 from stereovla.training.part_card import part_card
 from stereovla.training.part_training import WINDOWS, PartOptions, PartTraining, run_stage
 
@@ -64,7 +64,6 @@ class StereoOptions(PartOptions):
     format: str = option(WINDOWS, "What the dataset is; windows = of this project.", choices=[WINDOWS, *FORMATS])
     columns: str = option("left,right,disparity", "Names of these columns, for --format columns.")
     disparity_unit: float = option(1.0, "Px per step of the disparity column; KITTI's PNG has 1/256 = 0.00390625.")
-    model: str | None = option(None, "Folder or Hub id of a stereo encoder to start from; untrained if not given.")
     max_disparity: int = option(0, "Largest disparity in px, exclusive, a multiple of 32; 0 = the model's own.")
     height: int = option(96, "Height of the training pairs, px, a multiple of 32 (preset).")
     width: int = option(96, "Width of the training pairs, px, a multiple of 32 (preset).")
@@ -95,7 +94,7 @@ def build(options: StereoOptions) -> StereoEncoderModel:
     fields = {"max_disparity": options.max_disparity} if options.max_disparity else {}
     if options.model is not None:
         return trained_stereo_encoder(options.model, **fields)
-    config = StereoVLAConfig.from_preset(options.preset).stereo_config
+    config = StereoVLAConfig.from_preset(options.preset, stereo_config=config_fields(options.config)).stereo_config
     if config.depth_anything_config is not None:
         raise ValueError(
             f"--preset {options.preset} has FoundationStereo's frozen monocular features, which must come trained: "
