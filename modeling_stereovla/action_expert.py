@@ -13,7 +13,7 @@ from torch import nn
 
 from .flow_matching import time_embedding
 from .layer_caches import ChunkCache, ReadOnlyCache, Stream
-from .mixture_of_transformers import run_layers, transformer_beside
+from .mixture_of_transformers import attention_mask, run_layers, transformer_beside
 from .quantization import input_dtype
 
 
@@ -46,7 +46,7 @@ class ReadPrefix:
     """What every denoising step of one chunk needs: nothing in it changes from step to step.
 
     cache: keys and values of prefix and state tokens, with room for the chunk's.
-    mask: (B, 1, chunk, prefix + state + chunk), which of them the chunk sees; None = all.
+    mask: (B, 1, chunk, prefix + state + chunk), which of them the chunk sees, as attention takes it; None = all.
     position_embeddings: cosines and sines of the chunk's positions.
     """
 
@@ -148,6 +148,7 @@ class ActionExpert(nn.Module):
         mask = None  # attention without one reads the keys of grouped heads without repeating them
         if not prefix.mask.all():
             mask = expert_mask(prefix.mask, num_state, chunk)[:, :, num_state:]
+            mask = attention_mask(self.transformer, mask, state_tokens.dtype)  # which eager attention wants as numbers
         return ReadPrefix(cache, mask, (cosines[:, num_state:], sines[:, num_state:]))
 
     def denoise(self, prefix: ReadPrefix, noisy_actions: torch.Tensor, embedded_time: torch.Tensor) -> torch.Tensor:

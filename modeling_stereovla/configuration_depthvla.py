@@ -217,6 +217,11 @@ class DepthVLAConfig(PolicyConfig):
                 f"vlm_config.vision_config has image_size {vision.image_size} and patch_size {vision.patch_size}; both "
                 f"must equal the model's, {self.image_size} and {self.patch_size}"
             )
+        if self.vlm_config.projection_dim != text.hidden_size:
+            raise ValueError(
+                f"vlm_config.projection_dim is {self.vlm_config.projection_dim}; it must be the language model's "
+                f"hidden_size, {text.hidden_size}"
+            )
         if depth is None:
             if self.depth_map_loss_weight:
                 raise ValueError(

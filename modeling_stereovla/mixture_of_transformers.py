@@ -65,11 +65,13 @@ def without_embedding(transformer: PreTrainedModel) -> PreTrainedModel:
 
 
 def attention_mask(transformer: PreTrainedModel, allowed: torch.Tensor | None, dtype: torch.dtype):
-    """`allowed`, bool (B, 1, queries, keys), True = may attend, None = all, as the transformer's attention takes it."""
+    """`allowed`, bool (B, 1, queries, keys), True = may attend, None = all, as the transformer's attention takes it.
+    Given what it has returned, it returns it.
+    """
     config = transformer.config
     if "flash" in config._attn_implementation:
         config._attn_implementation = "sdpa"  # flash kernels take no mask of blocks
-    if allowed is None or config._attn_implementation == "sdpa":
+    if allowed is None or allowed.dtype != torch.bool or config._attn_implementation == "sdpa":
         return allowed
     minimum = torch.finfo(dtype).min
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, minimum)

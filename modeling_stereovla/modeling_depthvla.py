@@ -443,5 +443,14 @@ class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPredic
             inputs["pixel_values"] = pixel_values
         return inputs
 
+    def _update_model_kwargs_for_generation(self, outputs, model_kwargs, *args, num_new_tokens=1, **kwargs):
+        """New tokens are the answer's: the prompt, which is read anew where there is no cache, does not see them."""
+        updated = super()._update_model_kwargs_for_generation(
+            outputs, model_kwargs, *args, num_new_tokens=num_new_tokens, **kwargs
+        )
+        types = updated.setdefault("token_type_ids", torch.zeros_like(updated["attention_mask"]))
+        types[:, -num_new_tokens:] = 1
+        return updated
+
 
 __all__ = ["DepthVLAForActionPrediction", "DepthVLAModel", "DepthVLAPreTrainedModel"]

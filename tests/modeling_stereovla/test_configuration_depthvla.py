@@ -9,7 +9,6 @@ from tiny_depthvla import tiny, tiny_config
 
 from stereovla.modeling_stereovla import DepthExpertConfig, DepthVLAConfig, DepthVLAForActionPrediction
 from stereovla.modeling_stereovla.configuration_depthvla import PRESETS, stereo_encoder
-from stereovla.modeling_stereovla.configuration_stereovla import resnet
 
 SHARED = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
 COUNTS = ("state_dim", "state_history", "action_dim", "chunk_size", "pose_dim", "flow_draws", "num_inference_steps")
@@ -43,7 +42,7 @@ REFUSED = {
         "depth_config.image_size is 96; it must be 64",
     ),
     "pointers beside finer depth": (
-        {"use_pointers": True, "depth_config": {"patch_size": 16, "merge_size": 2, "encoder_config": resnet(8, 16)}},
+        {"use_pointers": True, "depth_config": {"merge_size": 2, "encoder_config": {"patch_size": 8}}},
         r"merge_size\) have 8 px; pointers read them .* it must be 16",
     ),
     "odd width": ({"expert_hidden_size": 63}, "expert_hidden_size is 63; the time embedding needs an even width"),
@@ -96,7 +95,7 @@ def test_other_language_models_and_presets_are_refused():
     vlm = tiny_config().vlm_config.to_dict()
     vlm["text_config"]["model_type"] = "gemma2"
     with pytest.raises(StrictDataclassError, match="text_config is a 'gemma2'; it must be a 'gemma'"):
-        DepthVLAConfig(vlm_config=vlm)
+        DepthVLAConfig(vlm_config=vlm, action_vocab_size=1024)
     for kind in (DepthVLAConfig, DepthExpertConfig):
         with pytest.raises(ValueError, match="'depthvla-huge'; the presets are depthvla-tiny, .*, depthvla-full"):
             kind.from_preset("depthvla-huge")

@@ -270,7 +270,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel
 folder = sys.argv[1]
-inputs = load_file(folder + "/inputs.safetensors")
+# copied, as memory that begins elsewhere is summed in another order
+inputs = {name: tensor.clone() for name, tensor in load_file(folder + "/inputs.safetensors").items()}
 expected = inputs.pop("expected")
 model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
 assert type(model).__module__.startswith("transformers_modules"), type(model)
@@ -288,4 +289,4 @@ def test_saved_model_gives_the_same_actions_in_a_fresh_process(model, fresh, tmp
     assert "AutoModel" in json.loads((tmp_path / "model" / "config.json").read_text())["auto_map"]
     save_file(inputs | {"expected": model.predict_action(**inputs)}, tmp_path / "model" / "inputs.safetensors")
     run = fresh.run(FRESH, str(tmp_path / "model"))
-    assert float(run.stdout.splitlines()[-1]) < 1e-5
+    assert float(run.stdout.splitlines()[-1]) == 0
