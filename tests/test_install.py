@@ -80,6 +80,7 @@ def test_its_commands_run_from_another_folder(installed, tmp_path):
     for words in (
         "train",
         "pretrain stereo",
+        "pretrain depth",
         "data import lerobot",
         "evaluate offline",
         "serve",

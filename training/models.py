@@ -213,10 +213,16 @@ def kind_of(source: str, what: str) -> str | None:
 def whole(source: str, kind: Any, what: str, **options: Any) -> Any:
     """`kind.from_pretrained(source)`; ValueError names weights that are missing or superfluous."""
     model, report = kind.from_pretrained(source, output_loading_info=True, **options)
-    for problem, name in (("lacks", "missing_keys"), ("has, beyond those,", "unexpected_keys")):
-        if keys := sorted(report[name]):
-            raise ValueError(f"{source} {problem} {len(keys)} weights of a {what}: {', '.join(keys[:5])}, ...")
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"{source} lacks {len(missing)} weights of a {what}: {shortened(missing)}")
+    if unknown := sorted(report["unexpected_keys"]):
+        raise ValueError(f"{source} has {len(unknown)} weights that a {what} has not: {shortened(unknown)}")
     return model
+
+
+def shortened(names: list[str]) -> str:
+    """The first five."""
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def blocks(model: PreTrainedModel) -> list[nn.Module]:
@@ -303,7 +309,7 @@ def give_weights(mine: PreTrainedModel, other: PreTrainedModel, what: str) -> No
     differing = sorted(own.keys() ^ given.keys())
     differing += sorted(name for name in own.keys() & given.keys() if own[name].shape != given[name].shape)
     if differing:
-        raise ValueError(f"{what} differ in {len(differing)} weights: {', '.join(differing[:5])}, ...")
+        raise ValueError(f"{what} differ in {len(differing)} weights: {shortened(differing)}")
     mine.load_state_dict(given)
 
 

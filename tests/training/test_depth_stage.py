@@ -407,8 +407,12 @@ def test_the_encoder_comes_from_depth_anything_or_from_a_plain_model(tmp_path, w
     lacking = load_file(tmp_path / "plain" / "model.safetensors")
     del lacking["layernorm.weight"]
     plain.save_pretrained(tmp_path / "lacking", state_dict=lacking)
-    with pytest.raises(ValueError, match="lacks 1 weights of a 'dinov2' encoder: layernorm.weight"):
+    with pytest.raises(ValueError, match="lacks 1 weights of a 'dinov2' encoder: layernorm.weight$"):
         give_encoder(model, str(tmp_path / "lacking"))
+    more = load_file(tmp_path / "plain" / "model.safetensors") | {"head.weight": torch.zeros(2)}
+    plain.save_pretrained(tmp_path / "more", state_dict=more)
+    with pytest.raises(ValueError, match="has 1 weights that a 'dinov2' encoder has not: head.weight$"):
+        give_encoder(model, str(tmp_path / "more"))
     demo = DepthExpertModel(DepthExpertConfig.from_preset("depthvla-demo"))
     with pytest.raises(ValueError, match="is a 'dinov2'; expected a 'resnet', or a 'depth_anything' with one"):
         give_encoder(demo, str(tmp_path / "plain"))

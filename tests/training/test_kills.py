@@ -19,10 +19,11 @@ from stereovla.training.checkpoint_folders import checkpoints, damage, step_of
 
 LAUNCH = ["-m", "accelerate.commands.launch", "--config_file", "configs/ddp.yaml", "--num_processes", "2"]
 STARTS = {1: [], 2: [*LAUNCH, "--main_process_port", "0"]}
-STAGE = ["--preset", "tiny", "--steps", "30", "--batch_size", "4", "--checkpoint_every", "5", "--log_every", "1"]
+STAGE = ["--steps", "30", "--batch_size", "4", "--checkpoint_every", "5", "--log_every", "1"]
 OF_STAGES = {
-    "stereo": ["--format", "kitti2015", "--held_out", "0.25", "--validation_pairs", "4"],
-    "grounding": ["--pool_episodes", "2", "--validation_batches", "1"],
+    "stereo": ["--preset", "tiny", "--format", "kitti2015", "--held_out", "0.25", "--validation_pairs", "4"],
+    "depth": ["--preset", "depthvla-tiny", "--pool_episodes", "2", "--validation_pictures", "4"],
+    "grounding": ["--preset", "tiny", "--pool_episodes", "2", "--validation_batches", "1"],
 }
 
 

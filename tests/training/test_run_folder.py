@@ -17,6 +17,7 @@ from stereovla.__main__ import main
 from stereovla.command_line import parse
 from stereovla.train import TrainingOptions
 from stereovla.training.checkpoint_folders import checkpoints, complete_checkpoint, last_checkpoint, remove_old
+from stereovla.training.depth import DepthOptions
 from stereovla.training.grounding import GroundingOptions
 from stereovla.training.reward import RewardOptions
 from stereovla.training.running import begin_run, own_folder
@@ -25,6 +26,7 @@ from stereovla.training.stereo import StereoOptions
 COMMANDS = {
     "train": (TrainingOptions, ["train", "--tracker", "none"]),
     "stereo": (StereoOptions, ["pretrain", "stereo"]),
+    "depth": (DepthOptions, ["pretrain", "depth"]),
     "grounding": (GroundingOptions, ["pretrain", "grounding"]),
     "reward": (RewardOptions, ["pretrain", "reward", "--model", "m"]),
 }
@@ -89,7 +91,8 @@ def test_a_command_may_be_corrected_until_something_was_trained(before, tmp_path
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_finished_run_of_other_options_is_refused_by_every_command(command, kept, tmp_path, capsys):
     kind, words = COMMANDS[command]
-    given = ["--dataset", "panda", "--preset", "tiny", "--output_dir", str(tmp_path / "run")]
+    preset = "depthvla-tiny" if command == "depth" else "tiny"
+    given = ["--dataset", "panda", "--preset", preset, "--output_dir", str(tmp_path / "run")]
     skip = words.index(command) + 1
     record = asdict(parse(kind, "", [*words[skip:], *given]))
     (tmp_path / "run/model").mkdir(parents=True)
