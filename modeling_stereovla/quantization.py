@@ -3,10 +3,13 @@
 import torch
 from torch import nn
 
-# All but the blocks of the two transformers, which hold most weights outside of vision. The stereo encoder reads its
-# linear layers' weights itself, and what knows a robot's numbers is small.
+# All but the blocks of the transformers that share attention, which hold most weights outside of vision. The stereo
+# encoder reads its linear layers' weights itself, and what knows a robot's numbers, or writes depth, is small.
 WHOLE = (
     "model.visual_tokens",
+    *(f"model.vlm.{name}" for name in ("vision_tower", "multi_modal_projector")),
+    *(f"model.depth_expert.{name}" for name in ("encoder", "stereo", "norm", "projector", "head")),
+    "model.depth_reading",
     "lm_head",
     "pointers",
     *(f"action_expert.{name}" for name in ("state_proj", "action_in_proj", "action_out_proj")),

@@ -1,6 +1,7 @@
 """ProcessorOptions: what a policy's processor is set to, how that is checked and saved, and what follows from it."""
 
 import copy
+import inspect
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -90,7 +91,12 @@ class ProcessorOptions(ProcessorMixin):
 
     @classmethod
     def _get_arguments_from_pretrained(cls, path: str, processor_dict: dict | None = None, **kwargs: Any) -> list[Any]:
-        """The two parts. Auto classes would ask for trust_remote_code although this very file is in use already."""
+        """The two parts. Auto classes would ask for trust_remote_code although this very file is in use already.
+
+        Options of the processor are not theirs: the tokenizer would save them as its own.
+        """
+        own = inspect.signature(cls.__init__).parameters
+        kwargs = {name: value for name, value in kwargs.items() if name not in own}
         return [StereoImageProcessorPil.from_pretrained(path, **kwargs), AutoTokenizer.from_pretrained(path, **kwargs)]
 
     @classmethod

@@ -19,6 +19,7 @@ from views_dataset import MONO, write_views
 
 from stereovla.command_line import parse
 from stereovla.push_to_hub import PushOptions, check_and_publish, consent_to_code, write_card
+from stereovla.sharing.fresh_load import check_fresh_load
 from stereovla.sources import remote_code
 from stereovla.train import TrainingOptions, train
 
@@ -178,7 +179,9 @@ def test_strangers_use_a_depthvla_by_the_code_of_its_card(hub, ours, stranger, t
     folder = tmp_path / "run/model"
     recorded = load_file(folder / "reference_prediction.safetensors")
     assert recorded.keys() - {"state", "noise", "actions"} == {"left", "view.wrist", "depth", "depth.wrist"}
-    ours.run(COMMAND, "--folder", str(folder), "--repo_id", MODEL, "--license", "apache-2.0")  # loads it back, compares
+    write_card(folder, "model", options(repo_id=MODEL), None)
+    assert check_fresh_load(str(folder), folder / "reference_prediction.safetensors") < 1e-4
+    ours.run(SEND, str(folder), MODEL, "model", "", "")
     card = hub.repos["model", MODEL].files()["README.md"].decode()
     (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     snippet = snippet.replace("**inputs", '**inputs, noise=recorded["noise"]')

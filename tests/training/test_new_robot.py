@@ -16,8 +16,9 @@ from transformers import AutoModel
 
 from stereovla.benchmarks import forgetting
 from stereovla.modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
-from stereovla.processing import StereoProcessor
+from stereovla.processing import DepthVLAProcessor, StereoProcessor
 from stereovla.train import LORA_HEADS, adapters
+from stereovla.training.models import POLICIES, config_of, load_policy
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--preset", "tiny", "--image_size", "64", "--train_episodes", "2", "--validation_episodes", "1"]
@@ -45,21 +46,26 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     }
 
 
-@pytest.mark.parametrize(("preset", "rank", "limit"), [("full", 16, 0.05), ("lab", 8, 0.25)])
+@pytest.mark.parametrize(
+    ("preset", "rank", "limit"),
+    [("full", 16, 0.05), ("lab", 8, 0.25), ("depthvla-full", 16, 0.05), ("depthvla-lab", 8, 0.25)],
+)
 def test_adapters_are_small_and_train_where_they_should(preset, rank, limit):
     """Counted at full size, without memory for it."""
+    config = config_of(preset)
     with torch.device("meta"):
-        model = StereoVLAForActionPrediction(StereoVLAConfig.from_preset(preset))
+        model = POLICIES[config.model_type][0](config)
         total = sum(p.numel() for p in model.parameters())
         heads = [name for name in LORA_HEADS if name in dict(model.named_modules())]
         model = get_peft_model(model, adapters(model, rank))
     trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
-    allowed = re.compile(r"(language_model|action_expert\.transformer)\.layers\.\d+\..*lora_[AB]")
+    allowed = re.compile(r"(language_model|depth_expert\.decoder|action_expert\.transformer)\.layers\.\d+\..*lora_[AB]")
     assert all(allowed.search(name) or any(f"{head}." in name for head in heads) for name in trained)
     layers = model.config.text_config.num_hidden_layers
-    assert sum("lora_A" in name for name in trained) == 2 * 7 * layers  # every matrix of both transformers
+    transformers = 3 if preset.startswith("depthvla") else 2
+    assert sum("lora_A" in name for name in trained) == transformers * 7 * layers  # every matrix of all
     # an adapter's float32 against weights in bfloat16
-    assert sum(trained.values()) * 4 < limit * total * (2 if preset == "full" else 4)
+    assert sum(trained.values()) * 4 < limit * total * (2 if preset.endswith("full") else 4)
 
 
 def test_the_adapter_brings_heads_of_the_robots_sizes(folders):
@@ -73,17 +79,11 @@ def test_the_adapter_brings_heads_of_the_robots_sizes(folders):
     assert size < sum(path.stat().st_size for path in folders["base"].glob("*.safetensors"))
 
 
-def test_every_way_of_loading_acts_as_trained(folders):
+def loaded_ways(folders, processor, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """The chunk that every way of loading the adapter gives, and that of its base with fresh heads."""
     recorded = load_file(folders["adapter"] / "reference_prediction.safetensors")
-    processor = StereoProcessor.from_pretrained(folders["adapter"])
-    inputs = processor(
-        images=[recorded["left"].numpy(), recorded["right"].numpy()],
-        text="pick up the red cube",
-        state=recorded["state"].numpy(),
-        embodiment="lift_scara",
-    )
     torch.manual_seed(1)  # fresh heads would act otherwise
-    base = StereoVLAForActionPrediction.from_pretrained(folders["base"]).eval().resize_heads(5, 5)
+    base = load_policy(str(folders["base"])).eval().resize_heads(processor.state_dim, processor.action_dim)
     fresh = base.predict_action(**inputs, noise=recorded["noise"])
     loaded = {
         "auto": AutoModel.from_pretrained(folders["adapter"], trust_remote_code=True),
@@ -93,7 +93,52 @@ def test_every_way_of_loading_acts_as_trained(folders):
     chunks["merged"] = loaded["peft"].merge_and_unload().predict_action(**inputs, noise=recorded["noise"])
     for way, chunk in chunks.items():
         torch.testing.assert_close(chunk, chunks["auto"], atol=1e-5, rtol=1e-4, msg=way)
-    assert chunks["auto"].shape[-1] == 5 and (chunks["auto"] - fresh).abs().max() > 1e-3
+    return chunks["auto"], fresh
+
+
+def test_every_way_of_loading_acts_as_trained(folders):
+    recorded = load_file(folders["adapter"] / "reference_prediction.safetensors")
+    processor = StereoProcessor.from_pretrained(folders["adapter"])
+    inputs = processor(
+        images=[recorded["left"].numpy(), recorded["right"].numpy()],
+        text="pick up the red cube",
+        state=recorded["state"].numpy(),
+        embodiment="lift_scara",
+    )
+    chunk, fresh = loaded_ways(folders, processor, inputs)
+    assert chunk.shape[-1] == 5 and (chunk - fresh).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("own", [["--depth_input", "stereo"], []], ids=["stereo", "one camera"])
+def test_an_adapter_of_a_depthvla_is_for_another_robot(folders, tmp_path, own):
+    """As its base of the first robot: vision fixed, heads of its sizes, loaded as it was trained."""
+    run = ["--preset", "depthvla-tiny", "--steps", "2", "--batch_size", "4", "--pool_episodes", "2"]
+    run += ["--warmup_steps", "1"]
+    run_here([*run, "--dataset", str(folders["first"]), "--output_dir", str(tmp_path / "base"), *own])
+    base, adapter = tmp_path / "base/model", tmp_path / "adapted/model"
+    run += ["--model", str(base), "--lora_rank", "2", "--learning_rate", "0.02", "--output_dir", str(adapter.parent)]
+    run_here([*run, "--dataset", str(folders["second"])])
+    weights = load_file(adapter / "adapter_model.safetensors")
+    assert weights["base_model.model.action_expert.state_proj.weight"].shape[1] == 5
+    of_adapters = [
+        name.removeprefix("base_model.model.").partition(".layers.")[0] for name in weights if "lora" in name
+    ]
+    assert set(of_adapters) == {"model.vlm.language_model", "model.depth_expert.decoder", "action_expert.transformer"}
+    assert all(
+        float(weight.abs().max()) > 0 for name, weight in weights.items() if "lora_B" in name and "expert" in name
+    )
+    recorded = load_file(adapter / "reference_prediction.safetensors")
+    processor = DepthVLAProcessor.from_pretrained(adapter)
+    inputs = processor(
+        images={name: recorded[name].numpy() for name in processor.pixel_views},
+        text=json.loads((adapter / "training.json").read_text())["example_instruction"],
+        state=recorded["state"].numpy(),
+        embodiment="lift_scara",
+    )
+    chunk, fresh = loaded_ways({"base": base, "adapter": adapter}, processor, inputs)
+    assert chunk.shape[-1] == 5 and (chunk - fresh).abs().max() > 1e-3
+    actions = processor.decode_actions(chunk, "lift_scara")
+    torch.testing.assert_close(torch.from_numpy(actions), recorded["actions"], atol=1e-4, rtol=1e-3)
 
 
 def test_switched_off_the_adapter_leaves_the_first_robot_as_it_was(folders, capsys):
