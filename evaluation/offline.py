@@ -11,6 +11,7 @@ from stereovla.evaluation import metrics
 from stereovla.evaluation.held_out import HeldOutRow
 from stereovla.evaluation.model_policy import ModelPolicy
 from stereovla.evaluation.offline_depth import Collected, DepthExpertEvaluation, action_errors, with_another_scene
+from stereovla.evaluation.pointed_keyframes import position_errors, told_displacements
 
 DEPTH_TOKENS = 16  # room for an answer such as "[0.53]" and the end, even where every character is a token
 BOX_TOKENS = 8  # 4 for each view
@@ -25,8 +26,8 @@ class OfflineEvaluation:
         self.collected = Collected()
 
     def evaluate(self, rows: Iterable[HeldOutRow], batch_size: int = 16) -> dict[str, Any]:
-        """Report over all rows: {"rows", "action", "depth", "box", "keyframe", "disparity", "depth_expert"}; see
-        `report`.
+        """Report over all rows: {"rows", "action", "depth", "box", "keyframe", "pointed_keyframe", "disparity",
+        "depth_expert"}; see `report`.
         """
         pairs = with_another_scene(rows)
         count, config = 0, self.model.config
@@ -50,7 +51,11 @@ class OfflineEvaluation:
     # ------------------------------------------------------------------ questions
 
     def actions(self, rows: Sequence[HeldOutRow]) -> None:
-        self.collected.add(**action_errors(self.policy, rows))
+        with told_displacements(self.model) as ways:
+            self.collected.add(**action_errors(self.policy, rows))
+        if ways:
+            told = position_errors(self.processor, rows, ways[0])
+            self.collected.add(**{f"pointed_{key}": values for key, values in told.items()})
 
     def depths(self, rows: Sequence[HeldOutRow]) -> None:
         for name in ("target", "gripper"):
@@ -152,6 +157,7 @@ class OfflineEvaluation:
                 name: metrics.summary(data.array(f"keyframe_{name}")) for name in ("xy_cm", "z_cm", "rotation_deg")
             }
             | {"gripper_accuracy": _mean(data, "keyframe_gripper_right"), "invalid": _mean(data, "keyframe_invalid")},
+            "pointed_keyframe": {name: metrics.summary(data.array(f"pointed_{name}")) for name in ("xy_cm", "z_cm")},
             "disparity": {"error_px": metrics.summary(data.array("disparity_px"))},
         }
         for name in ("target", "gripper"):

@@ -17,6 +17,7 @@ import torch
 from stereovla.evaluation import metrics
 from stereovla.evaluation.held_out import HeldOutRow
 from stereovla.evaluation.model_policy import ModelPolicy
+from stereovla.evaluation.pointed_keyframes import position_errors, told_displacements
 from stereovla.evaluation.policies import Observation
 
 SHOWN = ("given", "null", "swapped")
@@ -107,7 +108,6 @@ class DepthExpertEvaluation:
     def __init__(self, policy: ModelPolicy):
         self.policy, self.model, self.processor = policy, policy.model, policy.processor
         self.collected = {name: Collected() for name in SHOWN}
-        self.has_pointers = self.model.pointers is not None
 
     def add(self, rows: Sequence[HeldOutRow], others: Sequence[HeldOutRow | None]) -> None:
         """Rows, and another scene for each; without one nothing is swapped."""
@@ -115,11 +115,12 @@ class DepthExpertEvaluation:
             if name == "swapped" and None in others:
                 continue
             pictures = self.pictures(name, rows, others)
-            with shown(self.model, *pictures), self.displacements() as ways:
+            with shown(self.model, *pictures), told_displacements(self.model) as ways:
                 errors = action_errors(self.policy, rows)
             self.collected[name].add(**{key: errors[key] for key in ACTION_ERRORS})
             if ways:
-                self.keyframes(name, rows, ways[0])
+                told = position_errors(self.processor, rows, ways[0])
+                self.collected[name].add(**{f"keyframe_{key}": values for key, values in told.items()})
             if any(row.depths for row in rows):
                 with shown(self.model, *pictures):
                     self.depth_maps(name, rows)
@@ -161,33 +162,6 @@ class DepthExpertEvaluation:
             true = truth[:, place].cpu().numpy()
             sums = metrics.depth_map_sums(predicted[:, place], true, self.model.config.silog_lambda)
             self.collected[name].add(**{f"{view}/{key}": values for key, values in sums.items()})
-
-    @contextmanager
-    def displacements(self) -> Iterator[list[torch.Tensor]]:
-        """What the pointers tell the action expert of the way to the keyframe within, (B, pose_dim) each time; nothing
-        where the model has none.
-        """
-        told: list[torch.Tensor] = []
-        if not self.has_pointers:
-            yield told
-            return
-        network = self.model.pointers.displacement
-        hook = network.register_forward_hook(lambda _, inputs, output: told.append(output.float().cpu()))
-        try:
-            yield told
-        finally:
-            hook.remove()
-
-    def keyframes(self, name: str, rows: Sequence[HeldOutRow], ways: torch.Tensor) -> None:
-        """Errors of the keyframe's position, cm, as the pointers tell it to the action expert."""
-        for row, way in zip(rows, ways.double().numpy(), strict=True):
-            if row.keyframe_pose is None:
-                continue
-            # differences of normalised values are those of robot units times this
-            scale = self.processor.normalizer.scale(np.ones(self.processor.state_dim), row.embodiment, "state")[:3]
-            metres = np.divide(way[:3], scale, out=np.zeros(3), where=scale > 0)
-            error = 100 * (metres - (row.keyframe_pose[:3] - row.states[-1, :3]))
-            self.collected[name].add(keyframe_xy_cm=np.linalg.norm(error[:2]), keyframe_z_cm=abs(error[2]))
 
     def report(self) -> dict[str, Any]:
         """{what was shown: {"depth_map": {view: errors or None}, "action", "keyframe": {error: summary or None}}}."""

@@ -15,6 +15,7 @@ from stereovla.evaluation.held_out import read_rows
 from stereovla.evaluation.model_policy import ModelPolicy
 from stereovla.evaluation.offline import OfflineEvaluation
 from stereovla.evaluation.offline_depth import SHOWN, DepthExpertEvaluation, observations, shown, with_another_scene
+from stereovla.evaluation.pointed_keyframes import position_errors
 from stereovla.evaluation.report import offline_metrics
 from stereovla.modeling_stereovla.configuration_depthvla import stereo_encoder
 from stereovla.sources import load_checkpoint
@@ -115,6 +116,7 @@ def test_the_report_has_what_was_predicted(policy, rows):
     expected = (depth[seen, 1] / 1.5 - 1).abs().mean()  # a square picture has no bars
     assert found["given"]["depth_map"]["wrist"]["abs_rel"] == pytest.approx(float(expected), rel=1e-4)
     assert found["given"]["action"]["position_mm"] == report["action"]["position_mm"]
+    assert found["given"]["keyframe"] == report["pointed_keyframe"]
     for name in ("null", "swapped"):
         for errors, kind in (("action", "position_mm"), ("keyframe", "xy_cm"), ("keyframe", "z_cm")):
             assert found[name][errors][kind]["mean"] != found["given"][errors][kind]["mean"], (name, kind)
@@ -134,11 +136,9 @@ def test_a_right_way_to_the_keyframe_is_no_error(policy, rows):
         return_labels=True,
         check_stereo=False,
     )["displacement"]
-    evaluation = DepthExpertEvaluation(policy)
-    evaluation.keyframes("given", rows, targets)
-    data = evaluation.collected["given"]
-    np.testing.assert_allclose(data.array("keyframe_xy_cm"), 5.0, rtol=1e-3)
-    np.testing.assert_allclose(data.array("keyframe_z_cm"), 2.0, rtol=1e-3)
+    errors = position_errors(policy.processor, rows, targets)
+    np.testing.assert_allclose(errors["xy_cm"], [5.0] * len(rows), rtol=1e-3)
+    np.testing.assert_allclose(errors["z_cm"], [2.0] * len(rows), rtol=1e-3)
 
 
 @pytest.mark.parametrize(

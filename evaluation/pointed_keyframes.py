@@ -1,0 +1,48 @@
+"""Where a policy's pointers say that the next keyframe is: what its action expert is told, beside what it answers in
+words.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from stereovla.evaluation.held_out import HeldOutRow
+
+
+@contextmanager
+def told_displacements(model: Any) -> Iterator[list[torch.Tensor]]:
+    """Within, what the pointers tell the action expert of the way to the keyframe is noted, (B, pose_dim) each time;
+    nothing where the model has none.
+    """
+    told: list[torch.Tensor] = []
+    if model.pointers is None:
+        yield told
+        return
+    network = model.pointers.displacement
+    hook = network.register_forward_hook(lambda _, inputs, output: told.append(output.float().cpu()))
+    try:
+        yield told
+    finally:
+        hook.remove()
+
+
+def position_errors(processor: Any, rows: Sequence[HeldOutRow], ways: torch.Tensor) -> dict[str, list[float]]:
+    """{"xy_cm", "z_cm"}: errors of the keyframe's position of the rows that have one.
+
+    Args:
+        ways: (B, pose_dim) of `told_displacements`.
+    """
+    errors: dict[str, list[float]] = {"xy_cm": [], "z_cm": []}
+    for row, way in zip(rows, ways.double().numpy(), strict=True):
+        if row.keyframe_pose is None:
+            continue
+        # differences of normalised values are those of robot units times this
+        scale = processor.normalizer.scale(np.ones(processor.state_dim), row.embodiment, "state")[:3]
+        metres = np.divide(way[:3], scale, out=np.zeros(3), where=scale > 0)
+        error = 100 * (metres - (row.keyframe_pose[:3] - row.states[-1, :3]))
+        errors["xy_cm"].append(float(np.linalg.norm(error[:2])))
+        errors["z_cm"].append(abs(float(error[2])))
+    return errors
