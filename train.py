@@ -14,7 +14,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import is_tensorboard_available
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from tqdm.auto import tqdm
 
 from stereovla.command_line import execute, option
@@ -22,7 +21,7 @@ from stereovla.dataset_builder.streaming.mixture import load_meta
 from stereovla.dataset_builder.streaming.window_stream import WindowStream
 from stereovla.modeling_stereovla.configuration_depthvla import DEPTH_INPUTS, MASKS, stereo_encoder
 from stereovla.training.checkpoint_folders import checkpoints, last_checkpoint
-from stereovla.training.checkpoints import WHOLE, Average, load_checkpoint, save_bad_batch, save_checkpoint
+from stereovla.training.checkpoints import Average, load_checkpoint, save_bad_batch, save_checkpoint, whole_tensors
 from stereovla.training.feed import Batches, Feed
 from stereovla.training.losses import LossMeans, agree, answer_counts, answer_weights, to_device, validate
 from stereovla.training.models import (
@@ -310,7 +309,7 @@ def save_result(
     """
     partial = folder.with_suffix(".partial")
     with average.in_place():
-        state = get_model_state_dict(model, options=WHOLE)
+        state = whole_tensors(model)
         unwrapped = accelerator.unwrap_model(model)
         prediction = predict_one(unwrapped, processor, window)  # by all processes, each of which may hold a part
         if accelerator.is_main_process:

@@ -86,6 +86,14 @@ def trained_tensors(model) -> dict[str, torch.Tensor]:
     return {name: t for name, t in get_model_state_dict(model, options=SAVED).items() if name not in tied}
 
 
+def whole_tensors(model) -> dict[str, torch.Tensor]:
+    """All weights and buffers, whole, on the main process; each once: of weights that processes split between them,
+    `save_pretrained` does not see that two are the same.
+    """
+    tied = tied_names(model)
+    return {name: t for name, t in get_model_state_dict(model, options=WHOLE).items() if name not in tied}
+
+
 def save_bad_batch(output: Path, step: int, process: int, parts: Sequence[dict[str, torch.Tensor]]) -> Path:
     """Inputs of a step that went wrong, for inspection; returns the file."""
     path = output / f"bad-batch-{step:07d}-{process}.safetensors"

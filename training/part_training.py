@@ -17,7 +17,6 @@ from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
-from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -29,11 +28,11 @@ from stereovla.dataset_builder.streaming.window_stream import WindowStream
 from stereovla.processing import StereoImageProcessorPil
 from stereovla.training.checkpoint_folders import last_checkpoint
 from stereovla.training.checkpoints import (
-    WHOLE,
     Average,
     load_checkpoint,
     save_bad_batch,
     save_checkpoint,
+    whole_tensors,
     write_tensors,
 )
 from stereovla.training.feed import Feed
@@ -295,7 +294,7 @@ def train(stage: PartTraining, accelerator: Accelerator, told: list[int]) -> Pat
 
 def save_result(stage: PartTraining, accelerator: Accelerator, model, part_size: int) -> None:
     """Writes the folder of the result, with its errors and one prediction, all of it or nothing."""
-    state = get_model_state_dict(model, options=WHOLE)
+    state = whole_tensors(model)
     unwrapped, options, truth = accelerator.unwrap_model(model), stage.options, stage.framing.truth
     sample = stage.held_out["pixel_values"][:1]
     # whoever loads the folder can compare: a load that succeeds is not yet a load of these weights

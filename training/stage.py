@@ -17,7 +17,7 @@ from stereovla.command_line import option
 from stereovla.modeling_stereovla import StereoVLAForActionPrediction
 from stereovla.processing import StereoProcessor
 from stereovla.training.checkpoint_folders import complete_checkpoint, remove_old, step_of
-from stereovla.training.checkpoints import load_optimizer, optimizer_tensors, write_stream, write_tensors
+from stereovla.training.checkpoints import load_optimizer, optimizer_tensors, whole_tensors, write_stream, write_tensors
 from stereovla.training.feed import Feed
 from stereovla.training.models import trained, untrained
 from stereovla.training.options import RunOptions
@@ -229,7 +229,7 @@ def finish(
     if done < options.steps:
         trainer.accelerator.print(f"told to end at step {done}: the same command goes on from it")
         end(files.told)
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    state = whole_tensors(trainer.model_wrapped)
     prediction = predict_one(trainer.accelerator.unwrap_model(trainer.model_wrapped), processor, window)
     if trainer.accelerator.is_main_process:
         shutil.rmtree(trainer.args.output_dir, ignore_errors=True)

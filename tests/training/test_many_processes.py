@@ -18,6 +18,9 @@ from stereovla.training.processes import join
 # of two samples each process has one, so that one has action samples and the other none; frozen is the encoder whose
 # batch norm would take the statistics of a part
 PAIRS = ["--batch_size", "2", "--freeze", "stereo", "--mixture", "1:1:0:0"]
+# beside that, half the samples have no depth map
+DEPTHVLA = ["--preset", "depthvla-tiny", "--freeze", "", "--depth_map_share", "0.5"]
+DEPTHVLA += ["--config", '{"language_loss_weight": 0.5}']
 
 
 @pytest.fixture(scope="module")
@@ -84,20 +87,25 @@ def test_two_with_whole_weights_go_on_from_those_that_split_them(dataset, split,
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("own", "rounding"),
+    ("kind", "own", "rounding"),
     [
         # the running means are the result; parts are summed before they are exchanged
-        (["--ema_decay", "0.5", "--accumulation", "2", "--batch_size", "4"], 1e-4),
+        ("fsdp2", ["--ema_decay", "0.5", "--accumulation", "2", "--batch_size", "4"], 1e-4),
         # bfloat16 has 8 bits of mantissa
-        (["--mixed_precision", "bf16", "--gradient_checkpointing", "True"], 1e-2),
+        ("fsdp2", ["--mixed_precision", "bf16", "--gradient_checkpointing", "True"], 1e-2),
         # a disparity loss, pointers and a convolutional encoder, whose batch norm is frozen
-        (["--preset", "demo", "--freeze", "stereo,semantic", "--learning_rate", "3e-4", "--batch_size", "2"], 1e-4),
+        ("fsdp2", ["--preset", "demo", "--freeze", "stereo,semantic", "--learning_rate", "3e-4"], 1e-4),
+        # experts that run by themselves or, with the mask "full", layer by layer together; a tied output layer
+        ("fsdp2", DEPTHVLA, 1e-4),
+        ("fsdp2", [*DEPTHVLA, "--mask", "full", "--gradient_checkpointing", "True"], 1e-4),
+        ("ddp", DEPTHVLA, 1e-4),
+        ("ddp", [*DEPTHVLA, "--mask", "full"], 1e-4),
     ],
 )
-def test_split_training_with_options_is_that_of_one(dataset, tmp_path, own, rounding):
-    for name, start in (("alone", run_here), ("split", lambda given: run_two("fsdp2", given))):
+def test_training_in_two_with_options_is_that_of_one(dataset, tmp_path, kind, own, rounding):
+    for name, start in (("one", run_here), ("two", lambda given: run_two(kind, given))):
         start([*arguments(dataset, tmp_path / name), *PAIRS, *own])
-    assert_same_training(tmp_path / "alone", tmp_path / "split", rounding)
+    assert_same_training(tmp_path / "one", tmp_path / "two", rounding)
 
 
 @pytest.mark.slow
@@ -108,19 +116,28 @@ def test_split_adapters_train_as_those_of_one_process(dataset, alone, tmp_path):
     assert_same_training(tmp_path / "alone", tmp_path / "split")
 
 
-@pytest.mark.parametrize("preset", ["tiny", "demo"])
-def test_every_trained_weight_has_a_gradient_whatever_a_batch_lacks(dataset, preset):
+@pytest.mark.parametrize(
+    ("preset", "options"),
+    [
+        ("tiny", {}),
+        ("demo", {}),
+        ("depthvla-tiny", {"language_loss_weight": 0.5}),
+        ("depthvla-tiny", {"language_loss_weight": 0.5, "mask": "full"}),
+        ("depthvla-demo", {}),
+    ],
+)
+def test_every_trained_weight_has_a_gradient_whatever_a_batch_lacks(dataset, preset, options):
     """Processes that split weights wait for each other wherever one of them has a gradient."""
     meta = load_meta(dataset)
-    model, processor = untrained(preset, meta)
+    model, processor = untrained(preset, meta, **options)
     config = model.config
     sizes = {"chunk_size": config.chunk_size, "history": config.state_history, "depth_map_share": 0.0}
     stream = WindowStream(dataset, mixture={"depth": 1.0}, pool_episodes=2, **sizes)
     inputs, objectives = Feed(Batches(stream, 2, processor, config), 0, 0).take()
-    assert objectives == ["depth", "depth"] and "disparity" not in inputs
+    assert objectives == ["depth", "depth"] and not {"disparity", "depth_map"} & inputs.keys()
     model.train()(**inputs).loss.backward()
     lacking = [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
-    if config.disparity_loss_weight == 0:  # then nothing reads the disparity, in no process and no step
+    if getattr(config, "disparity_loss_weight", 1) == 0:  # then nothing reads the disparity, in no process and no step
         lacking = [name for name in lacking if ".stereo.classifier." not in name]
     assert not lacking
 
