@@ -448,8 +448,11 @@ class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPredic
         updated = super()._update_model_kwargs_for_generation(
             outputs, model_kwargs, *args, num_new_tokens=num_new_tokens, **kwargs
         )
-        types = updated.setdefault("token_type_ids", torch.zeros_like(updated["attention_mask"]))
-        types[:, -num_new_tokens:] = 1
+        if updated.get("token_type_ids") is None:
+            # transformers leaves out a mask that is all 1, but not the positions
+            like = next(updated[name] for name in ("attention_mask", "position_ids") if updated.get(name) is not None)
+            updated["token_type_ids"] = torch.zeros_like(like)
+        updated["token_type_ids"][:, -num_new_tokens:] = 1
         return updated
 
 

@@ -18,6 +18,7 @@ from stereovla.training.checkpoint_folders import last_checkpoint, step_of
 from stereovla.training.checkpoints import load_stream
 from stereovla.training.feed import Batches, Feed
 from stereovla.training.losses import validate
+from stereovla.training.models import reads_depth
 from stereovla.training.options import at_least_one, dataset_mixture
 from stereovla.training.running import own_folder
 from stereovla.training.stage import (
@@ -27,32 +28,45 @@ from stereovla.training.stage import (
     finish,
     freeze_unused,
     part_size,
+    starting_config,
     starting_model,
     this_process,
     trainer_arguments,
+    with_depthvla,
 )
-from stereovla.training.terms import HELD_OUT, Contents, batches_in_words, held_out_batches, questions, terms
+from stereovla.training.terms import (
+    HELD_OUT,
+    Contents,
+    batches_in_words,
+    depth_map_share,
+    held_out_batches,
+    questions,
+    terms,
+)
 
 OBJECTIVES = ("depth", "box", "pose", "camera")
 MIXTURE = "2:2:1:1"
 VALIDATION_BATCHES = 4
 # what answers in words are learned from
 INPUTS = ("pixel_values", "input_ids", "attention_mask", "labels")
-PRESETS = {
-    "tiny": {"steps": 20, "batch_size": 8, "warmup_steps": 5, "checkpoint_every": 10, "log_every": 1},
-    "demo": {"steps": 300, "batch_size": 48, "learning_rate": 1e-3, "warmup_steps": 30},
-    "full": {
-        "steps": 20_000,
-        "batch_size": 384,
-        "learning_rate": 1e-4,
-        "warmup_steps": 1000,
-        "checkpoint_every": 1000,
-        "freeze": "semantic,spatial,stereo",
-        "mixed_precision": "bf16",
-        "gradient_checkpointing": True,
-        "workers": 4,
-    },
-}
+ALSO = ("view_mask", "token_type_ids", "depth_map")  # where a policy has them
+PRESETS = with_depthvla(
+    {
+        "tiny": {"steps": 20, "batch_size": 8, "warmup_steps": 5, "checkpoint_every": 10, "log_every": 1},
+        "demo": {"steps": 300, "batch_size": 48, "learning_rate": 1e-3, "warmup_steps": 30},
+        "full": {
+            "steps": 20_000,
+            "batch_size": 384,
+            "learning_rate": 1e-4,
+            "warmup_steps": 1000,
+            "checkpoint_every": 1000,
+            "freeze": "semantic,spatial,stereo",
+            "mixed_precision": "bf16",
+            "gradient_checkpointing": True,
+            "workers": 4,
+        },
+    }
+)
 
 
 @dataclass(kw_only=True)
@@ -86,7 +100,7 @@ class AnswerBatches(Batches):
 
     def collate(self, windows: list[dict]) -> dict[str, torch.Tensor]:
         inputs = self.processor(**processor_arguments(windows, self.processor.pixel_views))
-        return {name: inputs[name] for name in INPUTS}
+        return {name: inputs[name] for name in (*INPUTS, *(name for name in ALSO if name in inputs))}
 
 
 class GroundingTrainer(LoadedBefore, SFTTrainer):
@@ -112,12 +126,16 @@ def run(options: GroundingOptions, state: PartialState) -> Path:
     checkpoint = last_checkpoint(Path(options.output_dir), state)
     datasets = dataset_mixture(options.dataset)
     meta, data = load_meta(datasets), Contents.of(datasets)
-    asked = questions(data, options.mixture, MIXTURE, options.depth_points, OBJECTIVES, 0)
+    config = starting_config(options)
+    views = config.pixel_views
+    asked = questions(data, options.mixture, MIXTURE, options.depth_points, OBJECTIVES, 0, views)
+    # for the model's eyes, not a loss
+    shown = depth_map_share(data, None, 0.0, 0.0, calibrated=False, shown=reads_depth(config))
     validation_batches = held_out_batches(data, options.validation_batches, VALIDATION_BATCHES)
     state.print(terms(data, asked, batches_in_words(validation_batches)))
     model, processor = starting_model(options, checkpoint, meta)
     freeze_unused(model, list(filter(None, options.freeze.split(","))))
-    shared = asked.windows(model.config)
+    shared = asked.windows(config) | {"depth_map_share": shown}
     place = {"pool_episodes": options.pool_episodes, "rank": state.process_index, "world_size": state.num_processes}
     stream = WindowStream(datasets, split="train", seed=options.seed, **place, **shared)
     if checkpoint is not None:

@@ -14,9 +14,8 @@ from stereovla.command_line import option
 from stereovla.dataset_builder.streaming.mixture import load_meta
 from stereovla.dataset_builder.streaming.questions import processor_arguments
 from stereovla.dataset_builder.streaming.window_stream import WindowStream
-from stereovla.processing import StereoProcessor
 from stereovla.training.checkpoint_folders import last_checkpoint
-from stereovla.training.models import towers_of
+from stereovla.training.models import Processor, reads_depth, towers_of
 from stereovla.training.options import at_least_one, dataset_mixture
 from stereovla.training.rewards import box_reward, depth_reward
 from stereovla.training.running import own_folder
@@ -27,35 +26,39 @@ from stereovla.training.stage import (
     finish,
     freeze_unused,
     part_size,
+    starting_config,
     starting_model,
     this_process,
     trainer_arguments,
+    with_depthvla,
 )
 from stereovla.training.terms import HELD_OUT, Contents, questions, terms
 
 OBJECTIVES = ("depth", "box")
 MIXTURE = "1:1"
-BOX_TOKENS = 8  # 4 for each view, and no end-of-sequence
+BOX_TOKENS = 4  # of a view, and no end-of-sequence
 ANSWER_TOKENS = 16  # room for a depth such as "[0.53]" and its end, even where every character is a token
-PRESETS = {
-    "tiny": {
-        "steps": 20,
-        "questions": 4,
-        "learning_rate": 5e-4,
-        "warmup_steps": 2,
-        "checkpoint_every": 10,
-        "log_every": 1,
-    },
-    "demo": {"steps": 150, "questions": 8, "learning_rate": 1e-4, "warmup_steps": 10, "checkpoint_every": 50},
-    "full": {
-        "steps": 2000,
-        "questions": 64,
-        "learning_rate": 1e-6,
-        "warmup_steps": 50,
-        "mixed_precision": "bf16",
-        "gradient_checkpointing": True,
-    },
-}
+PRESETS = with_depthvla(
+    {
+        "tiny": {
+            "steps": 20,
+            "questions": 4,
+            "learning_rate": 5e-4,
+            "warmup_steps": 2,
+            "checkpoint_every": 10,
+            "log_every": 1,
+        },
+        "demo": {"steps": 150, "questions": 8, "learning_rate": 1e-4, "warmup_steps": 10, "checkpoint_every": 50},
+        "full": {
+            "steps": 2000,
+            "questions": 64,
+            "learning_rate": 1e-6,
+            "warmup_steps": 50,
+            "mixed_precision": "bf16",
+            "gradient_checkpointing": True,
+        },
+    }
+)
 
 
 @dataclass(kw_only=True)
@@ -88,9 +91,31 @@ class RewardOptions(StageOptions):
         return self.questions * self.answers
 
 
-def question_inputs(processor: StereoProcessor, windows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+def check_model(config: Any, source: str) -> None:
+    """ValueError for a DepthVLA whose answers this stage cannot draw or score."""
+    if not hasattr(config, "mask"):
+        return
+    several, whole = len(config.views) > 1, config.depth_config is not None and config.mask == "full"
+    names = ", ".join(config.views)
+    reasons = {
+        f"sees the views {names}, of which some may be absent, and TRL's trainer hands on one": several,
+        "is shown the true depth, and TRL's trainer hands on pictures alone": reads_depth(config),
+        "has the mask 'full', with which answers cannot be drawn from a cache": whole,
+    }
+    if found := [reason for reason, holds in reasons.items() if holds]:
+        raise ValueError(
+            f"{source} cannot learn from rewards: it {found[0]}. `stereovla pretrain grounding` teaches it answers"
+        )
+
+
+def box_tokens(processor: Processor) -> int:
+    """Of an answer about all sides that are asked for."""
+    return BOX_TOKENS * (2 if "right" in processor.pixel_views else 1)
+
+
+def question_inputs(processor: Processor, windows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """What the model is asked about windows, without the answers: input_ids and attention_mask (B, L), padded on the
-    left, and pixel_values (B, 2, 3, H, W).
+    left, and pixel_values (B, P, 3, H, W).
     """
     given = processor_arguments(windows, processor.pixel_views)
     asked = {name: given[name] for name in ("images", "text", "embodiment", "objective", "points_px")}
@@ -98,7 +123,7 @@ def question_inputs(processor: StereoProcessor, windows: list[dict[str, Any]]) -
     return {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values")}
 
 
-def reward_functions(processor: StereoProcessor) -> list:
+def reward_functions(processor: Processor) -> list:
     """TRL's reward functions "box" and "depth", each None for the other's questions; a prompt is a window."""
 
     def box(prompts: list[dict], completion_ids: list[list[int]], **_) -> list[float | None]:
@@ -117,11 +142,12 @@ def reward_functions(processor: StereoProcessor) -> list:
     return [box, depth]
 
 
-def score_box(processor: StereoProcessor, window: dict[str, Any], ids: list[int]) -> float:
+def score_box(processor: Processor, window: dict[str, Any], ids: list[int]) -> float:
     """Reward of generated ids as the boxes of a window's target."""
-    padded = [*ids, *[processor.tokenizer.pad_token_id] * BOX_TOKENS][:BOX_TOKENS]
+    size = box_tokens(processor)
+    padded = [*ids, *[processor.tokenizer.pad_token_id] * size][:size]
     boxes, valid = processor.decode_boxes([padded], source_size=window["left"].shape[:2])
-    return box_reward(boxes[0], bool(valid[0]), window["boxes"])
+    return box_reward(boxes[0], bool(valid[0]), window["boxes"][: len(boxes[0])])
 
 
 class RewardTrainer(LoadedBefore, GRPOTrainer):
@@ -132,23 +158,30 @@ class RewardTrainer(LoadedBefore, GRPOTrainer):
         inputs = question_inputs(self.processing_class, prompts)
         rows = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
         pixel_values = inputs["pixel_values"].to(self.accelerator.device)
-        self.pairs = {"pixel_values": pixel_values, "num_images": [2] * len(prompts)}
+        self.pairs = {"pixel_values": pixel_values, "num_images": [pixel_values.shape[1]] * len(prompts)}
         return [ids[mask.bool()].tolist() for ids, mask in rows], None, {"pixel_values": pixel_values}
 
     def _generate_single_turn(self, *arguments, **keywords):
         answers, log_probabilities = super()._generate_single_turn(*arguments, **keywords)
         # what the model writes after a box means nothing and was never trained
-        ends = [BOX_TOKENS if window["objective"] == "box" else ANSWER_TOKENS for window in self.windows]
+        size = box_tokens(self.processing_class)
+        ends = [size if window["objective"] == "box" else ANSWER_TOKENS for window in self.windows]
         return [ids[:end] for ids, end in zip(answers, ends, strict=True)], log_probabilities
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, Any]:
         # shuffled and split together with the answers
         return super()._generate_and_score_completions(inputs) | self.pairs
 
-    def _get_per_token_logps_and_entropies(self, *arguments, **keywords):
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *rest, **keywords):
         if keywords.get("pixel_values") is None:  # answers are scored that were only just drawn
             keywords |= self.pairs
-        return super()._get_per_token_logps_and_entropies(*arguments, **keywords)
+        if "token_type_ids" in self.processing_class.model_input_names:  # what is written does not see what follows
+            types = torch.zeros_like(input_ids)
+            types[:, -logits_to_keep:] = 1
+            keywords["token_type_ids"] = types
+        return super()._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, logits_to_keep, *rest, **keywords
+        )
 
 
 def train(options: RewardOptions) -> Path:
@@ -163,14 +196,16 @@ def run(options: RewardOptions, state: PartialState) -> Path:
     checkpoint = last_checkpoint(Path(options.output_dir), state)
     datasets = dataset_mixture(options.dataset)
     meta, data = load_meta(datasets), Contents.of(datasets)
-    asked = questions(data, options.mixture, MIXTURE, options.depth_points, OBJECTIVES, 0)
+    config = starting_config(options)
+    check_model(config, options.model)
+    asked = questions(data, options.mixture, MIXTURE, options.depth_points, OBJECTIVES, 0, config.pixel_views)
     if lacking := data.without_split(HELD_OUT):
         raise ValueError(f"{lacking} has no split {HELD_OUT!r}: rewards are judged on questions that are not learned")
     state.print(terms(data, asked, f"{options.validation_questions} held-out questions"))
     model, processor = starting_model(options, checkpoint, meta)
     # in training mode their batch norms would answer differently when answers are drawn and when they are scored
     freeze_unused(model, towers_of(model))
-    shared = asked.windows(model.config)
+    shared = asked.windows(config)
     stream = WindowStream(datasets, split="train", seed=options.seed, pool_episodes=options.pool_episodes, **shared)
     held_out = WindowStream(datasets, split=HELD_OUT, seed=0, **shared)
     unseen = list(islice(held_out, options.validation_questions))

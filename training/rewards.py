@@ -23,11 +23,11 @@ def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def box_reward(boxes: np.ndarray, valid: bool, truth: np.ndarray) -> float:
-    """Mean over both views of the boxes' overlap with the true ones.
+    """Mean over the views of the boxes' overlap with the true ones.
 
     Args:
-        boxes, truth: (2, 4), left and right, in px of the same views.
-        valid: whether the answer was two boxes with an area, as `StereoProcessor.decode_boxes` says.
+        boxes, truth: (2, 4), left and right, or (1, 4), in px of the same views.
+        valid: whether the answer was so many boxes with an area, as the processor's `decode_boxes` says.
     """
     return float(box_iou(boxes, truth).mean()) if valid else INVALID
 

@@ -14,12 +14,12 @@ from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback
 
 from stereovla.command_line import option
-from stereovla.modeling_stereovla import StereoVLAForActionPrediction
-from stereovla.processing import StereoProcessor
+from stereovla.modeling_stereovla.objectives import objectives_of
+from stereovla.sources import adapted_model
 from stereovla.training.checkpoint_folders import complete_checkpoint, remove_old, step_of
 from stereovla.training.checkpoints import load_optimizer, optimizer_tensors, whole_tensors, write_stream, write_tensors
 from stereovla.training.feed import Feed
-from stereovla.training.models import trained, untrained
+from stereovla.training.models import Policy, Processor, classes_of, config_of, load_policy, trained, untrained
 from stereovla.training.options import RunOptions
 from stereovla.training.result import complete, predict_one
 from stereovla.training.running import append_line, end, forget_after, seed_step, told_to_end
@@ -41,13 +41,16 @@ LOGGED = {
 }
 # parts that no answer in words depends on
 OF_ACTIONS = ("action_expert", "pointers")
+SIZES = ("tiny", "demo", "full")
 
 
 @dataclass(kw_only=True)
 class StageOptions(RunOptions):
     """What every such stage can be told. Options marked (preset) default to the preset's value."""
 
-    preset: str = option("demo", "Size of the run.", choices=["tiny", "demo", "full"])
+    preset: str = option(
+        "demo", "Size of the run, and of an untrained model.", choices=[*SIZES, *(f"depthvla-{name}" for name in SIZES)]
+    )
     model: str | None = option(None, "Folder or Hub id of the model to start from.")
     steps: int = option(300, "Optimizer steps (preset).")
     warmup_steps: int = option(30, "Steps of linear warm-up, before the cosine to zero (preset).")
@@ -70,11 +73,27 @@ def part_size(options: StageOptions) -> int:
     return options.batch_size // (PartialState().num_processes * options.accumulation)
 
 
-def freeze_unused(model: StereoVLAForActionPrediction, parts: Sequence[str]) -> None:
-    """Holds `parts` and what answers do not depend on fixed; also a stereo encoder that is to learn from disparity
-    alone, of which there is none here.
+def with_depthvla(presets: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Presets of a stage, and the same of a DepthVLA, of which none freezes a part."""
+    frozen = {"freeze": ""} if "freeze" in presets["full"] else {}
+    return presets | {f"depthvla-{name}": {**values, **frozen} for name, values in presets.items()}
+
+
+def starting_config(options: StageOptions) -> Any:
+    """The config of the policy that the training begins with, before any weights are loaded."""
+    if options.model is None:
+        return config_of(options.preset)
+    source = adapted_model(options.model) or options.model
+    return classes_of(source)[0].config_class.from_pretrained(source)
+
+
+def freeze_unused(model: Policy, parts: Sequence[str]) -> None:
+    """Holds `parts` and what answers do not depend on fixed: the heads, a depth expert that the language model does not
+    see, and a stereo encoder that is to learn from disparity alone, of which there is none here.
     """
     also = [name for name in OF_ACTIONS if getattr(model, name) is not None]
+    if getattr(model.model, "depth_expert", None) is not None and model.config.mask == "block":
+        also.append("depth_expert")
     if getattr(model.config, "stereo_learns_from", "all") == "disparity":
         also.append("stereo")
     model.freeze(*dict.fromkeys([*parts, *also]))
@@ -107,15 +126,15 @@ def trainer_arguments(options: StageOptions) -> dict[str, Any]:
     }
 
 
-def starting_model(
-    options: StageOptions, checkpoint: Path | None, meta: dict
-) -> tuple[StereoVLAForActionPrediction, StereoProcessor]:
-    """The model as the training begins or goes on, and its processor."""
+def starting_model(options: StageOptions, checkpoint: Path | None, meta: dict) -> tuple[Policy, Processor]:
+    """The model as the training begins or goes on, and its processor; it has a language loss from now on."""
     torch.manual_seed(options.seed)
     model, processor = untrained(options.preset, meta) if options.model is None else trained(options.model, meta)
+    if not model.config.language_loss_weight:
+        model.config.language_loss_weight = 1.0
+        model.objectives = objectives_of(model.config)
     if checkpoint is not None:  # into the model that it began as: what else the result says of it stays the same too
-        saved = StereoVLAForActionPrediction.from_pretrained(checkpoint, dtype=torch.float32)
-        model.load_state_dict(saved.state_dict())
+        model.load_state_dict(load_policy(str(checkpoint)).state_dict())
     return model, processor
 
 
@@ -215,7 +234,7 @@ def renamed(logs: dict[str, float | None]) -> dict[str, float]:
 
 
 def finish(
-    trainer: Trainer, files: RunFiles, processor: StereoProcessor, window: dict[str, Any], summary: dict[str, Any]
+    trainer: Trainer, files: RunFiles, processor: Processor, window: dict[str, Any], summary: dict[str, Any]
 ) -> Path:
     """Trains, or goes on training, and returns the folder of the model; `window` and `summary` as in
     `training.result.complete`.

@@ -22,11 +22,14 @@ from synthetic_dataset import write_training_dataset
 from training_runs import result
 from transformers import AutoModel, AutoProcessor
 from trl import SFTConfig
+from views_dataset import MONO, write_views
 
 from stereovla.dataset_builder.streaming.mixture import load_meta
+from stereovla.dataset_builder.streaming.questions import processor_arguments
 from stereovla.dataset_builder.streaming.window_stream import WindowStream
+from stereovla.modeling_stereovla.objectives import objectives_of
 from stereovla.training.grounding import AnswerBatches, GroundingOptions, GroundingTrainer
-from stereovla.training.models import untrained
+from stereovla.training.models import trained, untrained
 from stereovla.training.stage import freeze_unused, trainer_arguments
 
 ROOT = Path(__file__).parents[2]
@@ -120,6 +123,65 @@ def test_batches_hold_what_answers_are_learned_from_and_no_more(batch):
     assert set(inputs) == {"pixel_values", "input_ids", "attention_mask", "labels"}
     given = inputs["labels"][0][inputs["labels"][0] != -100]
     assert torch.equal(given, inputs["input_ids"][0][inputs["labels"][0] != -100])
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """Trains a DepthVLA of two views, one of which may be absent, that is shown depth and has no language loss yet."""
+    place = tmp_path_factory.mktemp("depthvla")
+    data = write_views(place / "data", [3, 4], without=MONO)
+    torch.manual_seed(0)
+    shown = {"views": ["left", "wrist"], "depth_config": {"input": "depth"}}
+    for part in untrained("depthvla-tiny", load_meta(str(data)), **shown):
+        part.save_pretrained(place / "base")
+    return place
+
+
+def test_a_depthvla_learns_answers(small_run):
+    own = ["--preset", "depthvla-tiny", "--model", str(small_run / "base"), "--steps", "2", "--batch_size", "4"]
+    data = ["--dataset", str(small_run / "data"), "--pool_episodes", "2", "--validation_batches", "0"]
+    run_here(["grounding", *own, *data, "--output_dir", str(small_run / "run"), "--learning_rate", "1e-2"])
+    lines = [line["loss/total"] for line in losses(small_run / "run") if "loss/total" in line]
+    assert len(lines) == 2 and np.isfinite(lines).all()
+    told = json.loads((small_run / "run/model/training.json").read_text())
+    assert told["mixture"] == "2:2:1 (depth : box : pose)"  # one camera knows no baseline
+    config = json.loads((small_run / "run/model/config.json").read_text())
+    assert config["language_loss_weight"] == 1.0
+    before, after = (load_file(small_run / name / "model.safetensors") for name in ("base", "run/model"))
+    changed = [name for name, weight in before.items() if not torch.equal(weight, after[name])]
+    assert changed and all(name.startswith("model.vlm.") for name in changed)
+
+
+def test_the_answers_of_a_depthvla_are_those_of_its_processor(small_run, tmp_path):
+    """What it is taught, and TRL's loss of it against its own forward."""
+    model, processor = trained(str(small_run / "base"), load_meta(str(small_run / "data")))
+    model.config.language_loss_weight = 1.0
+    model.objectives = objectives_of(model.config)
+    views = tuple(processor.pixel_views)
+    stream = WindowStream(str(small_run / "data"), mixture={name: 1.0 for name in ANSWERS[:3]}, views=views, history=1)
+    windows = list(islice(stream, 8))
+    inputs = AnswerBatches(stream, 8, processor, model.config).collate(windows)
+    assert {window["objective"] for window in windows} == {"depth", "box", "pose"}
+    assert not inputs["view_mask"].all()  # the wrist's view is absent in some
+    whole = processor(**processor_arguments(windows, views))
+    for name in inputs:
+        assert torch.equal(inputs[name], whole[name]), name
+    answers = inputs["labels"] != -100
+    assert torch.equal(inputs["labels"][answers], inputs["input_ids"][answers])
+    freeze_unused(model.eval(), [])
+    assert set(model.frozen) == {"action_expert", "depth_expert"}
+    options = GroundingOptions(dataset=["unused"], output_dir=str(tmp_path), batch_size=8)
+    trainer = GroundingTrainer(
+        None,
+        model=model,
+        args=SFTConfig(**trainer_arguments(options), dataset_kwargs={"skip_prepare_dataset": True}),
+        train_dataset=IterableDataset.from_generator(lambda: iter([inputs])),
+        data_collator=lambda rows: rows,
+        processing_class=processor,
+    )
+    loss = trainer.compute_loss(model, dict(inputs)).item()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert loss == pytest.approx(model(**inputs).language_loss.item(), rel=1e-5)
 
 
 def test_a_stereo_encoder_that_learns_from_disparity_alone_is_left_as_it_is(dataset):

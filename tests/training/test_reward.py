@@ -23,12 +23,13 @@ from trl import GRPOConfig
 from stereovla.dataset_builder.streaming.mixture import load_meta
 from stereovla.dataset_builder.streaming.questions import processor_arguments
 from stereovla.dataset_builder.streaming.window_stream import WindowStream
-from stereovla.training.models import untrained
+from stereovla.modeling_stereovla import DepthVLAConfig
+from stereovla.training.models import towers_of, untrained
 from stereovla.training.reward import (
     ANSWER_TOKENS,
-    BOX_TOKENS,
     RewardOptions,
     RewardTrainer,
+    box_tokens,
     question_inputs,
     reward_functions,
 )
@@ -89,12 +90,13 @@ def dataset(tmp_path_factory) -> Path:
     return write_training_dataset(tmp_path_factory.mktemp("reward") / "dataset")
 
 
-@pytest.fixture(scope="module")
-def asked(dataset):
+@pytest.fixture(scope="module", params=["tiny", "depthvla-tiny"])
+def asked(request, dataset):
     """An untrained model, its processor, and windows with three questions of each kind."""
     torch.manual_seed(0)
-    model, processor = untrained("tiny", load_meta(dataset))
-    stream = WindowStream(dataset, mixture={"depth": 1, "box": 1}, depth_map_share=0.0)
+    model, processor = untrained(request.param, load_meta(dataset))
+    views = tuple(processor.pixel_views)
+    stream = WindowStream(dataset, mixture={"depth": 1, "box": 1}, depth_map_share=0.0, views=views)
     windows = list(islice(stream, 40))
     return (
         model,
@@ -140,6 +142,15 @@ def test_questions_hold_no_answer(asked):
         assert taught == question + true_answer(processor, window)
 
 
+@torch.no_grad()
+def next_token(model, prompt: torch.Tensor, written: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities (vocabulary,) of what follows, when nothing else is written yet."""
+    inputs = {"input_ids": torch.cat([prompt, written])[None], "pixel_values": pixel_values[None]}
+    if model.config.model_type == "depthvla":
+        inputs["token_type_ids"] = torch.cat([torch.zeros_like(prompt), torch.ones_like(written)])[None]
+    return model(**inputs).logits[0, -1].log_softmax(-1)
+
+
 def test_answers_are_scored_with_their_own_pictures(asked, tmp_path):
     """GRPO's log-probabilities are those of our own forward, of each sample alone, and survive its shuffling."""
     model, processor, windows = asked
@@ -154,11 +165,11 @@ def test_answers_are_scored_with_their_own_pictures(asked, tmp_path):
         processing_class=processor,
     )
     model.train()
-    model.freeze("semantic", "spatial", "stereo")
+    model.freeze(*towers_of(model))
     torch.manual_seed(0)
     rows = [{"prompt": window} for window in windows for _ in range(2)]
     batch = trainer._prepare_inputs(rows)
-    assert batch["pixel_values"].shape == (len(rows), 2, 3, 64, 64)
+    assert batch["pixel_values"].shape == (len(rows), len(processor.pixel_views), 3, 64, 64)
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
     kept = batch["completion_ids"].shape[1]
@@ -179,12 +190,11 @@ def test_answers_are_scored_with_their_own_pictures(asked, tmp_path):
         assert matches  # the question and the pair of one window
         seen.append(matches[0])
         answer = batch["completion_ids"][row][batch["completion_mask"][row].bool()]
-        assert len(answer) <= (BOX_TOKENS if windows[matches[0]]["objective"] == "box" else ANSWER_TOKENS)
-        with torch.no_grad():
-            logits = model(
-                input_ids=torch.cat([prompt, answer])[None], pixel_values=batch["pixel_values"][row : row + 1]
-            ).logits[0, len(prompt) - 1 : -1]
-        own = logits.log_softmax(-1).gather(-1, answer[:, None])[:, 0]
+        assert len(answer) <= (box_tokens(processor) if windows[matches[0]]["objective"] == "box" else ANSWER_TOKENS)
+        own = torch.stack(
+            [next_token(model, prompt, answer[:k], batch["pixel_values"][row]) for k in range(len(answer))]
+        )
+        own = own.gather(-1, answer[:, None])[:, 0]
         torch.testing.assert_close(scored[row, : len(answer)], own, atol=1e-4, rtol=1e-4)
     assert seen != sorted(seen)  # GRPO shuffled them
 
@@ -198,6 +208,34 @@ def test_options_name_what_is_wrong(capsys, tmp_path):
     ):
         assert main([*data, *wrong]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"views": ["left", "wrist"]}, "sees the views left, wrist, of which some may be absent"),
+        ({"depth_config": {"input": "depth"}}, "is shown the true depth"),
+        ({"mask": "full"}, "has the mask 'full'"),
+    ],
+)
+def test_a_depthvla_whose_answers_cannot_be_drawn_is_refused_before_it_is_loaded(
+    dataset, tmp_path, capsys, fields, message
+):
+    DepthVLAConfig.from_preset("depthvla-tiny", **fields).save_pretrained(tmp_path / "base")  # no weights are there
+    words = ["--preset", "depthvla-tiny", "--dataset", str(dataset), "--output_dir", str(tmp_path / "run")]
+    assert main(["reward", *words, "--model", str(tmp_path / "base")]) == 2
+    assert f"{tmp_path / 'base'} cannot learn from rewards: it {message}" in capsys.readouterr().err
+
+
+def test_a_depthvla_learns_from_rewards(dataset, tmp_path):
+    for part in untrained("depthvla-tiny", load_meta(dataset)):
+        part.save_pretrained(tmp_path / "base")
+    own = ["--preset", "depthvla-tiny", "--model", str(tmp_path / "base"), "--steps", "2", "--questions", "2"]
+    data = ["--dataset", str(dataset), "--pool_episodes", "2", "--validation_questions", "2", "--answers", "2"]
+    assert main(["reward", *own, *data, "--output_dir", str(tmp_path / "run")]) == 0
+    lines = log_of(tmp_path / "run")
+    assert len([line for line in lines if "reward" in line]) == 2
+    assert (tmp_path / "run/model/model.safetensors").exists()
 
 
 # ---- the command

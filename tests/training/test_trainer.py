@@ -17,9 +17,8 @@ from transformers import AutoModel, AutoProcessor, Trainer, TrainingArguments
 
 from stereovla.dataset_builder.streaming.mixture import load_meta
 from stereovla.dataset_builder.streaming.window_stream import WindowStream
-from stereovla.modeling_stereovla import StereoVLAForActionPrediction
 from stereovla.training.feed import Batches
-from stereovla.training.models import untrained
+from stereovla.training.models import POLICIES, towers_of, untrained
 
 (PROGRAM,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/trainer.md").read_text(), re.DOTALL)
 
@@ -34,13 +33,13 @@ def one_thread():
     AcceleratorState._reset_state(reset_partial_state=True)  # the next test's own
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    """A folder with demo/dataset and demo/training/model, of the preset tiny."""
+@pytest.fixture(scope="module", params=["tiny", "depthvla-tiny"])
+def place(request, tmp_path_factory) -> Path:
+    """A folder with demo/dataset and demo/training/model, of a preset."""
     place = tmp_path_factory.mktemp("trainer")
     dataset = write_training_dataset(place / "demo/dataset")
     torch.manual_seed(0)
-    model, processor = untrained("tiny", load_meta(str(dataset)))
+    model, processor = untrained(request.param, load_meta(str(dataset)))
     model.save_pretrained(place / "demo/training/model")
     processor.save_pretrained(place / "demo/training/model")
     return place
@@ -68,7 +67,7 @@ def test_the_loss_falls_and_evaluation_has_one(run):
 
 def chunk(model, processor) -> np.ndarray:
     rng = np.random.default_rng(0)
-    views = [rng.integers(0, 255, (64, 64, 3), np.uint8) for _ in range(2)]
+    views = {name: rng.integers(0, 255, (64, 64, 3), np.uint8) for name in processor.pixel_views}
     text, state = "pick up the red cube", np.full(7, 0.2)
     inputs = processor(images=views, text=text, state=state, embodiment="franka_panda", check_stereo=False)
     return model.eval().predict_action(**inputs, generator=torch.Generator().manual_seed(0)).numpy()
@@ -87,7 +86,7 @@ def test_it_resumes_into_the_same_weights(run, place, tmp_path):
     """From the checkpoint after 10 steps, with a model that begins as something else."""
     checkpoint = place / "finetuned/checkpoint-10"
     torch.manual_seed(5)
-    other = StereoVLAForActionPrediction(run["model"].config)
+    other = POLICIES[run["model"].config.model_type][0](run["model"].config)
     trainer = run["trainer"]
     again = Trainer(
         model=other,
@@ -111,7 +110,7 @@ def grad_norm(place: Path, run: dict, size: int, parts: int, tmp_path: Path) -> 
     """Of the first step on 4 windows, in `parts` of `size`, with draws that follow from the windows."""
     config = run["model"].config
     model = AutoModel.from_pretrained(place / "demo/training/model", trust_remote_code=True)
-    model.freeze("stereo")
+    model.freeze(towers_of(model)[-1])
     batches = Batches(
         WindowStream(str(place / "demo/dataset"), split="train", seed=3, **run["windows"]),
         size,
@@ -141,6 +140,6 @@ def test_the_checkpoint_of_a_trainer_is_a_model_folder(place, run):
     saved = json.loads((folder / "config.json").read_text())
     assert "use_cache" in saved
     model = AutoModel.from_pretrained(folder, trust_remote_code=True)
-    views = [np.zeros((64, 64, 3), np.uint8)] * 2
+    views = dict.fromkeys(run["processor"].pixel_views, np.zeros((64, 64, 3), np.uint8))
     inputs = run["processor"](images=views, text="a cube", objective="box", check_stereo=False)
     assert model.generate(**inputs, max_new_tokens=2).shape[0] == 1
