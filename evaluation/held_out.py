@@ -45,7 +45,8 @@ class HeldOutRow:
 
     views: {name: (H, W, 3) uint8, or None where the row has none} of all that the data has. depths: {name of a view:
     (H, W) float32 m, 0 = unknown}. points_px: (2,) px (u, v) of "target" and "gripper" in the left view, where they are
-    seen. boxes_px: (2, 4) left and right, None unless both views show the target. None is also what the data has not.
+    seen. boxes_px: (2, 4) left and right, NaN where a view does not show the target, None where neither does. None is
+    also what the data has not.
     """
 
     episode: int
@@ -176,6 +177,7 @@ def _row(row: dict[str, Any], states: np.ndarray) -> HeldOutRow:
         regions = (("target", TARGET), ("gripper", GRIPPER))
         points = {name: inner_point(segmentation == value, depths[LEFT]) for name, value in regions}
     boxes = [row.get("target.box_left_px"), row.get("target.box_right_px")]
+    seen = [box for box in boxes if box is not None]
     keyframe = row.get("keyframe_pose")
     calibration = {name: row.get(f"calibration.{name}") for name in CALIBRATION}
     return HeldOutRow(
@@ -189,7 +191,7 @@ def _row(row: dict[str, Any], states: np.ndarray) -> HeldOutRow:
         calibration=None if None in calibration.values() else calibration,
         depths=depths,
         points_px={name: point for name, point in points.items() if point is not None},
-        boxes_px=None if None in boxes else np.asarray(boxes, np.float32),
+        boxes_px=None if not seen else np.float32([[np.nan] * 4 if box is None else box for box in boxes]),
         target=row["target.name"],
         task=row["task"],
         embodiment=row["embodiment"],

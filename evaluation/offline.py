@@ -37,9 +37,10 @@ class OfflineEvaluation:
             batch = [row for row, _ in found]
             count += len(batch)
             self.actions(batch)
-            self.depths(batch)
-            self.boxes(batch)
-            self.keyframes(batch)
+            if config.language_loss_weight:  # else it has learned no answer in words
+                self.depths(batch)
+                self.boxes(batch)
+                self.keyframes(batch)
             if expert is not None:
                 expert.add(batch, [other for _, other in found])
             elif not self.policy.sees_depth and config.stereo_config is not None:
@@ -71,7 +72,8 @@ class OfflineEvaluation:
             self.collected.add(depth_unparsable=~parsed)
 
     def boxes(self, rows: Sequence[HeldOutRow]) -> None:
-        asked = [row for row in rows if row.boxes_px is not None]
+        sides = 1 if self.policy.sees_depth and "right" not in self.processor.pixel_views else 2
+        asked = [row for row in rows if row.boxes_px is not None and np.isfinite(row.boxes_px[:sides]).all()]
         if not asked:
             return
         ids = self.answer(asked, "box", BOX_TOKENS, text=[row.target for row in asked])
@@ -120,6 +122,8 @@ class OfflineEvaluation:
 
     def answer(self, rows: Sequence[HeldOutRow], objective: str, tokens: int, **arguments: Any) -> torch.Tensor:
         """Greedily generated ids (B, at most `tokens`) of a question, on the CPU."""
+        if self.policy.needs_depth:
+            arguments["depth_map"] = self.policy.depth_maps([row.depths for row in rows])
         inputs = self.processor(
             images=self.policy.images([row.views for row in rows]),
             embodiment=[row.embodiment for row in rows],

@@ -10,13 +10,15 @@ import pytest
 import torch
 from command_lines import evaluate as main
 from synthetic_dataset import generator_of, make_row, write_dataset
-from tiny_checkpoint import save_tiny_checkpoint
+from tiny_checkpoint import save_tiny_checkpoint, save_tiny_depthvla
+from views_dataset import MONO
 
 from stereovla.evaluation import metrics
 from stereovla.evaluation.held_out import count_rows, inner_point, read_rows
 from stereovla.evaluation.model_policy import ModelPolicy
 from stereovla.evaluation.offline import OfflineEvaluation, histogram
 from stereovla.evaluation.offline_depth import observations
+from stereovla.evaluation.report import offline_metrics
 from stereovla.sources import InputError, load_checkpoint
 
 LENGTHS = [6, 5, 4]
@@ -60,7 +62,12 @@ def test_rows_hold_what_was_written(dataset):
             assert row.depth_at(row.points_px[name]) == pytest.approx(
                 truth["observation.depth"][int(v), int(u)], abs=1e-4
             )
-        assert (row.boxes_px is None) == (truth["target.box_right_px"] is None)
+        boxes = [truth[f"target.box_{side}_px"] for side in ("left", "right")]
+        wanted = [np.full(4, np.nan) if box is None else box for box in boxes]
+        if all(box is None for box in boxes):
+            assert row.boxes_px is None
+        else:
+            np.testing.assert_array_equal(row.boxes_px, wanted)
 
 
 def test_inner_point_lies_on_the_mask_where_depth_is_known():
@@ -113,7 +120,7 @@ def test_action_errors_are_those_of_the_policy(policy, dataset):
         distances += [1000 * np.linalg.norm(chunk[i, :3] - row.plan[i, :3]) for i in range(steps)]
     assert report["action"]["position_mm"]["mean"] == pytest.approx(np.mean(distances), rel=1e-4)
     assert report["action"]["position_mm"]["count"] == len(distances)
-    asked = sum(row.boxes_px is not None for row in rows)
+    asked = sum(row.boxes_px is not None and np.isfinite(row.boxes_px).all() for row in rows)
     assert report["box"]["left_iou"]["count"] == asked < len(rows)
     assert 0 <= report["depth"]["unparsable"] <= 1
     truth = np.array([row.depth_at(row.points_px["target"]) for row in rows]) * 100
@@ -125,7 +132,8 @@ def test_action_errors_are_those_of_the_policy(policy, dataset):
 
 def test_right_answers_score_as_right(policy, dataset):
     """The labels that the processor writes, handed in as generated ids, give no error beyond their rounding."""
-    rows = [row for row in read_rows(dataset, 100, 1) if row.boxes_px is not None]
+    boxes = ((row, row.boxes_px) for row in read_rows(dataset, 100, 1))
+    rows = [row for row, box in boxes if box is not None and np.isfinite(box).all()]
 
     class Truthful(OfflineEvaluation):
         def answer(self, rows, objective, tokens, **arguments):
@@ -208,6 +216,26 @@ def test_without_labels_and_plans_the_rest_is_measured(policy, tmp_path):
     assert report["keyframe"]["invalid"] is not None
     assert report["depth"]["unparsable"] is None and report["box"]["left_iou"] is None
     assert report["disparity"]["error_px"] is None and report["depth"]["target_cm"] is None
+
+
+def test_one_camera_is_asked_what_its_policy_learned_and_its_data_knows(tmp_path):
+    """Boxes of the left view alone; nothing in words where no answer was learned."""
+    folder = str(write_dataset(tmp_path / "mono", LENGTHS, 2, split="validation", size=64, without=MONO))
+    rows = list(read_rows(folder, 100, 1))
+    written = [make_row(generator_of("validation"), 0, 0, 64)]
+    assert rows[0].calibration is None and set(rows[0].views) == {"left"}
+    np.testing.assert_array_equal(rows[0].boxes_px[0], written[0]["target.box_left_px"])
+    assert np.isnan([row.boxes_px[1] for row in rows]).all()
+    for weight in (0.0, 1.0):
+        saved = save_tiny_depthvla(tmp_path / f"weight{weight:g}", language_loss_weight=weight)
+        found = OfflineEvaluation(ModelPolicy(*load_checkpoint(str(saved), run_code=True), "trained")).evaluate(rows)
+        asked = (found["box"]["invalid"], found["keyframe"]["invalid"], found["depth"]["unparsable"])
+        assert all((share is not None) == bool(weight) for share in asked)
+        assert (found["box"]["left_iou"] or {"count": 0})["count"] == (len(rows) if weight else 0)
+        assert found["box"]["right_iou"] is None and found["disparity"]["error_px"] is None
+        assert found["action"]["position_mm"] is not None and found["depth_expert"] is not None
+        names = [metric["name"] for metric in offline_metrics(found)]
+        assert ("box IoU of the target, left view" in names) == bool(weight) and not any("right" in n for n in names)
 
 
 def written_rows(lengths: list[int]) -> list[dict]:
