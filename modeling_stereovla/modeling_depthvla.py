@@ -24,11 +24,11 @@ class DepthVLAPreTrainedModel(PolicyPreTrainedModel):
     config_class = DepthVLAConfig
     _no_split_modules = ["GemmaDecoderLayer", "SiglipEncoderLayer", "Dinov2Layer", "CostFilter", "EdgeNeXtStage"]
 
-    def __init__(self, config: DepthVLAConfig):
-        super().__init__(config)
-        if config.mask == "full" and config.depth_config is not None:
+    def post_init(self):
+        super().post_init()  # which adds the names of the parts
+        if self.config.mask == "full" and self.config.depth_config is not None:
             # layers of two transformers that run together cannot be gathered one by one (FSDP)
-            self._no_split_modules = [name for name in self._no_split_modules if name != "GemmaDecoderLayer"]
+            self._no_split_modules.discard("GemmaDecoderLayer")
 
 
 class DepthVLAModel(DepthVLAPreTrainedModel):

@@ -193,6 +193,15 @@ def test_checkpointed_layers_give_the_same_losses_and_gradients(mask):
         torch.testing.assert_close(found[1][name], value, atol=1e-12, rtol=1e-9, equal_nan=True)
 
 
+@pytest.mark.parametrize(("variant", "split"), [("block", True), ("no depth expert", True), ("full", False)])
+def test_layers_that_run_together_are_not_named_as_parts_of_their_own(variant, split):
+    """FSDP gathers the weights of a named part when it is called, and these are not called."""
+    model = tiny(torch.float32, **VARIANTS[variant])
+    for part in (model, model.model):
+        assert ("GemmaDecoderLayer" in part._no_split_modules) == split
+        assert "SiglipEncoderLayer" in part._no_split_modules
+
+
 def mixed_batch(config) -> dict:
     """Samples with actions, answers and keyframes, none of which has all."""
     batch = training_batch(config, answers=True)
