@@ -22,6 +22,7 @@ from transformers import HfArgumentParser
 from transformers.initialization import no_init_weights
 
 from stereovla.modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
+from stereovla.modeling_stereovla.action_expert import Prefix
 from stereovla.modeling_stereovla.configuration_stereovla import PRESETS
 from stereovla.modeling_stereovla.layer_caches import CACHE, RecordingCache
 from stereovla.train import adapters
@@ -106,7 +107,7 @@ def parts(model: StereoVLAForActionPrediction, batch: int) -> dict[str, Callable
         state = expert.state_proj(torch.rand(batch, config.state_history, config.state_dim))
         actions = torch.rand(batch, config.flow_draws, config.chunk_size, config.action_dim)
         mask = torch.ones(batch, tokens, dtype=torch.long)
-        return [expert(prefix, mask, state, actions, torch.rand(batch, config.flow_draws))]
+        return [expert(Prefix.of(prefix, mask), state, actions, torch.rand(batch, config.flow_draws))]
 
     return {
         "semantic": lambda: [visual.semantic(pixels[:, 0])],

@@ -73,7 +73,9 @@ def published_files(folder: Path, include: Sequence[str] = ()) -> tuple[list[str
     that finds nothing or a file that may run code when it is loaded, and for links that lead out of the folder.
     """
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    sent = {name for name in names if re.fullmatch(WRITTEN[kind_of(folder)], name)} | {*remote_code(folder)} & {*names}
+    # code that is named as another repository's may lie here all the same: saving copies what was loaded
+    code = {name.rpartition("--")[2] for name in remote_code(folder)}
+    sent = {name for name in names if re.fullmatch(WRITTEN[kind_of(folder)], name) or name in code}
     for pattern in include:
         found = {name for name in names if name == pattern}
         found |= {name for name in fnmatch.filter(names, pattern) if not re.search(r"(^|/)\.", name)}

@@ -92,6 +92,7 @@ def trained(folder: Path, dataset: list[str], model: str | None = None) -> Path:
     options = {"dataset": dataset, "model": model, "output_dir": str(folder), "steps": 3}
     folder.mkdir(exist_ok=True)
     (folder / "training.json").write_text(json.dumps({"options": options}))
+    (folder / "config.json").write_text("{}")
     return folder
 
 
