@@ -51,7 +51,7 @@ class PolicyClient:
     Args:
         url: ws://host:port of the server.
         timeout_s: longest wait for an answer, reconnecting included.
-        wait_s: how long to wait, at first, for a server that is not there yet.
+        wait_s: how long to wait for a server that is not there yet, or again.
         api_key: what the server asks for; None = that of the environment variable STEREOVLA_API_KEY, if it is set.
         keys: as of `ObservationKeys`, for a server that does not say its own, whose views they name; the first of each
             is sent.
@@ -65,17 +65,17 @@ class PolicyClient:
         api_key: str | None = None,
         keys: Mapping[str, Any] | None = None,
     ):
-        self.url, self.timeout_s = url, timeout_s
+        self.url, self.timeout_s, self.wait_s = url, timeout_s, wait_s
         key = os.environ.get(API_KEY, "") if api_key is None else api_key
         self._headers = {"Authorization": f"Api-Key {key}"} if key else {}
         self._connection: ClientConnection | None = None
         self._greeting = b""
-        self._open(time.monotonic() + max(wait_s, 0), timeout_s)
+        self._open(time.monotonic() + wait_s, timeout_s)
         self.metadata = self._unpacked(self._greeting)
         self.is_ours = "views" in self.metadata and "keys" in self.metadata
         try:
             self._keys = self._keys_of(self.metadata, keys)
-        except (TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # metadata may be anything
             self.close()
             raise PolicyError("answer", f"the keys of {url} cannot be used: {error}") from error
 
@@ -162,10 +162,9 @@ class PolicyClient:
         again = self._connection is not None  # it may have been lost since the last answer
         while True:
             if self._connection is None:
-                self._open(time.monotonic(), end - time.monotonic())
+                self._open(min(time.monotonic() + self.wait_s, end), end - time.monotonic())
             try:
-                self._connection.send(data)
-                answer = self._received(end)
+                answer = self._received(end, data)
             except PolicyError as error:
                 if error.kind != "lost" or not again:
                     raise
@@ -212,8 +211,11 @@ class PolicyClient:
             raise PolicyError("changed", f"the server at {self.url} came back with other metadata; make a new client")
         self._greeting = greeting
 
-    def _received(self, end: float) -> bytes | str:
+    def _received(self, end: float, data: bytes | None = None) -> bytes | str:
+        """The next message, after `data` was sent where there is any."""
         try:
+            if data is not None:
+                self._connection.send(data)
             return self._connection.recv(timeout=max(end - time.monotonic(), 0.001))
         except TimeoutError as error:
             self.close()  # a late answer would be taken for that of the next request

@@ -65,6 +65,12 @@ def test_it_goes_on_with_a_server_that_restarted(parts):
     stop = serve_in_thread(policy_server(parts), port)[1]  # restarted between two requests
     np.testing.assert_allclose(client.predict(*ASKED, seed=1).actions, first, atol=1e-6)
     stop()
+    starting = threading.Timer(0.3, lambda: stops.append(serve_in_thread(policy_server(parts), port)[1]))
+    stops, client.wait_s = [], 60
+    starting.start()
+    np.testing.assert_allclose(client.predict(*ASKED, seed=1).actions, first, atol=1e-6)
+    starting.join()
+    stops[0]()
     stop = serve_in_thread(policy_server(parts, "another"), port)[1]
     with pytest.raises(PolicyError, match="changed: .*came back with other metadata"):
         client.predict(*ASKED)
