@@ -110,10 +110,10 @@ async def run(options: ServingOptions) -> None:
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
 
     def end(number: int) -> None:
-        print(f"{signal.Signals(number).name}: answering what was asked, taking nothing more", flush=True)
         for other in ENDING:
             loop.remove_signal_handler(other)
-        ended.set()
+        ended.set()  # before anything is said: who reads it may have gone
+        print(f"{signal.Signals(number).name}: answering what was asked, taking nothing more", flush=True)
 
     for number in ENDING:
         loop.add_signal_handler(number, end, number)

@@ -549,11 +549,14 @@ def test_the_command_ends_with_a_reason(checkpoint, expected, number):
     try:
         with opened(running.stdout.readline().split()[-1]) as connection:
             np.testing.assert_allclose(ask(connection, request())["actions"], expected, atol=1e-5)
+            gone = number == signal.SIGINT  # nobody reads any more what the server says
+            if gone:
+                running.stdout.close()
             running.send_signal(number)
             with pytest.raises(ConnectionClosed, match="1001 .*the server is shutting down"):
                 connection.recv(timeout=60)
-        assert running.wait(60) == 0
-        assert f"{number.name}: answering what was asked" in running.stdout.read()
+        assert running.wait(60) == (120 if gone else 0)  # 120 is Python's own, for what could not be written
+        assert gone or f"{number.name}: answering what was asked" in running.stdout.read()
     finally:
         running.kill()
         running.wait()

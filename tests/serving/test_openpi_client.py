@@ -1,5 +1,6 @@
 """The unmodified openpi-client, in an environment of its own, drives our server: an episode of the simulator."""
 
+import re
 import struct
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from stereovla.serving import wire
 from stereovla.simulation import World, WorldConfig
 from stereovla.sources import load_checkpoint as load
 
+ROOT = Path(__file__).parents[2]
 HORIZON, STEPS = 3, 7
 # Messages of the pipe have their length first; both are packed by openpi-client's own codec.
 PROGRAM = """
@@ -114,3 +116,13 @@ def test_openpis_client_drives_an_episode(python, tmp_path):
         client.close()
         stop()
         episode.world.close()
+
+
+@pytest.mark.slow
+def test_the_pages_program_with_openpis_client_runs(python, tmp_path):
+    _, program, *_ = re.findall(r"```python\n(.*?)```", (ROOT / "docs/serving.md").read_text(), flags=re.DOTALL)
+    url, stop = serve_in_thread(policy_server(load(str(save_tiny_checkpoint(tmp_path / "model"))), deadline_s=300))
+    program = program.replace("8765", url.rpartition(":")[2])
+    done = subprocess.run([python, "-c", program], cwd=ROOT, capture_output=True, text=True, env={})
+    stop()
+    assert done.stdout == "(7,)\n", done.stderr

@@ -38,7 +38,7 @@ def test_the_pages_program_runs(tmp_path, monkeypatch, capsys):
             stop()
         greeting, answer = capsys.readouterr().out.splitlines()[-2:]
         assert greeting == f"{folder.name} {[EMBODIMENT]} 8"
-        assert answer.startswith("(8, 7) 0.")
+        assert re.fullmatch(r"\(8, 7\) [\d.]+", answer)
 
 
 def test_a_folder_that_is_neither_is_named(tmp_path):
