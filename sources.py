@@ -15,6 +15,7 @@ NEEDED = ("config.json", *PROCESSOR)
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ROOT = Path(__file__).parent
 ROOMS_OF_CODE = ("modeling_stereovla", "processing")  # what ships with a model
+DTYPES = ("float32", "bfloat16", "float16")  # of weights
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # owner/name, of datasets also owner/name@revision
 
 
@@ -225,7 +226,9 @@ def load_processor(source: str, run_code: bool = False) -> Any:
         return AutoProcessor.from_pretrained(source, revision=revision, trust_remote_code=True)
 
 
-def load_checkpoint(source: str, device: str = "cpu", run_code: bool = False, adapted: bool = True) -> tuple[Any, Any]:
+def load_checkpoint(
+    source: str, device: str = "cpu", run_code: bool = False, adapted: bool = True, dtype: str | None = None
+) -> tuple[Any, Any]:
     """The trained model in evaluation mode and its processor, from a folder or Hub id of a model or an adapter; its
     remote code is run.
 
@@ -233,23 +236,27 @@ def load_checkpoint(source: str, device: str = "cpu", run_code: bool = False, ad
         run_code: whether code also of a model on the Hub is run that an adapter names, where it is not that of this
             installation; else that is an InputError.
         adapted: False gives the model that an adapter changes, without the adapter.
+        dtype: one of `DTYPES` that the weights are cast to; None = as they were saved.
     """
+    if dtype not in (None, *DTYPES):
+        raise InputError(f"dtype is {dtype!r}; valid: {', '.join(DTYPES)}, or None, as the weights were saved")
     check_checkpoint(source)
     base = trusted_base(source, run_code)
     from transformers import AutoModel  # takes seconds
 
+    cast = {} if dtype is None else {"dtype": dtype}
     with source_of(source, "checkpoint"):
         if base is not None:
             words = code_in_words(base.code, base.changed)
             told = f"{source} changes {base.name} at revision {base.commit}, whose code runs on this machine: {words}"
             print(told, flush=True)
             # the revision that was looked at
-            model = AutoModel.from_pretrained(base.name, revision=base.commit, trust_remote_code=True)
+            model = AutoModel.from_pretrained(base.name, revision=base.commit, trust_remote_code=True, **cast)
             if adapted:
                 model.load_adapter(source)
         else:
             name = source if adapted else adapted_model(source) or source
-            model = AutoModel.from_pretrained(name, trust_remote_code=True)
+            model = AutoModel.from_pretrained(name, trust_remote_code=True, **cast)
     return model.to(device).eval(), load_processor(source, run_code)
 
 

@@ -28,7 +28,7 @@ def rollout(options: RolloutOptions) -> None:
         raise InputError(str(error)) from error
     config = RolloutConfig(world, options.execution_horizon, options.max_steps)
     identities = {
-        spec: policy_identity(spec, options.run_code) for spec in options.specs()
+        spec: policy_identity(spec, options.run_code, options.keys) for spec in options.specs()
     }  # a bad one ends all before an hour has passed
     names = [identity["kind"] for identity in identities.values()]
     if len(set(names)) < len(names):
@@ -51,7 +51,7 @@ def rollout(options: RolloutOptions) -> None:
             log,
             options.processes,
             options.environments,
-            policy_options | {"device": options.device, "run_code": options.run_code},
+            policy_options | {"device": options.device, "run_code": options.run_code, "keys": options.keys},
         )
         numbers = summarise(records)
         print(

@@ -43,6 +43,7 @@ class RolloutOptions:
     image_size: int = option(128, "Side of the square views, px (preset).")
     num_objects: int = option(3, "Objects on the table, the target included.")
     world: str = option("{}", 'More options of simulation.WorldConfig as JSON, such as \'{"preset": "geometry"}\'.')
+    keys: str = option("", "JSON file of the keys that a server of openpi's at ws://HOST:PORT is told under.")
     restart: bool = option(False, "Forget the results that are there.")
     run_code: bool = option(False, RUN_CODE)
 

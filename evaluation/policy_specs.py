@@ -1,6 +1,8 @@
 """What names a policy on the command line: `expert`, `still`, `untrained:PATH`, PATH (the folder or Hub id of a
-checkpoint), or `ws://HOST:PORT`, a policy that `stereovla serve` answers for.
+checkpoint), or `ws://HOST:PORT`, a policy that `stereovla serve` or another server on openpi's wire answers for.
 """
+
+import json
 
 from stereovla.evaluation.policies import ExpertPolicy, Policy, StillPolicy
 from stereovla.sources import check_checkpoint, fingerprint, load_checkpoint, trusted_base
@@ -9,7 +11,7 @@ UNTRAINED = "untrained:"
 SOCKET = ("ws://", "wss://")
 
 
-def policy_identity(spec: str, run_code: bool = False) -> dict[str, str]:
+def policy_identity(spec: str, run_code: bool = False, keys: str = "") -> dict[str, str]:
     """What must be equal for two runs of a spec to be runs of one policy; InputError for a spec that names none, or one
     whose code is not to be run (see `sources.trusted_base`).
     """
@@ -18,8 +20,8 @@ def policy_identity(spec: str, run_code: bool = False) -> dict[str, str]:
     if spec.startswith(SOCKET):
         from stereovla.evaluation.socket_policy import SocketPolicy  # needs the extra `serve`
 
-        with SocketPolicy(spec) as policy:
-            return {"kind": "served", "model": policy.client.hello["model"]}
+        with SocketPolicy(spec, keys) as policy:
+            return {"kind": "served", **policy.identity, **({"keys": json.dumps(policy.named)} if keys else {})}
     if spec.startswith(UNTRAINED):
         check_checkpoint(spec.removeprefix(UNTRAINED), weights=False)
         trusted_base(spec.removeprefix(UNTRAINED), run_code)
@@ -30,10 +32,15 @@ def policy_identity(spec: str, run_code: bool = False) -> dict[str, str]:
 
 
 def make_policy(
-    spec: str, chunk_size: int = 8, num_steps: int | None = None, device: str = "cpu", run_code: bool = False
+    spec: str,
+    chunk_size: int = 8,
+    num_steps: int | None = None,
+    device: str = "cpu",
+    run_code: bool = False,
+    keys: str = "",
 ) -> Policy:
     """The policy that `spec` names; `chunk_size` is for those that have none of their own, `num_steps`, `device` and
-    `run_code` for models in this process.
+    `run_code` for models in this process, `keys` (see `SocketPolicy`) for a server that does not say its own.
     """
     if spec == "expert":
         return ExpertPolicy(chunk_size)
@@ -42,7 +49,7 @@ def make_policy(
     if spec.startswith(SOCKET):
         from stereovla.evaluation.socket_policy import SocketPolicy
 
-        return SocketPolicy(spec)
+        return SocketPolicy(spec, keys)
     from stereovla.evaluation.model_policy import ModelPolicy, load_untrained  # torch takes seconds to import
 
     if spec.startswith(UNTRAINED):

@@ -1,4 +1,4 @@
-"""A policy behind a WebSocket: `stereovla serve --model CHECKPOINT`, and `serving.client.PolicyClient`."""
+"""A policy on openpi's wire: `stereovla serve --model CHECKPOINT`, and `serving.client.PolicyClient`."""
 
 from stereovla.extras import extra
 

@@ -1,28 +1,42 @@
-"""Serves a policy over a WebSocket."""
+"""Serves a policy on openpi's wire."""
 
 import asyncio
+import ipaddress
+import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stereovla.command_line import option
+from stereovla.serving.client import API_KEY
+from stereovla.serving.observation_keys import read_keys
+from stereovla.serving.served_model import ServedModel
 from stereovla.serving.server import PolicyServer
-from stereovla.sources import load_checkpoint
+from stereovla.sources import DTYPES, check_checkpoint, fingerprint, load_checkpoint
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
+SHORTEST_KEY = 16
 
 
 @dataclass
 class ServingOptions:
-    """Answers robots over a WebSocket, on this machine unless told otherwise.
+    """Answers robots over a WebSocket on openpi's wire, on this machine unless told otherwise.
 
     stereovla serve --model CHECKPOINT --port 8765
+
+    The environment variable STEREOVLA_API_KEY is the key that clients must show; another --host than this machine
+    needs one. GET /healthz answers when it is ready, GET /metrics as Prometheus reads it.
     """
 
     model: str = option("", "Model or adapter, folder or Hub id; its remote code is run.")
-    host: str = option("127.0.0.1", "Address to listen on; there is no password.")
+    host: str = option("127.0.0.1", "Address to listen on.")
     port: int = option(8765, "Port to listen on; 0 takes a free one.")
-    max_batch: int = option(1, "Requests answered together; 1 = one at a time.")
+    keys: str = option("", "JSON file with the keys of observations, in place of the defaults of the same names.")
+    embodiment: str = option("", "Robot of observations that name none; needed only where the model knows several.")
+    max_batch: int = option(8, "Requests of one shape answered together; 1 = one at a time.")
+    max_requests: int = option(64, "Requests that wait or are computed at a time; one more is refused.")
+    deadline_s: float = option(30.0, "Longest time from a request to its answer; a later one is refused.")
     max_message_mb: int = option(32, "Largest message accepted, MiB.")
     max_connections: int = option(64, "Connections open at a time.")
     run_code: bool = option(
@@ -30,39 +44,83 @@ class ServingOptions:
         "Run the code of a model on the Hub that an adapter names, also where it is not that of this installation.",
     )
     device: str = option("cpu", "Where the model runs: cpu, cuda, cuda:1, ...")
+    dtype: str = option("auto", "Of the weights; auto = as they were saved.", choices=["auto", *DTYPES])
+    compile: bool = option(False, "Compile the denoising step; the warm-up takes minutes.")
 
     def __post_init__(self):
         if not self.model:
             raise ValueError("--model is missing: folder or Hub id of a model or an adapter")
+        self.api_key()
+
+    def api_key(self) -> str:
+        """The key that clients must show, "" for none; ValueError for one that is none, or where one is needed."""
+        key = os.environ.get(API_KEY, "")
+        if key and not (len(key) >= SHORTEST_KEY and key.isascii() and key.isprintable() and " " not in key):
+            raise ValueError(
+                f"{API_KEY} is set, but is no key: it must have at least {SHORTEST_KEY} printable ASCII characters, no "
+                "space; `openssl rand -hex 32` makes one"
+            )
+        if not key and not is_loopback(self.host):
+            raise ValueError(
+                f"--host {self.host!r} may be reached by other machines: set the key that clients must show in the "
+                f"environment variable {API_KEY} (`openssl rand -hex 32` makes one), or listen on 127.0.0.1"
+            )
+        return key
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address can be reached from this machine alone."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def load(options: ServingOptions) -> ServedModel:
+    """The model, ready: every size of batch that will be asked for has been answered once."""
+    keys: dict[str, Any] | None = read_keys(options.keys) if options.keys else None
+    check_checkpoint(options.model)
+    name = Path(options.model).resolve().name if Path(options.model).is_dir() else options.model
+    dtype = None if options.dtype == "auto" else options.dtype
+    model, processor = load_checkpoint(options.model, options.device, options.run_code, dtype=dtype)
+    limit = options.max_message_mb * 2**20
+    served = ServedModel(model, processor, name, fingerprint(options.model), keys, options.embodiment, limit)
+    if options.compile:
+        import torch
+
+        model.action_expert.denoise = torch.compile(model.action_expert.denoise, fullgraph=True)
+    served.warm_up(sorted({1, min(2, options.max_batch), options.max_batch}))
+    return served
 
 
 async def run(options: ServingOptions) -> None:
     """Listens until SIGTERM or SIGINT (Ctrl-C); then requests in flight are answered, and all connections are closed
     with the reason. A second signal ends it at once.
     """
-    name = Path(options.model).resolve().name if Path(options.model).is_dir() else options.model
+    served = load(options)
     policy = PolicyServer(
-        *load_checkpoint(options.model, options.device, options.run_code),
-        name,
+        served,
         options.max_batch,
+        max_requests=options.max_requests,
+        deadline_s=options.deadline_s,
         limit=options.max_message_mb * 2**20,
         max_connections=options.max_connections,
+        api_key=options.api_key(),
     )
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
 
     def end(number: int) -> None:
-        print(f"{signal.Signals(number).name}: answering what was asked, taking nothing more", flush=True)
         for other in ENDING:
             loop.remove_signal_handler(other)
-        ended.set()
+        ended.set()  # before anything is said: who reads it may have gone
+        print(f"{signal.Signals(number).name}: answering what was asked, taking nothing more", flush=True)
 
     for number in ENDING:
         loop.add_signal_handler(number, end, number)
     server = await policy.start(options.host, options.port)
-    if options.host not in ("127.0.0.1", "localhost", "::1"):
-        print(f"warning: {options.host} may be reached by other machines, and anyone who reaches it may use the policy")
     for socket in server.sockets:
-        print(f"serving {name} on ws://{socket.getsockname()[0]}:{socket.getsockname()[1]}", flush=True)
+        host, port = socket.getsockname()[:2]
+        print(f"serving {served.name} on ws://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
     await ended.wait()
     await policy.stop(server)
 

@@ -4,18 +4,25 @@ import asyncio
 import threading
 from collections.abc import Callable
 
+from stereovla.serving.served_model import ServedModel
 from stereovla.serving.server import PolicyServer
 
 
-def serve_in_thread(server: PolicyServer) -> tuple[str, Callable[[], None]]:
-    """(url, stop function) of a server that runs in a thread of its own."""
+def policy_server(parts, name: str = "tiny", limit: int | None = None, keys=None, **options) -> PolicyServer:
+    """The server of a model and its processor."""
+    bound = {} if limit is None else {"limit": limit}
+    return PolicyServer(ServedModel(*parts, name, keys=keys, **bound), **bound, **options)
+
+
+def serve_in_thread(server: PolicyServer, port: int = 0) -> tuple[str, Callable[[], None]]:
+    """(url, stop function) of a server that runs in a thread of its own; port 0 takes a free one."""
     started, stopped = threading.Event(), None
     address = []
 
     async def run():
         nonlocal stopped
         stopped = asyncio.Event()
-        listening = await server.start(port=0)
+        listening = await server.start(port=port)
         address.append(listening.sockets[0].getsockname())
         started.set()
         await stopped.wait()
@@ -28,6 +35,6 @@ def serve_in_thread(server: PolicyServer) -> tuple[str, Callable[[], None]]:
 
     def stop():
         loop.call_soon_threadsafe(stopped.set)
-        thread.join(10)
+        thread.join(30)
 
     return f"ws://{address[0][0]}:{address[0][1]}", stop

@@ -13,7 +13,7 @@ from hub_client import client
 from hub_server import serve
 from lerobot_folder import write_rig
 from peft import LoraConfig, get_peft_model
-from serving_thread import serve_in_thread
+from serving_thread import policy_server, serve_in_thread
 from synthetic_dataset import write_finished_dataset
 from tiny_checkpoint import EMBODIMENT, save_tiny_checkpoint, stereo_pair
 from transformers import AutoModel
@@ -23,7 +23,6 @@ from stereovla.evaluation.policy_specs import make_policy, policy_identity
 from stereovla.modeling_stereovla import StereoVLAForActionPrediction
 from stereovla.processing import StereoProcessor
 from stereovla.serving.client import PolicyClient
-from stereovla.serving.server import PolicyServer
 from stereovla.sources import InputError, changed_code, fingerprint, load_checkpoint, remote_code, source_of
 
 STATE = np.array([0.45, 0.0, 0.2, 0.0, 0.0, 0.1, 1.0], np.float32)
@@ -115,7 +114,7 @@ def test_an_adapter_is_served_and_evaluated_wherever_the_auto_classes_load_it(ro
     expected = prepared.decode_actions(chunk, EMBODIMENT)[0]
     plain, _ = load_checkpoint(str(root / "base"))
     assert (chunk - plain.predict_action(**inputs, noise=torch.from_numpy(noise))).abs().max() > 1e-3
-    url, stop = serve_in_thread(PolicyServer(*load_checkpoint(str(adapter)), "adapter"))
+    url, stop = serve_in_thread(policy_server(load_checkpoint(str(adapter)), "adapter"))
     try:
         with PolicyClient(url) as client:
             answer = client.predict(*stereo_pair(), "pick up the red cube", STATE, EMBODIMENT, seed=5)

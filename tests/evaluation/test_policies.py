@@ -6,13 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from serving_thread import serve_in_thread
+from serving_thread import policy_server, serve_in_thread
 from tiny_checkpoint import EMBODIMENT, LOW, save_tiny_checkpoint, stereo_pair
 
 from stereovla.evaluation.model_policy import ModelPolicy, load_untrained
 from stereovla.evaluation.policies import Observation, StillPolicy
 from stereovla.evaluation.policy_specs import make_policy, policy_identity
-from stereovla.serving.server import PolicyServer
 from stereovla.sources import InputError, check_checkpoint, fingerprint, load_checkpoint
 
 
@@ -132,9 +131,9 @@ def test_still_stays_still():
 
 def test_a_policy_behind_a_socket_is_the_same_policy(policy, checkpoint):
     """The same chunks as in this process: states, noise and decoding take the way over the wire."""
-    url, stop = serve_in_thread(PolicyServer(*load_checkpoint(str(checkpoint)), "someone/policy"))
+    url, stop = serve_in_thread(policy_server(load_checkpoint(str(checkpoint)), "someone/policy"))
     try:
-        assert policy_identity(url) == {"kind": "served", "model": "someone/policy"}
+        assert policy_identity(url) == {"kind": "served", "model": "someone/policy", "revision": ""}
         seen = [observation(0), observation(1, seed=2**32 - 1, step=3, states=9), observation(2, seed=7, step=60)]
         with make_policy(url) as served:
             for chunk, expected in zip(served.act(seen), policy.act(seen), strict=True):

@@ -1,0 +1,128 @@
+"""The unmodified openpi-client, in an environment of its own, drives our server: an episode of the simulator."""
+
+import re
+import struct
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from serving_thread import policy_server, serve_in_thread
+from tiny_checkpoint import EMBODIMENT, save_tiny_checkpoint
+
+from stereovla.evaluation.rollouts import Episode, RolloutConfig
+from stereovla.serving import wire
+from stereovla.simulation import World, WorldConfig
+from stereovla.sources import load_checkpoint as load
+
+ROOT = Path(__file__).parents[2]
+HORIZON, STEPS = 3, 7
+# Messages of the pipe have their length first; both are packed by openpi-client's own codec.
+PROGRAM = """
+import struct, sys
+from openpi_client import action_chunk_broker, msgpack_numpy, websocket_client_policy
+policy = websocket_client_policy.WebsocketClientPolicy(sys.argv[1], api_key=sys.argv[2])
+broker = action_chunk_broker.ActionChunkBroker(policy, action_horizon=int(sys.argv[3]))
+def say(message):
+    data = msgpack_numpy.packb(message)
+    sys.stdout.buffer.write(struct.pack("<I", len(data)) + data)
+    sys.stdout.buffer.flush()
+say(policy.get_server_metadata())
+while head := sys.stdin.buffer.read(4):
+    observation = msgpack_numpy.unpackb(sys.stdin.buffer.read(*struct.unpack("<I", head)))
+    try:
+        say(broker.infer(observation))
+    except RuntimeError as error:
+        say({"error": str(error)})
+"""
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory) -> Path:
+    """An interpreter that has openpi-client, which pins numpy < 2 and forgets typing_extensions."""
+    folder = tmp_path_factory.mktemp("openpi") / "venv"
+    venv.create(folder, with_pip=True)
+    found = folder / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+    install = [found, "-m", "pip", "install", "--quiet", "openpi-client==0.1.2", "typing_extensions"]
+    done = subprocess.run(install, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"openpi-client cannot be installed here: {done.stderr[-300:]}")
+    return found
+
+
+class OpenpiClient:
+    """A process with openpi's client and its ActionChunkBroker."""
+
+    def __init__(self, python: Path, url: str, key: str):
+        command = [python, "-c", PROGRAM, url, key, str(HORIZON)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={})
+        self.metadata = self._heard()
+
+    def infer(self, observation: dict) -> dict:
+        data = wire.pack(observation)
+        self.process.stdin.write(struct.pack("<I", len(data)) + data)
+        self.process.stdin.flush()
+        return self._heard()
+
+    def _heard(self) -> dict:
+        (size,) = struct.unpack("<I", self.process.stdout.read(4))
+        return wire.unpack(self.process.stdout.read(size))
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(20)
+        self.process.stdout.close()
+
+
+@pytest.mark.slow
+def test_openpis_client_drives_an_episode(python, tmp_path):
+    model, processor = load(str(save_tiny_checkpoint(tmp_path / "model")))
+    key = "0123456789abcdef"
+    url, stop = serve_in_thread(policy_server((model, processor), api_key=key, deadline_s=300))
+    config = RolloutConfig(WorldConfig(image_size=64), execution_horizon=1, max_steps=STEPS)
+    episode = Episode(0, World(config.world), config)
+    client = OpenpiClient(python, url, key)
+    try:
+        assert client.metadata["chunk_size"] == 8 and EMBODIMENT in client.metadata["embodiments"]
+        episode.reset(3)
+        while not episode.done:
+            seen = episode.observation(images=True)
+            if seen.step % HORIZON == 0:  # when the broker asks
+                inputs = processor([seen.left, seen.right], seen.instruction, seen.states[-1], EMBODIMENT)
+                noise = np.random.default_rng(seen.step).standard_normal((1, 8, 7), dtype=np.float32)
+                chunk = processor.decode_actions(
+                    model.predict_action(**inputs, noise=inputs["state"].new_tensor(noise)), EMBODIMENT
+                )[0]
+            answer = client.infer(
+                {
+                    "observation/exterior_image_1_left": seen.left,
+                    "observation/exterior_image_1_right": seen.right,
+                    "observation/state": seen.states[-1],
+                    "prompt": seen.instruction,
+                    "seed": np.int64(seen.step),
+                }
+            )
+            np.testing.assert_allclose(answer["actions"], chunk[seen.step % HORIZON], atol=1e-5)
+            assert answer["server_timing"]["infer_ms"] > 0
+            for _ in episode.execute(answer["actions"][None]):
+                pass
+        assert episode.steps == STEPS
+        # a chunk is not finished: what is wrong is heard at the next request of the server
+        errors = [client.infer({"prompt": "x"}).get("error") for _ in range(HORIZON)]
+        assert any(error and "lacks left" in error and "Traceback" not in error for error in errors)
+    finally:
+        client.close()
+        stop()
+        episode.world.close()
+
+
+@pytest.mark.slow
+def test_the_pages_program_with_openpis_client_runs(python, tmp_path):
+    _, program, *_ = re.findall(r"```python\n(.*?)```", (ROOT / "docs/serving.md").read_text(), flags=re.DOTALL)
+    url, stop = serve_in_thread(policy_server(load(str(save_tiny_checkpoint(tmp_path / "model"))), deadline_s=300))
+    program = program.replace("8765", url.rpartition(":")[2])
+    done = subprocess.run([python, "-c", program], cwd=ROOT, capture_output=True, text=True, env={})
+    stop()
+    assert done.stdout == "(7,)\n", done.stderr
