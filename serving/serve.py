@@ -1,6 +1,7 @@
 """Serves a policy on openpi's wire."""
 
 import asyncio
+import contextlib
 import ipaddress
 import os
 import signal
@@ -35,7 +36,7 @@ class ServingOptions:
     keys: str = option("", "JSON file with the keys of observations, in place of the defaults of the same names.")
     embodiment: str = option("", "Robot of observations that name none; needed only where the model knows several.")
     max_batch: int = option(8, "Requests of one shape answered together; 1 = one at a time.")
-    max_requests: int = option(64, "Requests that wait or are computed at a time; one more is refused.")
+    max_requests: int = option(32, "Requests that wait or are computed at a time; one more is refused.")
     deadline_s: float = option(30.0, "Longest time from a request to its answer; a later one is refused.")
     max_message_mb: int = option(32, "Largest message accepted, MiB.")
     max_connections: int = option(64, "Connections open at a time.")
@@ -113,7 +114,8 @@ async def run(options: ServingOptions) -> None:
         for other in ENDING:
             loop.remove_signal_handler(other)
         ended.set()  # before anything is said: who reads it may have gone
-        print(f"{signal.Signals(number).name}: answering what was asked, taking nothing more", flush=True)
+        with contextlib.suppress(OSError):
+            print(f"{signal.Signals(number).name}: answering what was asked, taking nothing more", flush=True)
 
     for number in ENDING:
         loop.add_signal_handler(number, end, number)

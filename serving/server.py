@@ -23,7 +23,7 @@ from stereovla.serving.observation_keys import ENDPOINT, ENDPOINTS
 from stereovla.serving.served_model import InternalError, Prepared, ServedModel
 
 MAX_CONNECTIONS = 64
-MAX_REQUESTS = 64
+MAX_REQUESTS = 32
 DEADLINE_S = 30.0
 HELD_MESSAGES = 8  # largest messages that all connections may hold together
 MAX_ERROR_CHARACTERS = 2000
