@@ -205,7 +205,7 @@ def _default(name: str) -> list[Any]:
 def _flat(message: Mapping[Any, Any], above: str = "") -> Iterator[tuple[Any, Any]]:
     for key, value in message.items():
         key = f"{above}/{key}" if above and isinstance(key, str) else key
-        if isinstance(value, dict) and isinstance(key, str):
+        if isinstance(value, dict) and value and isinstance(key, str):  # an empty one is a wrong value
             yield from _flat(value, key)
         else:
             yield key, value

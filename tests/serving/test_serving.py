@@ -173,6 +173,7 @@ def test_malformed_messages_are_answered(url, data, message):
         (request(prompt="x"), "instruction is there as 'instruction' and as 'prompt'; send one of them"),
         (request(observation={"state": STATE}), "state is there as 'state' and as 'observation/state'"),
         (request(**{"observation/gripper_position": 1.0}), "'observation/gripper_position' is a part of state"),
+        (request(embodiment={}), "unknown embodiment {}"),
         (request(endpoint="metadata"), "endpoint is 'metadata'; valid: infer, reset"),
         ({"endpoint": "reset", "state": STATE}, "a reset has state; it may have a seed alone"),
     ],
