@@ -38,7 +38,14 @@ from stereovla.training.models import (
     trained_adapter,
     untrained,
 )
-from stereovla.training.options import RunOptions, at_least_one, augmentation, config_fields, dataset_mixture
+from stereovla.training.options import (
+    RunOptions,
+    at_least_one,
+    augmentation,
+    config_fields,
+    dataset_mixture,
+    with_depthvla,
+)
 from stereovla.training.processes import join, prepare
 from stereovla.training.result import complete, predict_one
 from stereovla.training.running import (
@@ -81,8 +88,7 @@ PRESETS = {
         "workers": 4,
     },
 }
-# DepthVLA is trained end to end
-PRESETS |= {f"depthvla-{name}": {**values, "freeze": ""} for name, values in PRESETS.items()}
+PRESETS = with_depthvla(PRESETS)
 MIXTURE = "5:2:2:1"  # StereoVLA's released code's shares of action : depth : box : pose
 ACTIONS_ALONE = "1:0:0:0"  # DepthVLA's
 DEPTH_MAP_SHARES = {"demo": 0.125, "lab": 0.125}  # of the samples, by StereoVLA's preset

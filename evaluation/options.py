@@ -86,41 +86,15 @@ class RolloutOptions:
 
 
 @dataclass
-class OfflineOptions:
-    """Errors on held-out rows of a dataset: actions, depth answers, boxes, keyframe poses, disparity."""
+class HeldOutOptions:
+    """A model, and the held-out rows that it is asked about."""
 
-    out: str = option("", "Folder of the results; offline.json is written there.")
+    out: str = option("", "Folder of the results.")
     model: str = option("", "Checkpoint, folder or Hub id.")
     dataset: str = option("", "Dataset, folder or Hub id.")
     split: str = option("validation", "Split with the held-out episodes.")
     rows: int = option(200, "Rows at most.")
     stride: int = option(5, "Every n-th row is taken; neighbours in an episode say nearly the same.")
-    batch_size: int = option(16, "Rows at once.")
-    num_steps: int = option(0, "Euler steps of the action expert; 0 = the model's own.")
-    device: str = option("cpu", "Where the model runs: cpu, cuda, cuda:1, ...")
-    restart: bool = option(False, "Compute again what is there.")
-    run_code: bool = option(False, RUN_CODE)
-
-    def __post_init__(self):
-        require_out(self)
-        for name in ("model", "dataset"):
-            if not getattr(self, name):
-                raise InputError(f"--{name} is missing")
-        for name in ("rows", "stride", "batch_size"):
-            at_least(self, name, 1)
-        at_least(self, "num_steps", 0)
-
-
-@dataclass
-class InsideOptions:
-    """Draws where the attention of a policy's action tokens goes, layer by layer, and the depth that it predicts."""
-
-    out: str = option("", "Folder of the pictures attention.png and depth.png, and of attention.json.")
-    model: str = option("", "Checkpoint, folder or Hub id.")
-    dataset: str = option("", "Dataset, folder or Hub id.")
-    split: str = option("validation", "Split with the held-out episodes.")
-    rows: int = option(32, "Rows at most.")
-    stride: int = option(10, "Every n-th row is taken.")
     device: str = option("cpu", "Where the model runs: cpu, cuda, cuda:1, ...")
     run_code: bool = option(False, RUN_CODE)
 
@@ -131,6 +105,30 @@ class InsideOptions:
                 raise InputError(f"--{name} is missing")
         for name in ("rows", "stride"):
             at_least(self, name, 1)
+
+
+@dataclass
+class OfflineOptions(HeldOutOptions):
+    """Errors on held-out rows of a dataset: actions, depth answers, boxes, keyframe poses, disparity."""
+
+    out: str = option("", "Folder of the results; offline.json is written there.")
+    batch_size: int = option(16, "Rows at once.")
+    num_steps: int = option(0, "Euler steps of the action expert; 0 = the model's own.")
+    restart: bool = option(False, "Compute again what is there.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least(self, "batch_size", 1)
+        at_least(self, "num_steps", 0)
+
+
+@dataclass
+class InsideOptions(HeldOutOptions):
+    """Draws where the attention of a policy's action tokens goes, layer by layer, and the depth that it predicts."""
+
+    out: str = option("", "Folder of the pictures attention.png and depth.png, and of attention.json.")
+    rows: int = option(32, "Rows at most.")
+    stride: int = option(10, "Every n-th row is taken; neighbours in an episode say nearly the same.")
 
 
 @dataclass

@@ -80,18 +80,12 @@ def tied_names(model) -> dict[str, str]:
     return tied
 
 
-def trained_tensors(model) -> dict[str, torch.Tensor]:
-    """The trained weights, whole, on the main process; each once."""
-    tied = tied_names(model)
-    return {name: t for name, t in get_model_state_dict(model, options=SAVED).items() if name not in tied}
-
-
-def whole_tensors(model) -> dict[str, torch.Tensor]:
-    """All weights and buffers, whole, on the main process; each once: of weights that processes split between them,
-    `save_pretrained` does not see that two are the same.
+def whole_tensors(model, options: StateDictOptions = WHOLE) -> dict[str, torch.Tensor]:
+    """All weights and buffers, or those of `options`, whole, on the main process; each once: of weights that processes
+    split between them, `save_pretrained` does not see that two are the same.
     """
     tied = tied_names(model)
-    return {name: t for name, t in get_model_state_dict(model, options=WHOLE).items() if name not in tied}
+    return {name: t for name, t in get_model_state_dict(model, options=options).items() if name not in tied}
 
 
 def save_bad_batch(output: Path, step: int, process: int, parts: Sequence[dict[str, torch.Tensor]]) -> Path:
@@ -115,12 +109,12 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    files = {"model": trained_tensors(model)}
+    files = {"model": whole_tensors(model, SAVED)}
     files["optimizer"] = optimizer_tensors(model, optimizer)
     if average.means:
         with average.in_place():
             # of its own memory: what lies in the model is about to be swapped back
-            files["average"] = {name: t.clone() for name, t in trained_tensors(model).items()}
+            files["average"] = {name: t.clone() for name, t in whole_tensors(model, SAVED).items()}
     write_stream(partial, accelerator.process_index, feed)
     if accelerator.is_main_process:
         for name, tensors in files.items():

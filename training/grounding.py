@@ -19,7 +19,7 @@ from stereovla.training.checkpoints import load_stream
 from stereovla.training.feed import Batches, Feed
 from stereovla.training.losses import validate
 from stereovla.training.models import reads_depth
-from stereovla.training.options import at_least_one, dataset_mixture
+from stereovla.training.options import at_least_one, dataset_mixture, with_depthvla
 from stereovla.training.running import own_folder
 from stereovla.training.stage import (
     LoadedBefore,
@@ -32,7 +32,6 @@ from stereovla.training.stage import (
     starting_model,
     this_process,
     trainer_arguments,
-    with_depthvla,
 )
 from stereovla.training.terms import (
     HELD_OUT,

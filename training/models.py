@@ -53,8 +53,7 @@ POLICIES = {
 def classes_of(source: str) -> tuple[type[Policy], type[Processor]]:
     """Of the policy, or of the one that an adapter changes, in a folder or on the Hub; ValueError where it is none."""
     source = adapted_model(source) or source
-    with source_of(source, "model"):
-        kind = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+    kind = kind_of(source, "model")
     if kind not in POLICIES:
         raise ValueError(f"{source} is a {kind!r}; expected a policy, one of {', '.join(POLICIES)}")
     return POLICIES[kind]

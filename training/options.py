@@ -43,6 +43,12 @@ class RunOptions:
         return Path(self.output_dir) / "model"
 
 
+def with_depthvla(presets: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Presets of a training, and the same of a DepthVLA, which is trained end to end: none of them freezes a part."""
+    frozen = {"freeze": ""} if "freeze" in presets["full"] else {}
+    return presets | {f"depthvla-{name}": {**values, **frozen} for name, values in presets.items()}
+
+
 def at_least_one(options: RunOptions, *names: str) -> None:
     """ValueError if one of these options is smaller."""
     for name in names:

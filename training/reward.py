@@ -16,7 +16,7 @@ from stereovla.dataset_builder.streaming.questions import processor_arguments
 from stereovla.dataset_builder.streaming.window_stream import WindowStream
 from stereovla.training.checkpoint_folders import last_checkpoint
 from stereovla.training.models import Processor, reads_depth, towers_of
-from stereovla.training.options import at_least_one, dataset_mixture
+from stereovla.training.options import at_least_one, dataset_mixture, with_depthvla
 from stereovla.training.rewards import box_reward, depth_reward
 from stereovla.training.running import own_folder
 from stereovla.training.stage import (
@@ -30,7 +30,6 @@ from stereovla.training.stage import (
     starting_model,
     this_process,
     trainer_arguments,
-    with_depthvla,
 )
 from stereovla.training.terms import HELD_OUT, Contents, questions, terms
 

@@ -73,12 +73,6 @@ def part_size(options: StageOptions) -> int:
     return options.batch_size // (PartialState().num_processes * options.accumulation)
 
 
-def with_depthvla(presets: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Presets of a stage, and the same of a DepthVLA, of which none freezes a part."""
-    frozen = {"freeze": ""} if "freeze" in presets["full"] else {}
-    return presets | {f"depthvla-{name}": {**values, **frozen} for name, values in presets.items()}
-
-
 def starting_config(options: StageOptions) -> Any:
     """The config of the policy that the training begins with, before any weights are loaded."""
     if options.model is None:
