@@ -29,7 +29,7 @@ EXTRAS = {
         "av>=14",
         "h5py>=3.11",
     ],
-    "report": ["matplotlib>=3.9", "jinja2>=3.1", "tensorboard>=2.16"],
+    "report": ["matplotlib>=3.9", "jinja2>=3.1", "tensorboard>=2.16", "opencv-python-headless>=4.8"],
     "serve": ["websockets>=14", "msgpack>=1.1", "prometheus-client>=0.21"],
     "share": ["kingfisher-secret-scanner>=1.5,<2"],
     "convert": ["sentencepiece>=0.2.3", "protobuf>=7.36.1"],  # the oldest that the newest sentencepiece runs with

@@ -229,15 +229,10 @@ class StereoEncoderConfig(PreTrainedConfig):
         step = 4 * max(2 ** len(self.hourglass_channels), DISPARITY_PATCH if self.num_disparity_layers else 1)
         if self.max_disparity <= 0 or self.max_disparity % step:
             raise ValueError(f"max_disparity is {self.max_disparity} px; it must be a positive multiple of {step}")
-        if self.refinement_channels < 0 or self.refinement_radius < 1:
+        if self.refinement_channels < 0 or self.refinement_channels % 2 or self.refinement_radius < 1:
             raise ValueError(
                 f"refinement_channels and refinement_radius are {self.refinement_channels} and "
-                f"{self.refinement_radius}; valid: 0 (none) or more, and 1 or more"
-            )
-        if self.refinement_channels % self.num_correlation_groups:
-            raise ValueError(
-                f"refinement_channels is {self.refinement_channels}; it must be a multiple of num_correlation_groups "
-                f"= {self.num_correlation_groups}"
+                f"{self.refinement_radius}; valid: an even number or 0 (none), and 1 or more"
             )
         if self.features not in FEATURE_CHOICES:
             raise ValueError(f"features is {self.features!r}; valid: {', '.join(map(repr, FEATURE_CHOICES))}")

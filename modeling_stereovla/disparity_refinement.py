@@ -9,23 +9,32 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .cost_volume import groupwise_correlation
+from .cost_volume import normalize_groups
 from .edgenext import instance_norm
 
 
-def window_around(volume: torch.Tensor, centre: torch.Tensor, radius: int) -> torch.Tensor:
-    """The bins of a volume (B, C, D, H, W) from `centre` - radius to `centre` + radius, zero where it has none.
+def correlation_around(left: torch.Tensor, right: torch.Tensor, centre: torch.Tensor, radius: int, num_groups: int):
+    """Cosine similarity of each group of channels at the whole disparities from `centre` - radius to `centre` + radius.
 
     Args:
-        centre: (B, 1, H, W) int64.
+        left, right: features (B, C, H, W), C divisible by num_groups. centre: (B, H, W) int64, in px of these.
     Returns:
-        (B, C, 2 radius + 1, H, W).
+        (B, (2 radius + 1) * num_groups, H, W) float32, the groups of a disparity in turn; zero where the right view has
+        no pixel.
     """
-    offsets = torch.arange(-radius, radius + 1, device=volume.device).view(1, -1, 1, 1)
-    bins = centre + offsets  # (B, K, H, W)
-    inside = (bins >= 0) & (bins < volume.shape[2])
-    bins = bins.clamp(0, volume.shape[2] - 1)[:, None].expand(-1, volume.shape[1], -1, -1, -1)
-    return volume.gather(2, bins) * inside[:, None]
+    channels, width = left.shape[1], left.shape[3]
+    groups = torch.eye(num_groups, device=left.device).repeat_interleave(channels // num_groups, dim=0)
+    left, right = (normalize_groups(view.float().permute(0, 2, 3, 1), groups) for view in (left, right))
+    offsets = torch.arange(-radius, radius + 1, device=left.device)
+    columns = torch.arange(width, device=left.device)[:, None] - centre[..., None] - offsets  # (B, H, W, K)
+    inside = (columns >= 0) & (columns < width)
+    index = columns.clamp(0, width - 1).flatten(2)[..., None].expand(-1, -1, -1, channels)
+    seen = right.gather(2, index).unflatten(2, (width, len(offsets)))  # (B, H, W, K, C)
+    correlation = ((left[..., None, :] * seen) @ groups) * inside[..., None]
+    return correlation.flatten(3).permute(0, 3, 1, 2)
+
+
+REFINEMENT_GROUPS = 2  # of the correlation
 
 
 class DisparityRefinement(nn.Module):
@@ -38,16 +47,14 @@ class DisparityRefinement(nn.Module):
     def __init__(self, config):
         super().__init__()
         channels, context = config.refinement_channels, config.map_channels[0]
-        self.radius, self.groups = config.refinement_radius, config.num_correlation_groups
-        self.num_bins = config.max_disparity // 2
+        self.radius, self.groups = config.refinement_radius, REFINEMENT_GROUPS
         self.pixels = nn.Conv2d(3, channels, 3, stride=2, padding=1)
         self.context = nn.Conv2d(context, channels, 1)
         self.features = nn.Conv2d(channels, channels, 3, padding=1)
-        window = self.groups * (2 * self.radius + 1)
-        width = 2 * channels
-        self.near = nn.Conv2d(window + channels + 1, width, 3, padding=1)
+        candidates, width = 2 * self.radius + 1, 2 * channels
+        self.near = nn.Conv2d(self.groups * candidates + channels + 1, width, 3, padding=1)
         self.wide = nn.Conv2d(width, width, 3, padding=2, dilation=2)
-        self.score = nn.Conv2d(width, 2 * self.radius + 1, 3, padding=1)
+        self.score = nn.Conv2d(width, candidates, 3, padding=1)
 
     def forward(self, views: torch.Tensor, maps: torch.Tensor, disparity: torch.Tensor) -> torch.Tensor:
         """(B, 1, H/2, W/2) float32 in px at half of the resolution.
@@ -61,11 +68,11 @@ class DisparityRefinement(nn.Module):
         features = F.relu(instance_norm(pixels + context))
         features = features + self.features(features)
         left, right = features[0::2], features[1::2]
-        with torch.autocast(left.device.type, enabled=False):
-            volume = groupwise_correlation(left, right, self.num_bins, self.groups)
         coarse = 2 * F.interpolate(disparity.detach(), size=left.shape[-2:], mode="bilinear")
         centre = coarse.round().long()
-        window = window_around(volume, centre, self.radius).flatten(1, 2).to(left.dtype)
+        with torch.autocast(left.device.type, enabled=False):
+            window = correlation_around(left, right, centre[:, 0], self.radius, self.groups)
+        window = window.to(left.dtype)
         hidden = F.relu(self.near(torch.cat([window, F.relu(left), (coarse - centre).to(left.dtype)], dim=1)))
         scores = self.score(hidden + F.relu(self.wide(hidden)))
         offsets = torch.arange(-self.radius, self.radius + 1, device=left.device, dtype=torch.float32)

@@ -79,7 +79,7 @@ class Predictions:
         logits: (T, vocabulary), before the labelled tokens, in the order of `Targets.labelled`.
         velocity: (R', K, chunk, action_dim), of the samples `Targets.acting`, or of any one sample where there are
             none. flow: the same shape, the velocity that is to be learned.
-        disparity: (B', 1, H/4, W/4), quarter-resolution px.
+        disparity: maps (B', 1, h, w), each in px of its own resolution.
         log_depth: (B, V, H, W), log of m.
         pointing: (B, 2, N), attention logits of target and gripper over the visual tokens.
         displacement: (B, pose_dim), as in `Targets`.
@@ -88,7 +88,7 @@ class Predictions:
     logits: torch.Tensor | None = None
     velocity: torch.Tensor | None = None
     flow: torch.Tensor | None = None
-    disparity: torch.Tensor | None = None
+    disparity: list[torch.Tensor] | None = None
     log_depth: torch.Tensor | None = None
     pointing: torch.Tensor | None = None
     displacement: torch.Tensor | None = None
@@ -187,7 +187,9 @@ class LanguageObjective(Objective):
 
 
 class DisparityObjective(Objective):
-    """Smooth L1 of the initial disparity, a mean over the pixels whose true one is known and within the volume."""
+    """Smooth L1 of the initial disparity, and of the refined one where there is one, a mean over the pixels whose true
+    one is known and within the volume.
+    """
 
     name = "disparity"
 
@@ -199,8 +201,9 @@ class DisparityObjective(Objective):
     def outputs(self, predictions, targets, count):
         if predictions.disparity is None or targets.disparity is None:
             return None
-        losses = disparity_loss(predictions.disparity, targets.disparity, self.config.stereo_config.max_disparity)
-        return {"disparity_loss": losses / count}
+        limit = self.config.stereo_config.max_disparity
+        losses = [disparity_loss(found, targets.disparity, limit) for found in predictions.disparity]
+        return {"disparity_loss": sum(losses) / count}
 
 
 class DepthMapObjective(Objective):

@@ -47,6 +47,11 @@ class StereoEncoderOutput(ModelOutput):
     depth: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
 
+    @property
+    def maps(self) -> list[torch.Tensor]:
+        """The disparities that it learns, each in px of its own resolution, the finest last."""
+        return [found for found in (self.initial_disparity, self.refined_disparity) if found is not None]
+
 
 def split_views(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(2B, ...), the views of each pair in turn -> left (B, ...), right (B, ...)."""

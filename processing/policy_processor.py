@@ -8,13 +8,14 @@ import torch
 from transformers.image_processing_utils import BatchFeature
 
 from .answers import CameraParameters, box_prompt, camera_prompt, depth_prompt, parse_values, value_text
-from .camera_geometry import check_stereo_pair
+from .camera_geometry import Calibration, check_stereo_pair
 from .image_processing_stereovla import ViewGeometry
 from .normalization import Normalizer
+from .point_transforms import point_transform
 from .processor_options import ProcessorOptions
 from .prompt_tokens import PromptTokens
 from .sample_values import OBJECTIVES, SampleReader, required, split_batch
-from .state_entries import differences, rotations_of_states
+from .state_entries import differences, begins_with_position, rotations_of_states
 
 PER_SAMPLE = (
     "text state embodiment objective actions action_mask keyframe_pose boxes points_px depths_m calibration depth_map "
@@ -153,6 +154,8 @@ class PolicyProcessor(ProcessorOptions):
         data |= tokens.pad(sequences, padding_side or ("right" if return_labels else "left"))
         maps = None if depth_map is None else [row.get("depth_map") for row in rows]
         data |= self._own_inputs(views, data["labels"], maps)
+        if self.points_frame is not None:
+            data |= self._point_transforms(samples, geometries, normalizer)
         if not return_labels:
             del data["labels"]
         if outputs["actions"]:
@@ -229,6 +232,23 @@ class PolicyProcessor(ProcessorOptions):
                 way = differences(row["pose"], row["states"][-1], rotations)
                 out[number] = normalizer.scale(way, name, "state", rotations)
         return out
+
+    def _point_transforms(
+        self, samples: list[dict[str, Any]], geometries: list[ViewGeometry], normalizer: Normalizer
+    ) -> dict[str, np.ndarray]:
+        """point_transform float32 (B, 3, 4) and point_frame int64 (B,), see `point_transforms`."""
+        transforms, frames = [], []
+        for sample, geometry in zip(samples, geometries, strict=True):
+            given = sample["calibration"]
+            camera = None if given is None else geometry.calibration(Calibration.from_mapping(given))
+            name, scale, shift = sample["embodiment"], None, None
+            if name is not None and begins_with_position(self.state_names, name, self.state_dim):
+                to = normalizer.scaling(name, "state")
+                scale, shift = to.scale[:3], (to.shift - to.scale * normalizer.base)[:3]
+            transform, frame = point_transform(camera, self.points_frame, scale, shift)
+            transforms.append(transform)
+            frames.append(frame)
+        return {"point_transform": np.stack(transforms).astype(np.float32), "point_frame": np.array(frames)}
 
     def _sequences(
         self,
