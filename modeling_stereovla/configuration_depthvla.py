@@ -391,6 +391,7 @@ LEARNED_IN_MINUTES = {
     "flow_draws": 4,
     "language_loss_weight": 0.5,
     "use_pointers": True,
+    "turn_symmetry": 2,
     "pointing_loss_weight": 1.0,
     "keyframe_loss_weight": 5.0,
     "noise_scale": 0.0,

@@ -290,6 +290,7 @@ def _demo() -> dict:
         "flow_draws": 4,
         "language_loss_weight": 0.5,
         "use_pointers": True,
+        "turn_symmetry": 2,
         "disparity_loss_weight": 1.0,
         "pointing_loss_weight": 1.0,
         "keyframe_loss_weight": 5.0,

@@ -155,6 +155,8 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         disparity: torch.Tensor | None = None,
         points: torch.Tensor | None = None,
         displacement: torch.Tensor | None = None,
+        turns: torch.Tensor | None = None,
+        equal_turns: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
         time: torch.Tensor | None = None,
         hide_pose: torch.Tensor | None = None,
@@ -186,6 +188,8 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             disparity: (B, H, W), true disparity of the left view in px, 0 = unknown.
             points: (B, 2, 2), pixels of target and gripper in the left view, NaN = unknown.
             displacement: (B, pose_dim), the way to the keyframe (see the processor), NaN = unknown.
+            turns: (B, T), the turns to it in rad where they are apart (`config.turn_symmetry`), NaN = unknown;
+                equal_turns: (B,), how many turns in a whole one are as right (default: `turn_symmetry`).
             output_disparity: return the predicted disparity also where there is no true one.
             noise: (B, K, chunk_size, action_dim) and time: (B, K), one row for each sample, of which those with an
                 action loss are read; drawn (with `generator`) when absent.
@@ -197,7 +201,18 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
                 gradients, add up to the whole batch's.
         """
         refuse_unknown_inputs(kwargs, StereoVLAForActionPrediction.forward)
-        targets = Targets(labels, language_weights, actions, is_action, action_mask, disparity, points, displacement)
+        targets = Targets(
+            labels,
+            language_weights,
+            actions,
+            is_action,
+            action_mask,
+            disparity,
+            points,
+            displacement,
+            turns,
+            equal_turns,
+        )
         acts = actions is not None
         disparity_rows = self._choose_disparity(targets, pixel_values) if acts else None
         if acts and attention_mask is None:
@@ -224,8 +239,8 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             # computed for the labelled tokens alone
             logits = predictions.logits = self.lm_head(hidden[:, :-1][targets.labelled])
         if acts:
-            state_tokens, predictions.pointing, predictions.displacement = self._state_tokens(
-                state, input_ids, attention_mask, outputs.visual_tokens
+            state_tokens, predictions.pointing, predictions.displacement, predictions.turns = self._state_tokens(
+                state, input_ids, attention_mask, outputs.visual_tokens, targets
             )
             draws = Draws(noise, time, hide_pose).completed(self.config, actions, generator)
             mask = attention_mask if draws.hide_pose is None else self._without_pose(attention_mask, draws.hide_pose)
@@ -311,7 +326,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             stream = [(layer.keys, layer.values) for layer in cache.layers]
         else:
             stream = cache.stream
-        state_tokens, _, _ = self._state_tokens(state, input_ids, attention_mask, outputs.visual_tokens)
+        state_tokens, *_ = self._state_tokens(state, input_ids, attention_mask, outputs.visual_tokens)
         return self._integrate(Prefix.of(stream, prefix_mask), state_tokens, num_steps, noise, generator)
 
     def _generate_pose(

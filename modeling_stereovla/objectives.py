@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from .cost_volume import disparity_loss, known_disparity
 from .depth_loss import known_depth, scale_invariant_losses
 from .pointing import in_picture, soft_token_targets
+from .turns import turn_losses
 
 IGNORED = -100  # label of a token without a loss, as in transformers
 
@@ -27,6 +28,8 @@ class Targets:
         disparity: (B', H, W) px of the left view, 0 = unknown, of the samples that disparity is predicted for.
         points: (B, 2, 2) px, target and gripper in the left view, NaN = unknown.
         displacement: (B, pose_dim), the way to the keyframe (see the processor), NaN = unknown.
+        turns: (B, T) rad, the turns that are apart from it, NaN = unknown. equal_turns: (B,), how many turns in a whole
+            one are as right (see `turn_losses`).
         depth_map: (B, V, H, W) m of each view, 0 = unknown.
     """
 
@@ -38,6 +41,8 @@ class Targets:
     disparity: torch.Tensor | None = None
     points: torch.Tensor | None = None
     displacement: torch.Tensor | None = None
+    turns: torch.Tensor | None = None
+    equal_turns: torch.Tensor | None = None
     depth_map: torch.Tensor | None = None
 
     @classmethod
@@ -82,7 +87,7 @@ class Predictions:
         disparity: (B', 1, H/4, W/4), quarter-resolution px.
         log_depth: (B, V, H, W), log of m.
         pointing: (B, 2, N), attention logits of target and gripper over the visual tokens.
-        displacement: (B, pose_dim), as in `Targets`.
+        displacement: (B, pose_dim), as in `Targets`. turns: (B, T, 2), vectors (`turns.py`).
     """
 
     logits: torch.Tensor | None = None
@@ -92,6 +97,7 @@ class Predictions:
     log_depth: torch.Tensor | None = None
     pointing: torch.Tensor | None = None
     displacement: torch.Tensor | None = None
+    turns: torch.Tensor | None = None
 
 
 class Objective(ABC):
@@ -248,7 +254,9 @@ class PointingObjective(Objective):
 
 
 class KeyframeObjective(Objective):
-    """Smooth L1 of the way to the keyframe, a mean over the samples whose keyframe is known."""
+    """Smooth L1 of the way to the keyframe, and of the vectors of its turns where these are apart from it, a mean over
+    the samples whose keyframe is known.
+    """
 
     name = "keyframe"
 
@@ -260,8 +268,16 @@ class KeyframeObjective(Objective):
             return None
         known = targets.displacement.isfinite().all(-1)
         truth = torch.where(known[:, None], targets.displacement.float(), 0.0)
-        losses = F.smooth_l1_loss(predictions.displacement.float(), truth, reduction="none", beta=0.1).mean(-1) * known
-        return {"keyframe_loss": losses.sum() / count}
+        losses = F.smooth_l1_loss(predictions.displacement.float(), truth, reduction="none", beta=0.1).mean(-1)
+        if (predictions.turns is None) != (targets.turns is None):
+            raise ValueError(
+                f"turn_symmetry is {self.config.turn_symmetry} and the batch has {'no ' if targets.turns is None else ''}"
+                "turns beside its displacement; the model's and its processor's turn_symmetry must be equal"
+            )
+        if targets.turns is not None:
+            apart = turn_losses(predictions.turns, targets.turns, self.config.turn_symmetry, targets.equal_turns)
+            losses = losses + apart / truth.shape[-1]  # a part of a vector counts as a number of the way does
+        return {"keyframe_loss": (losses * known).sum() / count}
 
 
 # in the order in which they are added up, logged and validated

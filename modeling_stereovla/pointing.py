@@ -10,6 +10,8 @@ is still 6 mm off when the keyframe is within 3 cm (the action itself is 5 mm); 
 import torch
 from torch import nn
 
+from .turns import TurnHead
+
 # the last centimetres before a keyframe are the ones that matter: a few hundredths of the range
 DISPLACEMENT_GAIN = 4.0
 
@@ -61,6 +63,9 @@ class Pointers(nn.Module):
             nn.Linear(width, config.pose_dim),
         )
         self.displacement_token = nn.Sequential(nn.Linear(config.pose_dim, width), nn.GELU(), nn.Linear(width, width))
+        self.turns = None
+        if config.turn_symmetry:
+            self.turns = TurnHead(3 * width, width, config.num_turns, config.turn_symmetry)
 
     def centres(self, like: torch.Tensor) -> torch.Tensor:
         """(u, v) of each visual token in [-1, 1], (N, 2), of the dtype and device of `like`."""
@@ -89,13 +94,24 @@ class Pointers(nn.Module):
         return logits, attention @ self.value(tokens) + self.place(attention @ self.centres(attention))
 
     def predict_displacement(
-        self, read_out: torch.Tensor, state_token: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The way from the present state to the keyframe (B, pose_dim), in the state's scales, and the token (B, 1,
-        width) that tells it to the action expert.
+        self,
+        read_out: torch.Tensor,
+        state_token: torch.Tensor,
+        turns: torch.Tensor | None = None,
+        equal_turns: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """The way from the present state to the keyframe (B, pose_dim), in the state's scales, the vectors (B, T, 2) of
+        its turns where these are apart from it, and the token (B, 1, width) that tells both to the action expert.
 
         Args:
             read_out: (B, 2, width) of `forward`; state_token: (B, width), the embedded present state.
+            turns, equal_turns: (B, T) rad and (B,), in training those of the label (see `TurnHead.embed`).
         """
-        displacement = self.displacement(torch.cat([read_out.flatten(1), state_token], dim=-1))
-        return displacement, self.displacement_token(DISPLACEMENT_GAIN * displacement)[:, None]
+        features = torch.cat([read_out.flatten(1), state_token], dim=-1)
+        displacement = self.displacement(features)
+        token = self.displacement_token(DISPLACEMENT_GAIN * displacement)
+        vectors = None
+        if self.turns is not None:
+            vectors = self.turns(features)
+            token = token + self.turns.embed(vectors, turns, equal_turns, DISPLACEMENT_GAIN)
+        return displacement, vectors, token[:, None]

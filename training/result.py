@@ -68,7 +68,7 @@ def complete(
     processor.save_pretrained(partial)
     loaded = load_policy(str(partial if base is None else base))
     if base is not None:
-        loaded.resize_heads(processor.state_dim, processor.action_dim)
+        loaded.resize_heads(processor.state_dim, processor.action_dim, processor.num_turns)
         loaded = PeftModel.from_pretrained(loaded, partial)
     window = prediction.window
     again = predict_one(loaded, load_processor(str(partial)), window).normalised

@@ -209,6 +209,7 @@ def processor_arguments(windows: Sequence[Mapping[str, Any]], views: Sequence[st
             "actions": window["actions"],
             "action_mask": window["action_mask"],
             "keyframe_pose": window.get("keyframe_pose"),
+            "keyframe_symmetry": window.get("keyframe_symmetry"),
             "boxes": window["boxes"][:sides],
             "points_px": window.get("points_px"),
             "depths_m": window.get("depths_m"),
