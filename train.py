@@ -32,7 +32,6 @@ from stereovla.training.models import (
     give_stereo_encoder,
     give_vlm,
     is_adapter,
-    reads_depth,
     towers_of,
     trained,
     trained_adapter,
@@ -104,6 +103,7 @@ LORA_HEADS = (
     *(f"action_expert.{name}" for name in ("state_proj", "action_in_proj", "action_out_proj")),
     "pointers.displacement",
     "pointers.displacement_token",
+    "pointers.turns",
 )
 
 
@@ -369,7 +369,7 @@ def run(options: TrainingOptions, accelerator: Accelerator, told: list[int]) -> 
         share, weight = DEPTH_MAP_SHARES.get(options.preset, DEPTH_MAP_SHARE), config.disparity_loss_weight
     else:
         share, weight = 1.0, config.depth_map_loss_weight
-    depth = depth_map_share(data, options.depth_map_share, share, weight, with_pose, reads_depth(config))
+    depth = depth_map_share(data, options.depth_map_share, share, weight, with_pose, config.reads_depth)
     learned = "disparity" if with_pose else "depth"
     accelerator.print(terms(data, asked, batches_in_words(validation_batches), depth, learned))
     if not depth and getattr(config, "stereo_learns_from", "all") == "disparity":

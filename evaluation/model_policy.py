@@ -48,6 +48,8 @@ class ModelPolicy(Policy):
         """The processor's batch for an action."""
         history = self.model.config.state_history
         shown = {"depth_map": self.depth_maps([o.depths for o in observations])} if self.needs_depth else {}
+        if self.needs_calibration:
+            shown["calibration"] = [o.calibration for o in observations]
         return self.processor(
             images=self.images([o.all_views for o in observations]),
             text=[o.instruction for o in observations],
@@ -73,7 +75,9 @@ class ModelPolicy(Policy):
         return [[of[name] for name in names] for of in views]
 
     def depth_maps(self, depths: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
-        """Those of the views that the language model and the depth expert see."""
+        """Those of the views that the language model and the depth expert see; of a StereoVLA the left view's."""
+        if not self.sees_depth:
+            return [of["left"] for of in depths]
         return [{name: of[name] for name in self.model.config.views if name in of} for of in depths]
 
     @property
@@ -83,9 +87,13 @@ class ModelPolicy(Policy):
 
     @property
     def needs_depth(self) -> bool:
-        """Whether it is shown true depth, not pictures."""
-        depth = self.model.config.depth_config if self.sees_depth else None
-        return depth is not None and depth.input == "depth"
+        """Whether it is shown true depth."""
+        return self.model.config.reads_depth
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether it sees points, which are of the calibration."""
+        return self.processor.points_frame is not None
 
     def act(self, observations: Sequence[Observation]) -> list[np.ndarray]:
         noise = self.noise([(o.seed, o.step) for o in observations])
@@ -100,9 +108,9 @@ class ModelPolicy(Policy):
 
     @torch.inference_mode()
     def disparity(self, observations: Sequence[Observation]) -> np.ndarray | None:
-        """(B, H/4, W/4) float32: the disparity that the model sees, in px of the processed left view; None if it has
-        none.
+        """(B, h, w) float32, at a half or a quarter of the resolution: the disparity that the model sees, in px of the
+        processed left view; None if it has none.
         """
         if self.sees_depth or self.model.config.stereo_config is None:
             return None
-        return 4 * self.model(**self.inputs(observations), output_disparity=True).disparity[:, 0].float().cpu().numpy()
+        return self.model(**self.inputs(observations), output_disparity=True).disparity.float().cpu().numpy()

@@ -112,10 +112,8 @@ class OfflineEvaluation:
         )
         truth = inputs.pop("disparity").numpy()
         with torch.inference_mode():
-            predicted = (
-                self.model(**inputs.to(self.model.device), output_disparity=True).disparity[:, 0].float().cpu().numpy()
-            )
-        self.collected.add(disparity_px=metrics.disparity_errors(predicted, truth))
+            predicted = self.model(**inputs.to(self.model.device), output_disparity=True).disparity
+        self.collected.add(disparity_px=metrics.disparity_errors(predicted.float().cpu().numpy(), truth))
 
     def history(self, row: HeldOutRow) -> np.ndarray:
         return row.states[-self.model.config.state_history :]

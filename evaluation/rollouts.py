@@ -64,6 +64,7 @@ class Episode:
             left=views["left"],
             right=views["right"],
             depths={"left": views["depth"]} if depth else {},
+            calibration=views.get("calibration"),
         )
 
     def execute(self, chunk: np.ndarray) -> Iterator[None]:

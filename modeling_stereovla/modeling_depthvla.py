@@ -291,6 +291,8 @@ class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPredic
         depth_map: torch.Tensor | None = None,
         points: torch.Tensor | None = None,
         displacement: torch.Tensor | None = None,
+        turns: torch.Tensor | None = None,
+        equal_turns: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
         time: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -317,6 +319,8 @@ class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPredic
             depth_map: (B, V, H, W), true depth of the views in m, 0 = unknown.
             points: (B, 2, 2), pixels of target and gripper in the first view, NaN = unknown.
             displacement: (B, pose_dim), the way to the keyframe (see the processor), NaN = unknown.
+            turns: (B, T), the turns to it in rad where they are apart (`config.turn_symmetry`), NaN = unknown;
+                equal_turns: (B,), how many turns in a whole one are as right (default: `turn_symmetry`).
             noise: (B, K, chunk_size, action_dim) and time: (B, K), of flow matching; drawn (with `generator`) when
                 absent.
             language_weights: (B,), factors on the language losses of the samples (default: 1).
@@ -332,6 +336,8 @@ class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPredic
             action_mask,
             points=points,
             displacement=displacement,
+            turns=turns,
+            equal_turns=equal_turns,
             depth_map=depth_map,
         )
         acts = actions is not None
@@ -364,8 +370,8 @@ class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPredic
         if acts:
             is_prompt = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             is_prompt = is_prompt if token_type_ids is None else is_prompt * (token_type_ids == 0)
-            state_tokens, predictions.pointing, predictions.displacement = self._state_tokens(
-                state, input_ids, is_prompt, outputs.visual_tokens
+            state_tokens, predictions.pointed = self._state_tokens(
+                state, input_ids, is_prompt, outputs, targets=targets
             )
             draws = Draws(noise, time, None).completed(self.config, actions, generator)
             predictions.velocity, predictions.flow = self._velocities(
@@ -433,7 +439,7 @@ class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPredic
             depth_map=depth_map,
         )
         is_prompt = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        state_tokens, _, _ = self._state_tokens(state, input_ids, is_prompt, outputs.visual_tokens)
+        state_tokens, _ = self._state_tokens(state, input_ids, is_prompt, outputs)
         return self._integrate(outputs.prefix, state_tokens, num_steps, noise, generator)
 
     def prepare_inputs_for_generation(self, input_ids, pixel_values=None, is_first_iteration=False, **kwargs):

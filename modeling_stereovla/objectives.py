@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from .cost_volume import disparity_loss, known_disparity
 from .depth_loss import known_depth, scale_invariant_losses
-from .pointing import in_picture, soft_token_targets
+from .pointing import Pointed, cells_of_points, in_picture, soft_token_targets
+from .turns import turn_losses
 
 IGNORED = -100  # label of a token without a loss, as in transformers
 
@@ -27,6 +28,8 @@ class Targets:
         disparity: (B', H, W) px of the left view, 0 = unknown, of the samples that disparity is predicted for.
         points: (B, 2, 2) px, target and gripper in the left view, NaN = unknown.
         displacement: (B, pose_dim), the way to the keyframe (see the processor), NaN = unknown.
+        turns: (B, T) rad, the turns that are apart from it, NaN = unknown. equal_turns: (B,), how many turns in a whole
+            one are as right (see `turn_losses`).
         depth_map: (B, V, H, W) m of each view, 0 = unknown.
     """
 
@@ -38,6 +41,8 @@ class Targets:
     disparity: torch.Tensor | None = None
     points: torch.Tensor | None = None
     displacement: torch.Tensor | None = None
+    turns: torch.Tensor | None = None
+    equal_turns: torch.Tensor | None = None
     depth_map: torch.Tensor | None = None
 
     @classmethod
@@ -81,8 +86,7 @@ class Predictions:
             none. flow: the same shape, the velocity that is to be learned.
         disparity: maps (B', 1, h, w), each in px of its own resolution.
         log_depth: (B, V, H, W), log of m.
-        pointing: (B, 2, N), attention logits of target and gripper over the visual tokens.
-        displacement: (B, pose_dim), as in `Targets`.
+        pointed: what the pointers say.
     """
 
     logits: torch.Tensor | None = None
@@ -90,8 +94,7 @@ class Predictions:
     flow: torch.Tensor | None = None
     disparity: list[torch.Tensor] | None = None
     log_depth: torch.Tensor | None = None
-    pointing: torch.Tensor | None = None
-    displacement: torch.Tensor | None = None
+    pointed: Pointed | None = None
 
 
 class Objective(ABC):
@@ -240,18 +243,30 @@ class PointingObjective(Objective):
 
     def outputs(self, predictions, targets, count):
         """Also pointing_accuracy: the share of the points that lie in the token with the largest logit."""
-        if predictions.pointing is None or targets.points is None:
+        if predictions.pointed is None or targets.points is None:
             return None
-        logits, patch = predictions.pointing, self.config.patch_size
+        logits, patch = predictions.pointed.logits, self.config.patch_size
         wanted, known = soft_token_targets(targets.points.to(logits.dtype), self.config.image_size // patch, patch)
         losses = -(wanted * logits.log_softmax(-1)).sum(-1)
+        if (cells := predictions.pointed.cells) is not None:
+            losses = losses + self._cell_losses(cells, targets.points) * known
         with torch.no_grad():
             hits = (logits.argmax(-1) == wanted.argmax(-1)) & known
         return {"pointing_loss": losses.sum() / count, "pointing_accuracy": hits.sum() / count}
 
+    def _cell_losses(self, cells: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy (B, 2) of the cell within the token that holds each of `points` (B, 2, 2) px."""
+        patch = self.config.patch_size
+        token, cell = cells_of_points(points, self.config.image_size // patch, patch, self.config.point_cells)
+        index = token[..., None, None].expand(-1, -1, 1, cells.shape[-1])
+        of_token = cells.float().gather(2, index).squeeze(2)  # (B, 2, C)
+        return -of_token.log_softmax(-1).gather(-1, cell[..., None]).squeeze(-1)
+
 
 class KeyframeObjective(Objective):
-    """Smooth L1 of the way to the keyframe, a mean over the samples whose keyframe is known."""
+    """Smooth L1 of the way to the keyframe, and of the vectors of its turns where these are apart from it, a mean over
+    the samples whose keyframe is known.
+    """
 
     name = "keyframe"
 
@@ -259,12 +274,22 @@ class KeyframeObjective(Objective):
         return None if targets.displacement is None else targets.displacement.isfinite().all(-1).sum()
 
     def outputs(self, predictions, targets, count):
-        if predictions.displacement is None or targets.displacement is None:
+        pointed = predictions.pointed
+        if pointed is None or targets.displacement is None:
             return None
         known = targets.displacement.isfinite().all(-1)
         truth = torch.where(known[:, None], targets.displacement.float(), 0.0)
-        losses = F.smooth_l1_loss(predictions.displacement.float(), truth, reduction="none", beta=0.1).mean(-1) * known
-        return {"keyframe_loss": losses.sum() / count}
+        losses = F.smooth_l1_loss(pointed.displacement.float(), truth, reduction="none", beta=0.1).mean(-1)
+        if (pointed.turns is None) != (targets.turns is None):
+            has = "no " if targets.turns is None else ""
+            raise ValueError(
+                f"turn_symmetry is {self.config.turn_symmetry} and the batch has {has}"
+                "turns beside its displacement; the model's and its processor's turn_symmetry must be equal"
+            )
+        if targets.turns is not None:
+            apart = turn_losses(pointed.turns, targets.turns, self.config.turn_symmetry, targets.equal_turns)
+            losses = losses + apart / truth.shape[-1]  # a part of a vector counts as a number of the way does
+        return {"keyframe_loss": (losses * known).sum() / count}
 
 
 # in the order in which they are added up, logged and validated

@@ -11,12 +11,12 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import cached_file
+from transformers.utils import ModelOutput, cached_file
 
 from .action_expert import ActionExpert, Prefix
 from .flow_matching import Draws, euler_integrate, euler_times, interpolate
 from .objectives import Targets, count_targets, objectives_of
-from .pointing import Pointers
+from .pointing import Pointed, Pointers
 from .quantization import WHOLE, input_dtype
 from .robot_heads import resize_heads, sizes_in_tensors, sizes_of_robot
 
@@ -107,9 +107,13 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
             parameter.requires_grad_(False)
         return self.train(self.training)
 
-    def resize_heads(self, state_dim: int, action_dim: int) -> "PolicyForActionPrediction":
-        """Gives the model the sizes of another robot; the layers whose size changes start untrained."""
-        resize_heads(self, sizes_of_robot(state_dim, action_dim))
+    def resize_heads(
+        self, state_dim: int, action_dim: int, num_turns: int | None = None
+    ) -> "PolicyForActionPrediction":
+        """Gives the model the sizes of another robot; the layers whose size changes start untrained. `num_turns`:
+        rotations in its state, None = as many as before.
+        """
+        resize_heads(self, sizes_of_robot(state_dim, action_dim, num_turns or self.config.num_turns))
         return self
 
     def load_adapter(self, peft_model_id: str | None = None, *args, **kwargs):
@@ -139,12 +143,21 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
         return {name: count.to(self.device) for name, count in counts.items()}
 
     def _state_tokens(
-        self, state: torch.Tensor | None, input_ids: torch.Tensor, is_text: torch.Tensor, visual_tokens: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """The expert's state tokens (B, S, width), the pointers' among them; pointing logits and displacement.
+        self,
+        state: torch.Tensor | None,
+        input_ids: torch.Tensor,
+        is_text: torch.Tensor,
+        seen: ModelOutput,
+        point_frame: torch.Tensor | None = None,
+        targets: Targets | None = None,
+    ) -> tuple[torch.Tensor, Pointed | None]:
+        """The expert's state tokens (B, S, width), the pointers' among them, and what these say.
 
         Args:
             is_text: (B, L), nonzero = what the pointers may read of `input_ids`, but for bins and image tokens.
+            seen: outputs of `self.model`, with visual tokens and, where the model has them, points.
+            point_frame: (B,), of the points.
+            targets: in training, whose turns decide which of those that hold alike the expert is told.
         """
         expected = (self.config.state_history, self.config.state_dim)
         if state is None or tuple(state.shape[1:]) != expected:
@@ -154,14 +167,25 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
             )
         tokens = self.action_expert.state_proj(state.to(input_dtype(self.action_expert.state_proj, self.dtype)))
         if self.pointers is None:
-            return tokens, None, None
+            return tokens, None
         # poses and states are written with the last `num_bins` ids: the pointers must not read the answer from them
         is_word = (input_ids < self.config.action_vocab_size - self.config.num_bins) & is_text.bool()
         is_word &= input_ids != self.config.image_token_id
-        logits, read_out = self.pointers(visual_tokens, self.get_input_embeddings()(input_ids), is_word)
-        read_out = read_out.to(tokens.dtype)
-        displacement, displacement_token = self.pointers.predict_displacement(read_out, tokens[:, -1])
-        return torch.cat([tokens, read_out, displacement_token], dim=1), logits, displacement
+        points = getattr(seen, "points", None)
+        if points is not None and point_frame is None:
+            point_frame = torch.zeros(len(state), dtype=torch.int64, device=state.device)
+        pointed = self.pointers(
+            seen.visual_tokens,
+            self.get_input_embeddings()(input_ids),
+            is_word,
+            state[:, -1],
+            tokens[:, -1],
+            points,
+            point_frame,
+            None if targets is None else targets.turns,
+            None if targets is None else targets.equal_turns,
+        )
+        return torch.cat([tokens, pointed.tokens.to(tokens.dtype)], dim=1), pointed
 
     def _velocities(
         self, prefix: Prefix, state_tokens: torch.Tensor, targets: Targets, draws: Draws

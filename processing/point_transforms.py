@@ -1,4 +1,4 @@
-"""From a pixel and its disparity straight to where the point is, in the units in which a policy reads the robot's state."""
+"""From a pixel and its disparity straight to where the point is, in the units in which a policy reads the state."""
 
 from collections.abc import Sequence
 
@@ -13,8 +13,8 @@ CAMERA_UNIT_M = 0.25  # of points in the camera's frame: the reach of an arm is 
 def point_transform(
     calibration: Calibration | None, frame: str, scale_m: Sequence[float] | None, shift_m: Sequence[float] | None
 ) -> tuple[np.ndarray, int]:
-    """float64 (3, 4) M and its frame as a number: M [u/d, v/d, 1/d, 1] is the point of pixel (u, v) px with disparity d
-    px, all of the view that `calibration` is of.
+    """float64 (3, 4) M and its frame as a number: M [u/d, v/d, 1/d, 1] is the point of pixel (u, v) px with disparity
+    d px, all of the view that `calibration` is of.
 
     In the base frame (2) it is (point - shift) / scale, as the state's position is normalised; where the extrinsics
     are unknown or the state has no position, or the frame that is asked for is the camera's, in units of `CAMERA_UNIT_M` in the

@@ -34,6 +34,7 @@ class ProcessorOptions(ProcessorMixin):
         action_dim: int = 7,
         pose_dim: int | None = None,
         state_names: dict[str, list[str]] | None = None,
+        turn_symmetry: int = 0,
         num_visual_tokens: int = 256,
         num_bins: int = 256,
         action_vocab_size: int | None = None,
@@ -57,6 +58,9 @@ class ProcessorOptions(ProcessorMixin):
             state_names: {embodiment: names of a state's numbers}, which say what is a rotation: "roll", "pitch", "yaw"
                 (of several bodies "left_roll", ...), or "yaw" alone. [] = none is. A robot without an entry has poses
                 (`state_entries.POSES`) where its state has 7 or 5 numbers, and otherwise no rotations.
+            turn_symmetry: 0: a keyframe is written and told as it is. 1 or 2: of the rotations of a state, the turn of the
+                tool about its own axis is told apart, and half a turn (2, of a gripper with two equal fingers) makes no
+                other keyframe. Equal to the model's.
             num_visual_tokens: image tokens of a view (StereoVLA: of the pair); the model replaces them by its visual
                 tokens.
             num_bins, action_vocab_size: bin b has the id action_vocab_size - b. None counts the tokenizer up to the
@@ -81,6 +85,7 @@ class ProcessorOptions(ProcessorMixin):
         self.action_dim = action_dim
         self.pose_dim = pose_dim
         self.state_names = state_names
+        self.turn_symmetry = turn_symmetry
         self.num_visual_tokens = num_visual_tokens
         self.num_bins = num_bins
         self.action_vocab_size = action_vocab_size
@@ -136,6 +141,8 @@ class ProcessorOptions(ProcessorMixin):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.points_frame not in (None, *FRAMES):
             raise ValueError(f"points_frame is {self.points_frame!r}; valid: {', '.join(map(repr, FRAMES))}, or None")
+        if self.turn_symmetry not in (0, 1, 2):
+            raise ValueError(f"turn_symmetry is {self.turn_symmetry}; it must be 0, 1 or 2")
         check_state_names(self.state_names, self.state_dim)
         _ = self.tokens, self.normalizer
 
@@ -165,14 +172,23 @@ class ProcessorOptions(ProcessorMixin):
         sizes = (self.state_history, self.state_dim, self.chunk_size, self.action_dim)
         return SampleReader(*sizes, self.depth_unit_m, self.pose_dim, "right" in self.pixel_views)
 
+    @property
+    def num_turns(self) -> int:
+        """Rotations of a state, those of the robot with the most; at least 1, as a model's."""
+        names = {*(self.norm_stats or {}), *(self.state_names or {})}
+        return max([1, *(len(self.rotations(name)) for name in names)])
+
+    def rotations(self, embodiment: str) -> tuple[tuple[int, ...], ...]:
+        """Indices of the numbers of a robot's state that are rotations (`state_entries.rotations_in`)."""
+        return rotations_of_states(self.state_names, embodiment, self.state_dim)
+
     def _angles(self, embodiment: str, key: str) -> list[int]:
         """Indices of the angles among the numbers of `key`; of actions none, whose turns are small. A keyframe is named
         as a state where it has as many numbers.
         """
         if key == "action" or (key == "keyframe_pose" and self.pose_dim != self.state_dim):
             return []
-        groups = rotations_of_states(self.state_names, embodiment, self.state_dim)
-        return [index for group in groups for index in group]
+        return [index for group in self.rotations(embodiment) for index in group]
 
     @property
     def image_token_id(self) -> int:

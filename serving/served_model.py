@@ -72,13 +72,11 @@ class ServedModel:
             limit,
         )
         self.named = hasattr(processor, "views")  # whether the processor takes views by name; else it takes a pair
-        depth = getattr(model.config, "depth_config", None)
-        self.reads_depth = depth is not None and depth.input == "depth"
         if not processor.norm_stats:
             raise ValueError(f"{name} has no statistics of any robot (norm_stats): its actions have no units")
         self.keys = ObservationKeys(
             views=tuple(processor.pixel_views) if self.named else PAIR,
-            depths=tuple(processor.views) if self.reads_depth else (),
+            depths=tuple(processor.views) if model.config.reads_depth else (),
             outputs=self._outputs(),
             embodiments=tuple(processor.norm_stats),
             keys=keys,
@@ -142,7 +140,7 @@ class ServedModel:
             "state": observation.state,
             "embodiment": observation.embodiment,
         }
-        if self.reads_depth:
+        if self.model.config.reads_depth:
             given["depth_map"] = observation.depths
         try:
             inputs = dict(self.processor(**given))
@@ -202,8 +200,8 @@ class ServedModel:
     ) -> list[dict[str, Any]]:
         """What was asked for beside actions."""
         asked, rows = batch[0].outputs, [dict[str, Any]() for _ in batch]
-        if "disparity" in asked:  # of a quarter of the resolution
-            disparity = 4 * self.model(**inputs, output_disparity=True).disparity[:, 0].float().cpu().numpy()
+        if "disparity" in asked:  # of a half or a quarter of the resolution
+            disparity = self.model(**inputs, output_disparity=True).disparity.float().cpu().numpy()
             for row, found in zip(rows, disparity, strict=True):
                 row["disparity"] = found
         if "depth" in asked:
@@ -244,7 +242,7 @@ class ServedModel:
             "state": self.processor.normalizer.unnormalize(middle, embodiment, "state").astype(np.float32),
             "embodiment": embodiment,
         }
-        if self.reads_depth:
+        if self.model.config.reads_depth:
             given["depth_map"] = {name: np.ones((size, size), np.float32) for name in self.keys.depths}
         inputs = dict(self.processor(**given, check_stereo=False))
         noise = torch.zeros(1, self.model.config.chunk_size, self.model.config.action_dim)

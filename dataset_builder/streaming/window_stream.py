@@ -124,6 +124,7 @@ class WindowStream(LaneStream):
                 "action_plan",
                 "action_plan_length",
                 "keyframe_pose",
+                "keyframe_symmetry",
                 "state_is_pose",
                 "target.box_left_px",
                 "target.box_right_px",

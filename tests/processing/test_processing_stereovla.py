@@ -260,6 +260,61 @@ def test_a_state_s_names_say_what_is_a_rotation():
         assert not np.delete(found, [3, index]).any()
 
 
+def test_keyframes_that_hold_alike_are_written_and_told_alike():
+    """With turn_symmetry 2 a keyframe and the same after half a turn of the tool differ in nothing but the turn."""
+    processor = make_processor(norm_stats={"arm": {"state": UNIT, "keyframe_pose": UNIT}}, turn_symmetry=2)
+    values = {"objective": "pose", "target_px": [3.0, 4.0], "return_labels": True, "embodiment": "arm"}
+    state = np.array([0.1, 0.2, 0.3, 0.0, 0.0, -0.5, 1.0])
+    keyframe = np.array([0.2, 0.2, 0.1, 0.0, 0.0, 0.9, 1.0])
+    other = keyframe - [0, 0, 0, 0, 0, np.pi, 0]
+    first, second = (
+        processor(pair(), "pick up the red cube", state=state, keyframe_pose=pose, **values)
+        for pose in (keyframe, other)
+    )
+    assert torch.equal(first["input_ids"], second["input_ids"]) and torch.equal(first["labels"], second["labels"])
+    np.testing.assert_allclose(first["displacement"], second["displacement"], atol=1e-6)
+    np.testing.assert_allclose(first["displacement"][0], keyframe - state - [0, 0, 0, 0, 0, 1.4, 0], atol=1e-6)
+    assert first["turns"].shape == (1, 1) and first["turns"].dtype == torch.float32
+    assert first["turns"].item() == pytest.approx(1.4) and second["turns"].item() == pytest.approx(1.4 - np.pi)
+    assert first["equal_turns"].tolist() == [2.0]
+    # as it is decoded again, the keyframe is the one within half a turn of 0
+    ids = [first["input_ids"][0, -8:-1]]
+    np.testing.assert_allclose(processor.decode_poses(np.stack(ids), "arm")[0][0], keyframe, atol=0.02)
+    # of a cube four hold alike, which cannot be said of three
+    cube = processor(pair(), "x", state=state, keyframe_pose=keyframe, keyframe_symmetry=4, **values)
+    assert cube["equal_turns"].tolist() == [4.0] and torch.equal(cube["turns"], first["turns"])
+    with pytest.raises(ValueError, match="keyframe_symmetry is 3; it must be a multiple of .* turn_symmetry, 2"):
+        processor(pair(), "x", state=state, keyframe_pose=keyframe, keyframe_symmetry=3, **values)
+    box = processor(pair(), objective="box", text="blue ball", boxes=BOXES, target_px=[3.0, 4.0], return_labels=True)
+    assert box["turns"].isnan().all()
+
+
+def test_a_robot_without_turns_beside_one_with_two():
+    """Two arms, and fourteen joints: as many numbers, of which none is a rotation."""
+    arms = [f"{side}_{name}" for side in ("left", "right") for name in POSES[7]]
+    unit = statistics([-1.0] * 14, [1.0] * 14)
+    stats = {name: {"state": unit, "keyframe_pose": unit} for name in ("arms", "joints")}
+    names = {"arms": arms, "joints": []}
+    processor = make_processor(norm_stats=stats, state_dim=14, state_names=names, turn_symmetry=2)
+    assert processor.num_turns == 2
+    state, keyframe = np.zeros(14), np.zeros(14)
+    keyframe[[5, 12]] = 0.3, -0.2
+    batch = processor(
+        [pair(), pair()],
+        ["x", "x"],
+        state=[state, state],
+        keyframe_pose=[keyframe, keyframe],
+        embodiment=["arms", "joints"],
+        objective="pose",
+        target_px=[[3.0, 4.0]] * 2,
+        return_labels=True,
+    )
+    np.testing.assert_allclose(batch["turns"], [[0.3, -0.2], [np.nan, np.nan]], atol=1e-6)
+    np.testing.assert_allclose(batch["displacement"], [np.zeros(14), keyframe], atol=1e-6)
+    with pytest.raises(ValueError, match="turn_symmetry is 3; it must be 0, 1 or 2"):
+        make_processor(turn_symmetry=3)
+
+
 @pytest.mark.parametrize(
     "names, message",
     [
