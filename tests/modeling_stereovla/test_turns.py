@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from stereovla.modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
 from stereovla.modeling_stereovla.objectives import KeyframeObjective, Predictions, Targets
+from stereovla.modeling_stereovla.pointing import Pointed
 from stereovla.modeling_stereovla.robot_heads import sizes_in_tensors
 from stereovla.modeling_stereovla.turns import TurnHead, nearest_turns, smallest_turns, turn_losses, turn_vectors
 
@@ -138,7 +139,7 @@ def test_a_policy_learns_the_same_from_turns_that_hold_alike():
     torch.testing.assert_close(first.keyframe_loss, second.keyframe_loss)
     # the loss is that of the numbers, and beside it the vectors', each part like a number
     found = KeyframeObjective(model.config).outputs(
-        Predictions(displacement=torch.zeros(1, 7), turns=torch.tensor([[[0.0, 0.0]]])),
+        Predictions(pointed=Pointed(torch.zeros(1, 2, 4), displacement=torch.zeros(1, 7), turns=torch.zeros(1, 1, 2))),
         Targets(displacement=torch.zeros(1, 7), turns=torch.zeros(1, 1)),
         1,
     )

@@ -37,7 +37,7 @@ def test_tokens_are_the_projected_semantic_spatial_and_pooled_stereo_features():
         for column in range(4):
             patch = volume[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
             expected[:, 4 * row + column, 64:] = patch.mean((2, 3))
-    torch.testing.assert_close(tokens(pair)[0], tokens.projector(expected), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(tokens(pair).tokens, tokens.projector(expected), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("height", "width", "grid"), [(8, 8, 4), (4, 4, 4), (7, 9, 4), (8, 12, 4)])

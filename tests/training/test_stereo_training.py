@@ -83,13 +83,15 @@ def test_no_constant_is_better_than_the_best():
 def test_a_cut_keeps_disparities_and_both_views_are_cut_alike():
     left, right, disparity = make_pair(5, 96)
     pair = {"left": left, "right": right, "disparity": disparity, "seed": 3}
-    views, truth = DisparityFraming(32, 64, "native").apply(pair, random=True)
+    framed = DisparityFraming(32, 64, "native").apply(pair, random=True)
+    views, truth = framed["views"], framed["disparity"]
     places = [(y, x) for y in range(65) for x in range(33) if np.array_equal(left[y : y + 32, x : x + 64], views[0])]
     ((y, x),) = places
     assert (y, x) != (32, 16)  # not the middle
     np.testing.assert_array_equal(right[y : y + 32, x : x + 64], views[1])
     np.testing.assert_array_equal(disparity[y : y + 32, x : x + 64], truth)
-    views, truth = DisparityFraming(32, 64, "native").apply(pair, random=False)
+    framed = DisparityFraming(32, 64, "native").apply(pair, random=False)
+    views, truth = framed["views"], framed["disparity"]
     np.testing.assert_array_equal(left[32:64, 16:80], views[0])
 
 
@@ -99,7 +101,8 @@ def test_scaling_scales_the_disparities(size, factor):
     # even ones, so that their halves are whole px
     left, right, disparity = next(p for p in (make_pair(n, size) for n in range(99)) if not (p[2] % 2).any())
     pair = {"left": left, "right": right, "disparity": disparity, "seed": 0}
-    (left, right), truth = DisparityFraming(96, 96).apply(pair, random=False)
+    framed = DisparityFraming(96, 96).apply(pair, random=False)
+    (left, right), truth = framed["views"], framed["disparity"]
     assert set(np.unique(truth)) == {factor * value for value in np.unique(disparity)}
     reach = int(truth.max()) + 2
     rows, columns = np.mgrid[0:96, reach:96]
@@ -115,7 +118,7 @@ def test_zoom_enlarges_by_up_to_its_factor():
     factors = set()
     for seed in range(40):
         pair = {"left": left, "right": right, "disparity": disparity, "seed": seed}
-        _, truth = DisparityFraming(96, 96, zoom=1.5).apply(pair, random=True)
+        truth = DisparityFraming(96, 96, zoom=1.5).apply(pair, random=True)["disparity"]
         factors.add(float(truth.min() / disparity.min()))
     assert 1 <= min(factors) < 1.1 and 1.4 < max(factors) <= 1.52 and len(factors) > 20
     with pytest.raises(ValueError, match="a view of 96 x 96 px .* is smaller than the 128 x 96 px"):

@@ -1,0 +1,98 @@
+"""The search around a disparity against plain loops, and that it finds what the coarse volume cannot."""
+
+import pytest
+import torch
+
+from stereovla.modeling_stereovla import StereoEncoderConfig, StereoEncoderModel, StereoVLAConfig
+from stereovla.modeling_stereovla.cost_volume import disparity_loss
+from stereovla.modeling_stereovla.disparity_refinement import correlation_around
+
+SMALL = StereoVLAConfig.from_preset("tiny").stereo_config.to_dict()
+
+
+def encoder(**changes) -> StereoEncoderModel:
+    torch.manual_seed(0)
+    return StereoEncoderModel(StereoEncoderConfig(**SMALL | {"refinement_channels": 8} | changes))
+
+
+def shifted_pair(disparity: int, size: int = 64, seed: int = 0) -> torch.Tensor:
+    """A textured plane (1, 2, 3, size, size) that the right camera sees `disparity` px further left."""
+    wide = torch.rand(3, size, size + disparity, generator=torch.Generator().manual_seed(seed))
+    return torch.stack([wide[..., :size], wide[..., disparity:]])[None]
+
+
+def test_correlation_equals_a_loop():
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(2, 2, 4, 3, 9, generator=generator)
+    centre = torch.randint(0, 9, (2, 3, 9), generator=generator)
+    found = correlation_around(left, right, centre, radius=2, num_groups=2)
+    expected = torch.zeros(2, 5, 2, 3, 9)
+    for b in range(2):
+        for number, offset in enumerate(range(-2, 3)):
+            for y in range(3):
+                for x in range(9):
+                    column = x - int(centre[b, y, x]) - offset
+                    if not 0 <= column < 9:
+                        continue
+                    for group in range(2):
+                        one, other = (v[b, 2 * group : 2 * group + 2, y, c] for v, c in ((left, x), (right, column)))
+                        expected[b, number, group, y, x] = one @ other / (one.norm() * other.norm())
+    torch.testing.assert_close(found, expected.flatten(1, 2))
+
+
+def test_the_refined_disparity_is_what_the_model_returns_within_reach_of_the_coarse_one():
+    model = encoder(refinement_radius=2).eval()
+    with torch.no_grad():
+        output = model(torch.rand(2, 2, 3, 64, 96))
+    assert output.refined_disparity.shape == (2, 1, 32, 48) and output.disparity.shape == (2, 64, 96)
+    coarse = 2 * torch.nn.functional.interpolate(output.initial_disparity, scale_factor=2, mode="bilinear")
+    assert (output.refined_disparity - coarse).abs().max() <= 2.5  # half a px for the rounding of its centre
+    expected = torch.nn.functional.interpolate(2 * output.refined_disparity, size=(64, 96), mode="bilinear")
+    torch.testing.assert_close(output.disparity, expected.squeeze(1))
+    assert [found.shape[-1] for found in output.maps] == [24, 48]
+
+
+def test_no_gradient_goes_from_the_search_into_where_it_begins():
+    """The coarse disparity is learnt by its own loss alone; the backbone by both."""
+    model = encoder()
+    model(torch.rand(1, 2, 3, 64, 64)).refined_disparity.sum().backward()
+    assert all(weight.grad is None for weight in model.classifier.parameters())
+    assert all(weight.grad is not None for weight in model.refinement.parameters())
+    assert model.backbone.stem[0].weight.grad.abs().sum() > 0
+
+
+def test_it_learns_disparities_between_the_bins_of_the_volume():
+    """One bin of the volume is 4 px; planes at odd disparities are told apart after a few steps."""
+    model = encoder()
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    disparities = [5, 7, 10, 13, 15, 18]
+    pairs = torch.cat([shifted_pair(disparity, seed=disparity) for disparity in disparities])
+    truth = torch.tensor(disparities)[:, None, None].expand(-1, 64, 64).float()
+    for _ in range(60):
+        output = model(pairs)
+        loss = sum(disparity_loss(found, truth, 32) for found in output.maps)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        output = model(torch.cat([shifted_pair(disparity, seed=99) for disparity in disparities]))
+    inner = output.disparity[:, 8:-8, 24:-8]
+    errors = (inner - truth[:, 8:-8, 24:-8]).abs().median()
+    coarse = 4 * torch.nn.functional.interpolate(output.initial_disparity, size=(64, 64), mode="bilinear")[:, 0]
+    assert errors < 0.5 * (coarse[:, 8:-8, 24:-8] - truth[:, 8:-8, 24:-8]).abs().median()
+    assert errors < 1
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"refinement_channels": -2}, "refinement_channels and refinement_radius are -2 and 3"),
+        ({"refinement_channels": 7}, "an even number or 0"),
+        ({"refinement_radius": 0}, "and 1 or more"),
+        ({"max_disparity": 24}, "max_disparity is 24 px; it must be a positive multiple of 16"),
+    ],
+)
+def test_sizes_are_checked(changes, message):
+    with pytest.raises(ValueError, match=message):
+        encoder(**changes)
