@@ -26,7 +26,7 @@ def rollout(options: RolloutOptions) -> None:
         world = WorldConfig.from_preset(**options.world_options())
     except (TypeError, ValueError) as error:
         raise InputError(str(error)) from error
-    config = RolloutConfig(world, options.execution_horizon, options.max_steps)
+    config = RolloutConfig(world, options.execution_horizon, options.max_steps, options.calibration_error_deg)
     identities = {
         spec: policy_identity(spec, options.run_code, options.keys) for spec in options.specs()
     }  # a bad one ends all before an hour has passed

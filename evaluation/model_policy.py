@@ -47,9 +47,6 @@ class ModelPolicy(Policy):
     def inputs(self, observations: Sequence[Observation]) -> Any:
         """The processor's batch for an action."""
         history = self.model.config.state_history
-        shown = {"depth_map": self.depth_maps([o.depths for o in observations])} if self.needs_depth else {}
-        if self.needs_calibration:
-            shown["calibration"] = [o.calibration for o in observations]
         return self.processor(
             images=self.images([o.all_views for o in observations]),
             text=[o.instruction for o in observations],
@@ -57,8 +54,19 @@ class ModelPolicy(Policy):
             embodiment=[o.embodiment for o in observations],
             objective="action",
             check_stereo=self.check_stereo,
-            **shown,
+            **self.shown_beside(observations),
         ).to(self.model.device)
+
+    def shown_beside(self, seen: Sequence[Any]) -> dict[str, Any]:
+        """What the model is shown beside pictures, of observations or held-out rows, which have `depths` and
+        `calibration`.
+        """
+        shown: dict[str, Any] = {}
+        if self.model.config.reads_depth:
+            shown["depth_map"] = self.depth_maps([one.depths for one in seen])
+        if self.processor.points_frame is not None or ("depth_map" in shown and not self.sees_depth):
+            shown["calibration"] = [one.calibration for one in seen]
+        return shown
 
     def images(self, views: Sequence[Mapping[str, np.ndarray | None]]) -> list[Any]:
         """Views by name, None where one is absent, as the processor takes them; those that the model does not see are
@@ -89,11 +97,6 @@ class ModelPolicy(Policy):
     def needs_depth(self) -> bool:
         """Whether it is shown true depth."""
         return self.model.config.reads_depth
-
-    @property
-    def needs_calibration(self) -> bool:
-        """Whether it sees points, which are of the calibration."""
-        return self.processor.points_frame is not None
 
     def act(self, observations: Sequence[Observation]) -> list[np.ndarray]:
         noise = self.noise([(o.seed, o.step) for o in observations])

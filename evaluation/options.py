@@ -36,6 +36,9 @@ class RolloutOptions:
     execution_horizon: int = option(3, "Actions executed of each predicted chunk.")
     max_steps: int = option(120, "Steps of 0.1 s after which an episode has failed (preset).")
     num_steps: int = option(0, "Euler steps of the action expert; 0 = the model's own.")
+    calibration_error_deg: float = option(
+        0.0, "Angle by which the camera's rotation is wrong that a model is told, about an axis that the seed draws."
+    )
     processes: int = option(2, "Processes, one core each.")
     environments: int = option(8, "Worlds in lockstep per process.")
     device: str = option("cpu", "Where models run: cpu, cuda, cuda:1, ...")
@@ -63,6 +66,7 @@ class RolloutOptions:
             at_least(self, name, 1)
         at_least(self, "num_steps", 0)
         at_least(self, "first_seed", 0)
+        at_least(self, "calibration_error_deg", 0)
         last = self.first_seed + max(self.seeds, self.baseline_seeds) - 1
         if last >= MAX_SEED:
             raise InputError(f"the last seed is {last}; seeds from 2**32 on belong to recorded data, take smaller ones")

@@ -1,5 +1,6 @@
 """Closed-loop rollouts: many worlds in lockstep with one policy, success counted by physics."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -10,6 +11,7 @@ import numpy as np
 from stereovla.evaluation.metrics import success_rate
 from stereovla.evaluation.policies import Observation, Policy
 from stereovla.simulation import World, WorldConfig
+from stereovla.simulation.geometry import rotation_matrix
 
 WRONG_LIFT_M = 0.05  # another object held this high was picked by mistake; the target counts from the same height
 
@@ -20,16 +22,21 @@ class RolloutConfig:
 
     execution_horizon: actions executed of each predicted chunk before the policy looks again.
     max_steps: steps of 0.1 s after which an episode has failed.
+    calibration_error_deg: by so much the camera's rotation that the policy is told is wrong, about an axis that follows
+        from the seed: what an extrinsic calibration that has slipped costs.
     """
 
     world: WorldConfig = field(default_factory=WorldConfig)
     execution_horizon: int = 3
     max_steps: int = 60
+    calibration_error_deg: float = 0.0
 
     def __post_init__(self):
         for name in ("execution_horizon", "max_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.calibration_error_deg <= 180:
+            raise ValueError(f"calibration_error_deg is {self.calibration_error_deg}; it must be in [0, 180]")
 
 
 class Episode:
@@ -64,8 +71,18 @@ class Episode:
             left=views["left"],
             right=views["right"],
             depths={"left": views["depth"]} if depth else {},
-            calibration=views.get("calibration"),
+            calibration=self.told_calibration(views.get("calibration")),
         )
+
+    def told_calibration(self, calibration: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The calibration with the config's error: the camera turned where it stands."""
+        if calibration is None or not self.config.calibration_error_deg:
+            return calibration
+        axis = np.random.default_rng(self.seed).standard_normal(3)
+        axis *= math.radians(self.config.calibration_error_deg) / np.linalg.norm(axis)
+        pose = np.array(calibration["transform_camera_to_base"], dtype=np.float64)
+        pose[:3, :3] = pose[:3, :3] @ rotation_matrix(axis)
+        return {**calibration, "transform_camera_to_base": pose}
 
     def execute(self, chunk: np.ndarray) -> Iterator[None]:
         """Executes the chunk's first `execution_horizon` actions, fewer where the episode ends; yields after each."""

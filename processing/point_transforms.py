@@ -17,8 +17,8 @@ def point_transform(
     d px, all of the view that `calibration` is of.
 
     In the base frame (2) it is (point - shift) / scale, as the state's position is normalised; where the extrinsics
-    are unknown or the state has no position, or the frame that is asked for is the camera's, in units of `CAMERA_UNIT_M` in the
-    camera's frame (1); without a baseline there are no points: zeros (0).
+    are unknown or the state has no position, or the frame that is asked for is the camera's, in units of
+    `CAMERA_UNIT_M` in the camera's frame (1); without a baseline there are no points: zeros (0).
 
     Args:
         scale_m, shift_m: (3,) of x, y, z, with which the state begins; None where it does not.

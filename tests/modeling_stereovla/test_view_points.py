@@ -5,6 +5,7 @@ calibration sees.
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from stereovla.modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
 from stereovla.modeling_stereovla.pointing import cells_of_points
@@ -28,9 +29,9 @@ def camera(**changes) -> Calibration:
 
 def small_model(**changes) -> StereoVLAForActionPrediction:
     torch.manual_seed(0)
-    stereo = {"refinement_channels": 8}
     fields = {"use_pointers": True, "keyframe_loss_weight": 1.0, "pointing_loss_weight": 1.0, "state_history": 1}
-    config = StereoVLAConfig.from_preset("tiny", stereo_config=stereo, points_frame="base", **fields | changes)
+    fields |= {"stereo_config": {"refinement_channels": 8}, "points_frame": "base"}
+    config = StereoVLAConfig.from_preset("tiny", **fields | changes)
     return StereoVLAForActionPrediction(config).eval()
 
 
@@ -215,5 +216,5 @@ def test_saved_and_loaded_it_acts_alike(tmp_path):
     ],
 )
 def test_options_are_checked(changes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(StrictDataclassError, match=message):
         StereoVLAConfig.from_preset("tiny", **{"points_frame": "base"} | changes)
