@@ -34,6 +34,9 @@ class PolicyConfig(PreTrainedConfig):
             released code does.
         flow_draws (`int`):
             Noise and time draws of each sample in one training step.
+        max_delay (`int`, below chunk_size):
+            Longest delay, in steps, that training simulates for real-time chunking: the first 0 to `max_delay` actions
+            of each noisy chunk are given as they are. 0 = not trained so; such a model is guided instead.
         use_pointers (`bool`):
             The pointing loss and its read-out tokens (`pointing.py`); not in the papers.
         action_loss_weight, language_loss_weight, pointing_loss_weight, keyframe_loss_weight:
@@ -62,6 +65,7 @@ class PolicyConfig(PreTrainedConfig):
     max_period: float = 4.0
     time_embedding_dtype: str = "float32"
     flow_draws: int = 1
+    max_delay: int = 0
     use_pointers: bool = False
     action_loss_weight: float = 1.0
     language_loss_weight: float = 1.0
@@ -101,6 +105,10 @@ class PolicyConfig(PreTrainedConfig):
         if not 0 <= self.time_min < self.time_max <= 1:
             raise ValueError(
                 f"time_min, time_max are {self.time_min}, {self.time_max}; 0 <= time_min < time_max <= 1 must hold"
+            )
+        if not 0 <= self.max_delay < self.chunk_size:
+            raise ValueError(
+                f"max_delay is {self.max_delay}; it must be at least 0 and below chunk_size ({self.chunk_size})"
             )
         sizes = ("state_dim", "state_history", "action_dim", "chunk_size", "pose_dim", "flow_draws")
         for name in (*sizes, "num_inference_steps"):
