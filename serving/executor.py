@@ -218,21 +218,24 @@ class ChunkExecutor:
             self.counts["hold"] += 1
             self.counts["stopped"] += self._stopped
             return Command(self._target.copy(), holds=True, stopped=self._stopped)
-        return self._moved(now_s, min(step + self._period_s / self._step_s, self._last_step(chunk)))
+        return self._moved(now_s, step)
 
     def _moved(self, now_s: float, step: float) -> Command:
-        """Towards `step` of the chunk."""
-        target, share, notes = self.motion.bounded(self._target, self._at(step), self._period_s)
+        """On from `step` of the chunk."""
+        chunk, gripper = self._chunk, self.motion.gripper
+        end = min(step + self._period_s / self._step_s, self._last_step(chunk))
+        target, share, notes = self.motion.bounded(self._target, self._at(end), self._period_s)
         for note in notes:
             self.counts[note.partition(":")[0]] += 1
         if share < 1:
             late_s = (1 - share) * self._period_s
-            self._chunk.begin_s += late_s
+            chunk.begin_s += late_s
             self._wait(late_s)
-        if self.motion.gripper is not None:
-            command, note = self.gripper.update(float(target[self.motion.gripper]), now_s)
+        if gripper is not None:
+            # of the step that the period begins in: what the next one says comes when the arm is there
+            said = chunk.knots[math.floor(step + SLACK_S) + 1, gripper]
             target = target.copy()
-            target[self.motion.gripper] = command
+            target[gripper], note = self.gripper.update(float(said), now_s)
             if note:
                 notes.append(note)
                 self.counts["gripper"] += 1
