@@ -155,6 +155,11 @@ class TrainingOptions(RunOptions):
         "Fields of an untrained model's config that are not the preset's, as JSON: "
         '{"stereo_config": null, "flow_draws": 2}; of a part those that are named.',
     )
+    max_delay: int | None = option(
+        None,
+        "Longest delay of real-time chunking, in steps, that training simulates: the first 0 to so many actions of a "
+        "chunk are given. The model's config records it. Not given: the config's own.",
+    )
     batch_size: int = option(48, "Samples of one step, over all processes (preset).")
     learning_rate: float = option(3e-4, "Peak learning rate (preset).")
     part_rates: str = option("{}", 'Factors on it by part, as JSON: {"lm_head": 0.1}.')
@@ -215,6 +220,8 @@ class TrainingOptions(RunOptions):
             raise ValueError(f"--ema_decay is {self.ema_decay}; it must be in [0, 1)")
         if self.lora_rank and self.model is None:
             raise ValueError("--lora_rank needs --model: adapters change a trained model")
+        if self.lora_rank and self.max_delay is not None:
+            raise ValueError("--max_delay is recorded in a model's config, which an adapter does not have")
         names = ("views", "depth_input", "mask", "depth_loss")
         given = [f"--{name}" for name in names if getattr(self, name) is not None]
         if given and not self.preset.startswith("depthvla"):
@@ -257,6 +264,9 @@ def build(options: TrainingOptions, meta: dict) -> tuple[Policy | PeftModel, Pro
     else:
         new = options.model is None
         model, processor = untrained(options.preset, meta, **options.overrides) if new else trained(options.model, meta)
+    if options.max_delay is not None:
+        model.config.max_delay = options.max_delay
+        model.config.validate_policy()
     if options.stereo_encoder is not None:
         give_stereo_encoder(model, options.stereo_encoder)
     if options.depth_expert is not None:

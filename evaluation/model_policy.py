@@ -99,9 +99,29 @@ class ModelPolicy(Policy):
         return self.model.config.reads_depth
 
     def act(self, observations: Sequence[Observation]) -> list[np.ndarray]:
-        noise = self.noise([(o.seed, o.step) for o in observations])
-        chunks = self.model.predict_action(**self.inputs(observations), noise=noise, num_steps=self.num_steps)
-        return list(self.processor.decode_actions(chunks, [o.embodiment for o in observations]))
+        chunks: dict[int, np.ndarray] = {}
+        for rows in self._continued_alike(observations):
+            chunks |= dict(zip(rows, self._act([observations[row] for row in rows]), strict=True))
+        return [chunks[row] for row in range(len(observations))]
+
+    def _continued_alike(self, observations: Sequence[Observation]) -> list[list[int]]:
+        """Rows of those that continue no chunk, of those that are given one, and of those that are guided by one."""
+        kinds: dict[tuple[bool, bool], list[int]] = {}
+        trained = getattr(self.model.config, "max_delay", 0)  # absent from the code of older checkpoints
+        for row, o in enumerate(observations):
+            kinds.setdefault((o.running_actions is None, o.delay <= trained), []).append(row)
+        return list(kinds.values())
+
+    def _act(self, observations: Sequence[Observation]) -> list[np.ndarray]:
+        noise, names = self.noise([(o.seed, o.step) for o in observations]), [o.embodiment for o in observations]
+        running = {}
+        if observations[0].running_actions is not None:
+            actions = self.processor.encode_running_actions([o.running_actions for o in observations], names)
+            delay = torch.tensor([o.delay for o in observations])
+            running = {"running_actions": actions.to(self.model.device), "delay": delay.to(self.model.device)}
+        inputs = self.inputs(observations)
+        chunks = self.model.predict_action(**inputs, noise=noise, num_steps=self.num_steps, **running)
+        return list(self.processor.decode_actions(chunks, names))
 
     def noise(self, keys: Sequence[tuple[int, int]]) -> torch.Tensor:
         """(B, chunk_size, action_dim) float32, row by row a function of its (seed, step)."""

@@ -167,6 +167,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         noise: torch.Tensor | None = None,
         time: torch.Tensor | None = None,
         hide_pose: torch.Tensor | None = None,
+        delay: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
         language_weights: torch.Tensor | None = None,
         counts: dict[str, torch.Tensor] | None = None,
@@ -204,6 +205,8 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
                 action loss are read; drawn (with `generator`) when absent.
             hide_pose: (B,) bool, the samples whose action expert does not see the keyframe pose; drawn with
                 `config.direct_probability` when absent.
+            delay: (B, K) int64, the first steps of a chunk that are given without noise and have no loss; drawn up to
+                `config.max_delay` when absent.
             language_weights: (B,), factors on the language losses of the samples (default: 1).
             counts: what each sum of losses is divided by, those of `loss_counts` when absent. Where a batch is split
                 over processes or accumulation steps, the counts of the whole batch make the losses, and their
@@ -255,11 +258,9 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             state_tokens, predictions.pointed = self._state_tokens(
                 state, input_ids, attention_mask, outputs, point_frame, targets
             )
-            draws = Draws(noise, time, hide_pose).completed(self.config, actions, generator)
+            draws = Draws(noise, time, hide_pose, delay).completed(self.config, actions, generator)
             mask = attention_mask if draws.hide_pose is None else self._without_pose(attention_mask, draws.hide_pose)
-            predictions.velocity, predictions.flow = self._velocities(
-                Prefix.of(recorder.stream, mask), state_tokens, targets, draws
-            )
+            self._predict_velocities(predictions, Prefix.of(recorder.stream, mask), state_tokens, targets, draws)
         output = StereoVLAOutput(
             logits=logits,
             velocity=predictions.velocity[: len(targets.acting)] if acts else None,
@@ -319,6 +320,8 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         num_steps: int | None = None,
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
+        running_actions: torch.Tensor | None = None,
+        delay: torch.Tensor | int | None = None,
         chain_of_thought: bool | None = None,
         point_transform: torch.Tensor | None = None,
         point_frame: torch.Tensor | None = None,
@@ -334,6 +337,9 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             num_steps: Euler steps (default: `config.num_inference_steps`).
             noise: (B, chunk_size, action_dim), standard normal, where the integration starts once it is multiplied by
                 `config.noise_scale`; drawn with `generator` when absent.
+            running_actions: (B, chunk_size, action_dim), normalised, what is left of the chunk that is executed, which
+                the new one continues; NaN = no such step. delay: (B,) int64, or one for all, how many of them will
+                have been executed by then; see `_integrate`.
             chain_of_thought: generate the keyframe pose first (default: `config.chain_of_thought`).
             point_transform, point_frame, disparity: as in `forward`; the last where `config.points_of` is "given".
         """
@@ -363,7 +369,9 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         else:
             stream = cache.stream
         state_tokens, _ = self._state_tokens(state, input_ids, attention_mask, outputs, point_frame)
-        return self._integrate(Prefix.of(stream, prefix_mask), state_tokens, num_steps, noise, generator)
+        return self._integrate(
+            Prefix.of(stream, prefix_mask), state_tokens, num_steps, noise, generator, running_actions, delay
+        )
 
     def _generate_pose(
         self, cache: DynamicCache, hidden: torch.Tensor, attention_mask: torch.Tensor

@@ -83,7 +83,8 @@ class Predictions:
     Args:
         logits: (T, vocabulary), before the labelled tokens, in the order of `Targets.labelled`.
         velocity: (R', K, chunk, action_dim), of the samples `Targets.acting`, or of any one sample where there are
-            none. flow: the same shape, the velocity that is to be learned.
+            none. flow: the same shape, the velocity that is to be learned. given: (R', K, chunk) bool, the steps that
+            entered without noise, which teach nothing; None = none did.
         disparity: maps (B', 1, h, w), each in px of its own resolution.
         log_depth: (B, V, H, W), log of m.
         pointed: what the pointers say.
@@ -92,6 +93,7 @@ class Predictions:
     logits: torch.Tensor | None = None
     velocity: torch.Tensor | None = None
     flow: torch.Tensor | None = None
+    given: torch.Tensor | None = None
     disparity: list[torch.Tensor] | None = None
     log_depth: torch.Tensor | None = None
     pointed: Pointed | None = None
@@ -145,7 +147,13 @@ class ActionObjective(Objective):
             return None
         rows = targets.acting
         errors = (predictions.velocity.float() - predictions.flow.float()).square()
-        if targets.action_mask is None:
+        if predictions.given is not None:
+            learned = ~predictions.given[: len(rows)]  # (R, K, chunk)
+            if targets.action_mask is not None:
+                learned = learned & targets.action_mask[rows][:, None]
+            steps = errors.mean(3)[: len(rows)] * learned
+            losses = steps.sum((1, 2)) / learned.sum((1, 2)).clamp(min=1)  # all valid steps of a sample may be given
+        elif targets.action_mask is None:
             losses = errors.mean((1, 2, 3))[: len(rows)]
         else:
             valid = targets.action_mask[rows].float()

@@ -15,9 +15,10 @@ from transformers.utils import ModelOutput, cached_file
 
 from .action_expert import ActionExpert, Prefix
 from .flow_matching import Draws, euler_integrate, euler_times, interpolate
-from .objectives import Targets, count_targets, objectives_of
+from .objectives import Predictions, Targets, count_targets, objectives_of
 from .pointing import Pointed, Pointers
 from .quantization import WHOLE, input_dtype
+from .real_time_chunking import RunningChunk, guided
 from .robot_heads import resize_heads, sizes_in_tensors, sizes_of_robot
 
 
@@ -187,10 +188,10 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
         )
         return torch.cat([tokens, pointed.tokens.to(tokens.dtype)], dim=1), pointed
 
-    def _velocities(
-        self, prefix: Prefix, state_tokens: torch.Tensor, targets: Targets, draws: Draws
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Velocities (R, K, chunk, action_dim) of the samples that act, predicted and true.
+    def _predict_velocities(
+        self, predictions: Predictions, prefix: Prefix, state_tokens: torch.Tensor, targets: Targets, draws: Draws
+    ) -> None:
+        """Velocities of the samples that act, predicted and true, into `predictions`.
 
         Args:
             prefix: of all samples.
@@ -201,8 +202,17 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
             # waits for the others there
             rows = rows.new_zeros(1)
         noise, time = draws.noise[rows], draws.time[rows]
-        noisy, flow = interpolate(noise, targets.actions[rows][:, None].expand_as(noise), time)
-        return self.action_expert(prefix.rows(rows), state_tokens[rows], noisy.to(state_tokens.dtype), time), flow
+        actions = targets.actions[rows][:, None].expand_as(noise)
+        noisy, predictions.flow = interpolate(noise, actions, time)
+        if draws.delay is not None:
+            # executed before the chunk is there: given as they are, at the time of data
+            steps = torch.arange(noise.shape[2], device=noise.device)
+            predictions.given = steps < draws.delay[rows][..., None]  # (R, K, chunk)
+            noisy = torch.where(predictions.given[..., None], actions, noisy)
+            time = torch.where(predictions.given, 0.0, time[..., None])
+        predictions.velocity = self.action_expert(
+            prefix.rows(rows), state_tokens[rows], noisy.to(state_tokens.dtype), time
+        )
 
     def _integrate(
         self,
@@ -211,8 +221,22 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
         num_steps: int | None,
         noise: torch.Tensor | None,
         generator: torch.Generator | None,
+        running_actions: torch.Tensor | None = None,
+        delay: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Action chunks (B, chunk_size, action_dim) from noise; arguments as in `predict_action`."""
+        """Action chunks (B, chunk_size, action_dim) from noise.
+
+        Args:
+            num_steps, noise, generator: as in `predict_action`.
+            running_actions: (B, chunk_size, action_dim), normalised, what is left of the chunk that is executed, the
+                present step first; NaN = no such step. The new chunk continues it (`real_time_chunking`): where the
+                model was trained with so long delays (`config.max_delay`) they are given to it, else it is guided,
+                which takes a backward pass in each step.
+            delay: (B,) int64, or one for all: how many of the running actions will have been executed when the chunk
+                is there. The chunk has these as they are.
+        """
+        if (running_actions is None) != (delay is None):
+            raise ValueError("running_actions and delay belong together; give both, or none of them")
         config, expert = self.config, self.action_expert
         num_steps = config.num_inference_steps if num_steps is None else num_steps
         device = state_tokens.device
@@ -227,4 +251,23 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
         def velocity(x: torch.Tensor, step: int) -> torch.Tensor:
             return expert.denoise(read, x.to(state_tokens.dtype), embedded_times[step])
 
-        return euler_integrate(velocity, config.noise_scale * noise.float(), num_steps)
+        start = config.noise_scale * noise.float()
+        if running_actions is None:
+            return euler_integrate(velocity, start, num_steps)
+        running = RunningChunk.checked(running_actions, delay, shape)
+        if bool((running.delay <= config.max_delay).all()) and config.max_delay:
+            frozen = running.frozen[..., None]
+            at_data = torch.where(frozen, expert.embed_time(torch.zeros((), device=device)), 0)
+            embedded = [torch.where(frozen, at_data, time) for time in embedded_times]  # (B, chunk, width)
+
+            def velocity_after(x: torch.Tensor, step: int) -> torch.Tensor:
+                return expert.denoise(read, running.kept(x).to(state_tokens.dtype), embedded[step])
+
+            return running.kept(euler_integrate(velocity_after, start, num_steps))
+        if torch.is_inference_mode_enabled():
+            raise ValueError(
+                "running_actions guide this model through gradients, which torch.inference_mode has not; call "
+                "predict_action without it, or train the model with max_delay"
+            )
+        times = euler_times(num_steps).tolist()
+        return running.kept(euler_integrate(guided(velocity, running, times), start, num_steps))

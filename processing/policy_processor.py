@@ -311,6 +311,27 @@ class PolicyProcessor(ProcessorOptions):
         """
         return self._decoded(chunk, embodiment, "action", ndim=3)
 
+    def encode_running_actions(self, actions: Sequence[Any], embodiment: str | Sequence[str]) -> torch.Tensor:
+        """What is left of running chunks, one (n, action_dim) in robot units for each sample, 0 < n <= chunk_size ->
+        float32 (B, chunk_size, action_dim), normalised, NaN behind them, as `predict_action` takes it.
+        """
+        names = [embodiment] * len(actions) if isinstance(embodiment, str) else list(embodiment)
+        if len(names) != len(actions):
+            raise ValueError(f"{len(names)} embodiments for a batch of {len(actions)}")
+        steps, held = np.arange(self.chunk_size), []
+        for number, given in enumerate(actions):
+            chunk = np.asarray(given, dtype=np.float64)
+            if chunk.ndim != 2 or chunk.shape[1] != self.action_dim or not 0 < len(chunk) <= self.chunk_size:
+                raise ValueError(
+                    f"running_actions of sample {number} has shape {chunk.shape}; expected (n, {self.action_dim}), n "
+                    f"from 1 to {self.chunk_size}"
+                )
+            held.append(chunk[np.minimum(steps, len(chunk) - 1)])
+        values = self.normalizer.normalize_batch(held, names, "action", (self.chunk_size, self.action_dim))
+        for row, given in zip(values, actions, strict=True):
+            row[len(given) :] = np.nan
+        return torch.from_numpy(values.astype(np.float32))
+
     def decode_poses(self, ids: Any, embodiment: str | Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Generated pose ids (B, pose_dim, or more) -> (float32 (B, pose_dim) in robot units, valid bool (B,)).
 
