@@ -36,9 +36,6 @@ class SimulatorOptions:
     execution_horizon: int = option(3, "Actions executed of each predicted chunk.")
     max_steps: int = option(120, "Steps of 0.1 s after which an episode has failed (preset).")
     num_steps: int = option(0, "Euler steps of the action expert; 0 = the model's own.")
-    calibration_error_deg: float = option(
-        0.0, "Angle by which the camera's rotation is wrong that a model is told, about an axis that the seed draws."
-    )
     processes: int = option(2, "Processes, one core each.")
     environments: int = option(8, "Worlds in lockstep per process.")
     device: str = option("cpu", "Where models run: cpu, cuda, cuda:1, ...")
@@ -90,12 +87,16 @@ class RolloutOptions(SimulatorOptions):
     )
     baseline_seeds: int = option(40, "Episodes of every other policy, on the first of the same seeds (preset).")
     keys: str = option("", "JSON file of the keys that a server of openpi's at ws://HOST:PORT is told under.")
+    calibration_error_deg: float = option(
+        0.0, "Angle by which the camera's rotation is wrong that a model is told, about an axis that the seed draws."
+    )
 
     def __post_init__(self):
         super().__post_init__()
         if bool(self.model) == bool(self.policies):
             raise InputError("give --model CHECKPOINT, or --policies POLICY ..., and not both")
         at_least(self, "baseline_seeds", 1)
+        at_least(self, "calibration_error_deg", 0)
 
     @property
     def most_seeds(self) -> int:
