@@ -53,6 +53,13 @@ DATA = {
         "copy a dataset with the depth that a Depth Anything checkpoint estimates",
         done="dataset: {}",
     ),
+    "view": Command(
+        "dataset_builder.formats.rerun_view:ViewOptions",
+        "dataset_builder.formats.rerun_view:view",
+        "show an episode in the Rerun viewer",
+        done="{}",
+        positional=("dataset",),
+    ),
     "check": Command(
         "dataset_builder.commands:CheckOptions",
         "dataset_builder.commands:check",

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -22,7 +23,7 @@ from stereovla.dataset_builder.dataset.manifest import (
     read_manifest,
     shard_problems,
 )
-from stereovla.dataset_builder.dataset.shards import MANIFEST, ShardError, numbers, read_json
+from stereovla.dataset_builder.dataset.shards import MANIFEST, ShardError, decode_row, numbers, read_json
 from stereovla.sources import source_of
 from stereovla.untrusted import inside, open_parquet
 
@@ -137,7 +138,7 @@ class EpisodeSource:
         path: folder or Hub id (`id@revision` for one revision) of a dataset with the columns of `schema.ROW`.
         split: "train", "validation", ...
         columns: optional columns that must be there; of the other optional ones only those in `wanted` are read, where
-            present.
+            present; None = all.
         skip: whether shards that are not the manifest's may be there, and be passed over; reading one of them is
             ShardError at once.
 
@@ -156,7 +157,7 @@ class EpisodeSource:
         split: str,
         *,
         columns: Sequence[str] = (),
-        wanted: Sequence[str] = (),
+        wanted: Sequence[str] | None = (),
         retries: int = 3,
         backoff_s: float = 0.5,
         skip: bool = False,
@@ -173,8 +174,9 @@ class EpisodeSource:
         self._fields, self.filled = self._first_schema(skip)
         self.views = schema.views_of(self._fields.names)
         schema.check_columns(self._fields.names, source=f"dataset {path}, split {split!r},", needed=columns)
-        chosen = {column.key for column in schema.ROW if not column.optional} | {*columns, *wanted}
-        self._fields = pa.schema([field for field in self._fields if field.name in chosen])
+        if wanted is not None:
+            chosen = {column.key for column in schema.ROW if not column.optional} | {*columns, *wanted}
+            self._fields = pa.schema([field for field in self._fields if field.name in chosen])
 
     def _first_schema(self, skip: bool) -> tuple[pa.Schema, frozenset[str]]:
         """Columns of the first shard, and those that hold anything; with `skip`, of the first one that can be read."""
@@ -217,6 +219,34 @@ class EpisodeSource:
                 f"{failures} tries): {type(error).__name__}: {error}"
             ) from error
         time.sleep(self.backoff_s * 2 ** (failures - 1))
+
+    def find(self, episode: int) -> tuple[int, int]:
+        """(shard, row) that episode number `episode` begins at, found without its pictures; ValueError where the split
+        has none of this number.
+        """
+        there: set[int] = set()
+        for shard in range(len(self.shards)):
+            numbers_there = self._episode_numbers(shard)
+            if len(rows := np.flatnonzero(numbers_there == episode)):
+                return shard, int(rows[0])
+            there |= set(numbers_there.tolist())
+        raise ValueError(
+            f"split {self.split!r} of {self.path} has no episode {episode}; it has {len(there)}, from {min(there)} to "
+            f"{max(there)}"
+        )
+
+    def _episode_numbers(self, shard: int) -> np.ndarray:
+        """Column episode_index of a shard."""
+        failures = 0
+        while True:
+            try:
+                with self._open(shard) as file:
+                    return numbers(file.read(columns=["episode_index"]), "episode_index")
+            except ShardError:
+                raise
+            except Exception as error:  # see read
+                failures += 1
+                self._wait_or_raise(shard, 0, failures, error)
 
     def read(self, shard: int, row: int = 0) -> Iterator[tuple[int, pa.Table]]:
         """Episodes of shard number `shard` from row `row` on, which must be the first row of an episode.
@@ -283,3 +313,12 @@ class EpisodeSource:
                 " ...; an episode must start at frame 0, be contiguous and lie in one shard"
             )
         return table
+
+
+def read_episode(path: str | Path, split: str, episode: int) -> list[dict[str, Any]]:
+    """All rows of one episode of a folder or Hub dataset, in their order, with every column that they have; images as
+    the bytes of their files, the rest as `shards.decode_row` gives it. ValueError where there is no such episode.
+    """
+    source = EpisodeSource(path, split, wanted=None)
+    _, table = next(source.read(*source.find(episode)))
+    return [decode_row(row, images=False) for row in table.to_pylist()]
