@@ -163,6 +163,7 @@ COMMANDS = {
     "pretrain": ("train one part or one stage", STAGES),
     "evaluate": ("measure a policy", MEASURES),
     "serve": Command("serving.serve:ServingOptions", "serving.serve:serve", "answer robots over a WebSocket"),
+    "app": Command("app.command:AppOptions", "app.command:launch", "a page to look at a policy"),
     "push": Command(
         "push_to_hub:PushOptions", "push_to_hub:push", "publish a model, an adapter or a dataset on the Hub"
     ),

@@ -18,6 +18,7 @@ ROOMS = (
     "training",
     "evaluation",
     "serving",
+    "app",
     "sharing",
 )
 EXTRAS = {

@@ -206,6 +206,16 @@ def places(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {view: f"world/{view}" if needed.get(view, {""}) <= known else f"views/{view}" for view in views}
 
 
+def _eye(rows: Sequence[Mapping[str, Any]], entities: Mapping[str, str]) -> rrb.EyeControls3D | None:
+    """From behind and beside the camera at the tool's path; else a wall that depth shows makes all else small."""
+    if not is_pose(rows) or not entities.get("left", "").startswith("world/"):
+        return None
+    target = np.mean([row["observation.state"][:3] for row in rows], axis=0)
+    pose = rows[0]["calibration.transform_camera_to_base"]
+    position = target + 1.4 * (pose[:3, 3] - target) + 0.3 * pose[:3, 0]
+    return rrb.EyeControls3D(position=position, look_target=target, eye_up=(0.0, 0.0, 1.0))
+
+
 def blueprint(rows: Sequence[Mapping[str, Any]]) -> rrb.Blueprint:
     """What is where on the screen: the space, the views under it, numbers and instruction beside them."""
     entities = places(rows)
@@ -216,7 +226,7 @@ def blueprint(rows: Sequence[Mapping[str, Any]]) -> rrb.Blueprint:
         if any(schema.depth_key(view) in row for row in rows)
     ]
     seen = rrb.Horizontal(*pictures, *depths)
-    space = rrb.Spatial3DView(name="base frame", origin="world")
+    space = rrb.Spatial3DView(name="base frame", origin="world", eye_controls=_eye(rows, entities))
     in_space = is_pose(rows) or any(entity.startswith("world/") for entity in entities.values())
     numbers = [rrb.TimeSeriesView(name=key, origin=key) for key in ("action", "state")]
     return rrb.Blueprint(

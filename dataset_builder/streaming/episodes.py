@@ -78,33 +78,51 @@ def open_shards(path: str | Path, split: str) -> OpenedShards:
 
 
 def _open_shards(path: str | Path, folder: Path | None, split: str) -> OpenedShards:
+    whole, name = _manifest(path, folder)
+    entries = _of_split(whole, split, path)
     if folder is not None:
-        whole = read_manifest(folder)
-        entries = _of_split(whole, split, path)
         found = {file.relative_to(folder).as_posix() for file in (folder / "data").glob("*.parquet")}
         for entry in entries:
             inside(folder, entry["path"])
         problems, start = shard_problems(folder, entries), f"{folder}/"
     else:
-        name, revision = split_revision(path)
-        sha = HfApi().dataset_info(name, revision=revision).sha  # what is read later is of this state too
-        file = hf_hub_download(name, MANIFEST.as_posix(), repo_type="dataset", revision=sha)
-        whole = parse_manifest(read_json(Path(file)), f"{MANIFEST} of {path}")
-        entries = _of_split(whole, split, path)
-        tree = HfApi().list_repo_tree(name, "data", repo_type="dataset", revision=sha)
+        repository, _, sha = name.partition("@")
+        tree = HfApi().list_repo_tree(repository, "data", repo_type="dataset", revision=sha)
         files = {item.path: item for item in tree if isinstance(item, RepoFile)}
-        found, start = set(files), f"hf://datasets/{name}@{sha}/"
+        found, start = set(files), f"hf://datasets/{name}/"
         problems = {entry["path"]: text for entry in entries if (text := _remote_problem(files, entry))}
     known = {entry["path"] for entry in entries}
     more = sorted(name for name in found if name.startswith(f"data/{split}-") and name not in known)
     if more:
         raise ValueError(f"dataset {path} has {', '.join(more[:5])}, which {MANIFEST} does not list: `check` names all")
     return OpenedShards(
-        splits=tuple(dict.fromkeys(entry["split"] for entry in whole)),
+        splits=_splits(whole),
         urls=[start + entry["path"] for entry in entries],
         rows=[entry["rows"] for entry in entries],
         bad={start + name: text for name, text in problems.items()},
     )
+
+
+def _manifest(path: str | Path, folder: Path | None) -> tuple[list[Entry], str]:
+    """The entries of a dataset's manifest, and the folder's name, or of one on the Hub owner/name@commit: what is read
+    later is of this state too.
+    """
+    if folder is not None:
+        return read_manifest(folder), str(folder)
+    name, revision = split_revision(path)
+    sha = HfApi().dataset_info(name, revision=revision).sha
+    file = hf_hub_download(name, MANIFEST.as_posix(), repo_type="dataset", revision=sha)
+    return parse_manifest(read_json(Path(file)), f"{MANIFEST} of {path}"), f"{name}@{sha}"
+
+
+def _splits(entries: Sequence[Entry]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(entry["split"] for entry in entries))
+
+
+def open_splits(path: str | Path) -> tuple[str, ...]:
+    """Names of the splits of a dataset, a folder or Hub id, by its manifest; ValueError where it has none."""
+    with source_of(path, "dataset") as folder:
+        return _splits(_manifest(path, folder)[0])
 
 
 def _of_split(entries: Sequence[Entry], split: str, path: str | Path) -> list[Entry]:
