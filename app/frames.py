@@ -139,8 +139,8 @@ def read_calibration(text: str) -> Calibration | None:
         )
     try:
         return Calibration.from_mapping(found)
-    except TypeError as error:
-        raise ValueError(f"the calibration has a value that is no number: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the calibration cannot be used: {error}") from error
 
 
 def calibration_text(calibration: Calibration | None) -> str:

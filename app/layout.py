@@ -88,7 +88,7 @@ def build(page: Page, title: str, about: str) -> gr.Blocks:
                             '"transform_camera_to_base": [[..], ..]}',
                             lines=3,
                         )
-                        noise = gr.Number(0, label="Seed of the noise that a chunk starts from", precision=0, minimum=0)
+                        noise = gr.Number(0, label="Seed of the noise that a chunk starts from", precision=0)
             with gr.Column(scale=9, min_width=640):
                 facts = gr.Markdown(
                     "Take a frame, begin a world or drop a pair of pictures, and ask the model.", elem_classes="facts"
@@ -173,8 +173,8 @@ def dataset_fields(page: Page) -> tuple[Any, ...]:
     dataset = gr.Dropdown(list(page.datasets), value=first, label="Dataset", interactive=True)
     split = gr.Dropdown(page.datasets[first], value=held_out, label="Split", interactive=True)
     with gr.Row():
-        episode = gr.Number(0, label="Episode", precision=0, minimum=0, min_width=80)
-        number = gr.Number(0, label="Frame", precision=0, minimum=0, min_width=80)
+        episode = gr.Number(0, label="Episode", precision=0, min_width=80)
+        number = gr.Number(0, label="Frame", precision=0, min_width=80)
     take = gr.Button("Take this frame and ask", variant="secondary")
 
     def splits_of(name: str) -> Any:
@@ -191,7 +191,7 @@ def simulator_fields(page: Page) -> tuple[Any, ...]:
         return ()
     trial = gr.State(None, time_to_live=WORLD_KEPT_S, delete_callback=page.close_trial)
     with gr.Row(equal_height=True):
-        seed = gr.Number(0, label="Seed of the world", precision=0, minimum=0, min_width=120)
+        seed = gr.Number(0, label="Seed of the world", precision=0, min_width=120)
         begin = gr.Button("New world", min_width=100)
     task = gr.Dropdown([], label="What can be asked in this scene", interactive=True)
     with gr.Row():
