@@ -128,11 +128,14 @@ class ServedModel:
 
     # ------------------------------------------------------------------ observations
 
-    def prepare(self, observation: Observation, generator: np.random.Generator) -> Prepared:
+    def prepare(
+        self, observation: Observation, generator: np.random.Generator, check_stereo: bool | None = None
+    ) -> Prepared:
         """The model's inputs; ValueError or TypeError for what cannot be used.
 
         Args:
             generator: of the noise of an observation that has no seed.
+            check_stereo: look for swapped or unrectified views; None = where the processor does.
         """
         own = observation.seed is not None
         shape = (1, self.model.config.chunk_size, self.model.config.action_dim)
@@ -147,7 +150,7 @@ class ServedModel:
         if self.model.config.reads_depth:
             given["depth_map"] = observation.depths
         try:
-            inputs = dict(self.processor(**given))
+            inputs = dict(self.processor(**given, check_stereo=check_stereo))
             asks = "keyframe" in observation.outputs
             question = dict(self.processor(**given, objective="pose", check_stereo=False)) if asks else None
             running = self._running(observation)
@@ -209,16 +212,15 @@ class ServedModel:
         good = [row for row, fine in enumerate(finite) if fine]
         decoded = self.processor.decode_actions(chunks[good], [names[row] for row in good]) if good else []
         found = dict(zip(good, decoded, strict=True))
-        further = self._further(batch, inputs, device)
+        further = self.further(batch) if batch[0].outputs else [{}] * len(batch)
         lost = InternalError("the model's actions are not finite for these inputs")
         return [{"actions": found[row], **further[row]} if row in found else lost for row in range(len(batch))]
 
     @torch.inference_mode()
-    def _further(
-        self, batch: Sequence[Prepared], inputs: dict[str, torch.Tensor], device: torch.device
-    ) -> list[dict[str, Any]]:
-        """What was asked for beside actions."""
-        asked, rows = batch[0].outputs, [dict[str, Any]() for _ in batch]
+    def further(self, batch: Sequence[Prepared]) -> list[dict[str, Any]]:
+        """What observations of one kind ask for beside actions."""
+        device, asked, rows = self.model.device, batch[0].outputs, [dict[str, Any]() for _ in batch]
+        inputs = _batched([one.inputs for one in batch], device)
         if "disparity" in asked:  # of a half or a quarter of the resolution
             disparity = self.model(**inputs, output_disparity=True).disparity.float().cpu().numpy()
             for row, found in zip(rows, disparity, strict=True):
