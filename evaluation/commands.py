@@ -24,9 +24,7 @@ def rollout(options: RolloutOptions) -> None:
     from stereovla.evaluation.rollouts import RolloutConfig, config_json, summarise
     from stereovla.evaluation.workers import roll_out
 
-    config = RolloutConfig(
-        _world(options), options.execution_horizon, options.max_steps, options.calibration_error_deg
-    )
+    config = RolloutConfig(_world(options), options.execution_horizon, options.max_steps, options.calibration_error_deg)
     identities = {
         spec: policy_identity(spec, options.run_code, options.keys) for spec in options.specs()
     }  # a bad one ends all before an hour has passed

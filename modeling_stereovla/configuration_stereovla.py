@@ -46,6 +46,14 @@ class StereoVLAConfig(PolicyConfig):
             depth.
         calibration_dropout (`float` in [0, 1)):
             Share of the training samples whose calibration the model is not told, so that it can do without.
+        language_pointing_layer (`int`), language_pointing_loss_weight (`float`):
+            The layer of the language model whose attention learns to find what an answer is about
+            (`language_pointing.py`), None = no layer, and the weight of that loss; not in the papers.
+        visual_position_code (`bool`):
+            Whether visual tokens are told their place in the picture, by fixed sines and cosines that are added to
+            them; not in the papers.
+        bin_smoothing (`float`):
+            Standard deviation in bins of the targets of poses and boxes; 0 = the true bin alone, as in the papers.
 
     The other fields are those of `PolicyConfig`.
     """
@@ -71,6 +79,10 @@ class StereoVLAConfig(PolicyConfig):
     points_frame: str | None = None
     points_of: str = "encoder"
     calibration_dropout: float | int = 0.0
+    language_pointing_layer: int | None = None
+    language_pointing_loss_weight: float = 0.0
+    visual_position_code: bool = False
+    bin_smoothing: float = 0.0
 
     def __post_init__(self, **kwargs):
         refuse_unknown_keys(self, kwargs)
@@ -176,6 +188,16 @@ class StereoVLAConfig(PolicyConfig):
             raise ValueError(f"patch_size is {self.patch_size}; with points_frame it must be a multiple of 4")
         if not 0 <= self.calibration_dropout < 1:
             raise ValueError(f"calibration_dropout is {self.calibration_dropout}; it must be in [0, 1)")
+        layers, layer = self.text_config.num_hidden_layers, self.language_pointing_layer
+        if layer is not None and not 0 <= layer < layers:
+            raise ValueError(f"language_pointing_layer is {layer}; it must be None or one of 0 ... {layers - 1}")
+        if layer is None and self.language_pointing_loss_weight:
+            raise ValueError(
+                f"language_pointing_loss_weight is {self.language_pointing_loss_weight}, but language_pointing_layer "
+                "is None: without a layer that learns to point it must be 0"
+            )
+        if not self.bin_smoothing >= 0:
+            raise ValueError(f"bin_smoothing is {self.bin_smoothing}; it must be at least 0 bins")
         if not 0 <= self.direct_probability <= 1:
             raise ValueError(f"direct_probability is {self.direct_probability}; it must be in [0, 1]")
 

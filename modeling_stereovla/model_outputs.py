@@ -44,7 +44,9 @@ class StereoVLAOutput(CausalLMOutputWithPast):
     disparity_loss: torch.Tensor | None = None
     pointing_loss: torch.Tensor | None = None
     keyframe_loss: torch.Tensor | None = None
+    language_pointing_loss: torch.Tensor | None = None
     pointing_accuracy: torch.Tensor | None = None
+    language_pointing_accuracy: torch.Tensor | None = None
     sample_action_loss: torch.Tensor | None = None
     sample_language_loss: torch.Tensor | None = None
     sample_token_accuracy: torch.Tensor | None = None

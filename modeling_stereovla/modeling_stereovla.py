@@ -1,5 +1,7 @@
 """StereoVLA (arXiv 2512.21970): a vision-language-action model that sees with two eyes."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from transformers import GenerationMixin, LlamaModel
 from transformers.cache_utils import Cache, DynamicCache
@@ -7,9 +9,11 @@ from transformers.cache_utils import Cache, DynamicCache
 from .action_expert import Prefix
 from .configuration_stereovla import StereoVLAConfig
 from .flow_matching import Draws
+from .language_pointing import attention_logits, recorded_outputs
 from .layer_caches import CACHE, RecordingCache
 from .model_outputs import StereoVLAModelOutput, StereoVLAOutput, refuse_unknown_inputs
 from .objectives import Predictions, Targets, sum_losses
+from .pointing import in_picture
 from .policy import PolicyForActionPrediction, PolicyPreTrainedModel, valid_positions
 from .visual_tokens import StereoVisualTokens
 
@@ -164,6 +168,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         equal_turns: torch.Tensor | None = None,
         point_transform: torch.Tensor | None = None,
         point_frame: torch.Tensor | None = None,
+        answer_points: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
         time: torch.Tensor | None = None,
         hide_pose: torch.Tensor | None = None,
@@ -200,6 +205,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
                 equal_turns: (B,), how many turns in a whole one are as right (default: `turn_symmetry`).
             point_transform, point_frame: (B, 3, 4) and (B,) of the processor, for a model with `config.points_frame`;
                 without them it sees no points.
+            answer_points: (B, L, 2), pixels in the left view that the labels are about, NaN = nothing, or not seen.
             output_disparity: return the predicted disparity also where there is no true one.
             noise: (B, K, chunk_size, action_dim) and time: (B, K), one row for each sample, of which those with an
                 action loss are read; drawn (with `generator`) when absent.
@@ -224,29 +230,36 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             displacement,
             turns,
             equal_turns,
+            answer_points=answer_points,
         )
-        acts = actions is not None
+        acts, looks = actions is not None, answer_points is not None and self.config.language_pointing_layer is not None
         point_frame = self._told_frame(point_frame, generator)
         disparity_rows = self._choose_disparity(targets, pixel_values) if acts else None
-        if acts and attention_mask is None:
+        if (acts or looks) and attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        recorder = RecordingCache() if acts else None
-        outputs = self.model(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            cache=recorder if acts else past_key_values if cache is None else cache,
-            inputs_embeds=inputs_embeds,
-            use_cache=False if acts or labels is not None else use_cache,
-            output_disparity=output_disparity or self._compares(targets),
-            disparity_rows=disparity_rows,
-            disparity=disparity,
-            point_transform=point_transform,
-            point_frame=point_frame,
-            **kwargs,
-        )
+        recorder = RecordingCache() if acts or looks else None
+        with self._recorded_queries(looks) as queries:
+            outputs = self.model(
+                input_ids=input_ids,
+                pixel_values=pixel_values,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                cache=recorder if acts or looks else past_key_values if cache is None else cache,
+                inputs_embeds=inputs_embeds,
+                use_cache=False if acts or labels is not None else use_cache,
+                output_disparity=output_disparity or self._compares(targets),
+                disparity_rows=disparity_rows,
+                disparity=disparity,
+                point_transform=point_transform,
+                point_frame=point_frame,
+                **kwargs,
+            )
         predictions = Predictions(disparity=outputs.disparity)
+        if looks:
+            positions = valid_positions(attention_mask) if position_ids is None else position_ids
+            predictions.language_pointing = self._pointing_in_language(
+                queries[0], recorder, positions, input_ids, answer_points
+            )
         hidden = outputs.last_hidden_state
         if labels is None:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -287,6 +300,32 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             return point_frame
         drawn = torch.rand(len(point_frame), generator=generator, device=point_frame.device)
         return point_frame * (drawn >= dropped)
+
+    def _recorded_queries(self, wanted: bool) -> AbstractContextManager[list[torch.Tensor]]:
+        """Records the queries of the layer that learns to point."""
+        if not wanted:
+            return nullcontext([])
+        layer = self.model.language_model.layers[self.config.language_pointing_layer]
+        return recorded_outputs(layer.self_attn.q_proj)
+
+    def _pointing_in_language(
+        self,
+        queries: torch.Tensor,
+        recorder: RecordingCache,
+        position_ids: torch.Tensor,
+        input_ids: torch.Tensor,
+        answer_points: torch.Tensor,
+    ) -> torch.Tensor:
+        """`Predictions.language_pointing` from the queries (B, L, heads * head_dim) of the layer that learns to point;
+        the other arguments as in `forward`.
+        """
+        keys, _ = recorder.states[self.config.language_pointing_layer]  # (B, kv_heads, L, head_dim)
+        seen = (input_ids == self.config.image_token_id)[:, None, :, None].expand_as(keys)
+        keys = keys[seen].view(*keys.shape[:2], -1, keys.shape[-1])
+        rows, places = in_picture(answer_points[:, 1:], self.config.image_size).nonzero(as_tuple=True)
+        cosines, sines = self.model.language_model.rotary_emb(queries, position_ids)
+        asking = queries[rows, places].unflatten(-1, (-1, keys.shape[-1]))
+        return attention_logits(asking, (cosines[rows, places], sines[rows, places]), keys, rows)
 
     def _choose_disparity(self, targets: Targets, pixel_values: torch.Tensor) -> torch.Tensor | None:
         """The samples (B,) bool that the stereo encoder learns from, to which the target is cut; None = all."""

@@ -31,6 +31,7 @@ class Targets:
         turns: (B, T) rad, the turns that are apart from it, NaN = unknown. equal_turns: (B,), how many turns in a whole
             one are as right (see `turn_losses`).
         depth_map: (B, V, H, W) m of each view, 0 = unknown.
+        answer_points: (B, L, 2) px in the left view, what each label is about, NaN = nothing, or it is not seen.
     """
 
     labels: torch.Tensor | None = None
@@ -44,6 +45,7 @@ class Targets:
     turns: torch.Tensor | None = None
     equal_turns: torch.Tensor | None = None
     depth_map: torch.Tensor | None = None
+    answer_points: torch.Tensor | None = None
 
     @classmethod
     def of(cls, inputs: Mapping[str, Any]) -> "Targets":
@@ -88,6 +90,8 @@ class Predictions:
         disparity: maps (B', 1, h, w), each in px of its own resolution.
         log_depth: (B, V, H, W), log of m.
         pointed: what the pointers say.
+        language_pointing: (T, heads, N), attention logits of the tokens before the labels whose point is in the
+            picture, over the visual tokens.
     """
 
     logits: torch.Tensor | None = None
@@ -97,6 +101,7 @@ class Predictions:
     disparity: list[torch.Tensor] | None = None
     log_depth: torch.Tensor | None = None
     pointed: Pointed | None = None
+    language_pointing: torch.Tensor | None = None
 
 
 class Objective(ABC):
@@ -180,7 +185,7 @@ class LanguageObjective(Objective):
             return None
         labelled, logits = targets.labelled, predictions.logits
         labels, rows = targets.labels[:, 1:][labelled], labelled.nonzero()[:, 0]
-        losses = F.cross_entropy(logits.float(), labels, reduction="none")
+        losses = self.token_losses(logits.float(), labels)
         weighted = losses if targets.language_weights is None else losses * targets.language_weights[rows]
         with torch.no_grad():
             tokens = labelled.sum(-1).float()
@@ -195,6 +200,23 @@ class LanguageObjective(Objective):
             "sample_language_loss": sample_losses,
             "sample_token_accuracy": sample_accuracy,
         }
+
+    def token_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """(T,) from logits (T, vocabulary) and labels (T,). With `bin_smoothing` a label that is a bin is spread over
+        its neighbours, a Gaussian of so many bins, and the entropy of that is subtracted: 0 stays the least loss.
+        """
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        width = getattr(self.config, "bin_smoothing", 0.0)
+        if not width:
+            return losses
+        first = self.config.action_vocab_size - self.config.num_bins
+        bins = (labels >= first) & (labels < self.config.action_vocab_size)
+        places = torch.arange(self.config.num_bins, device=labels.device)
+        distance = (places - (labels[bins] - first)[:, None]).float() / width  # (bins, num_bins)
+        wanted = (-0.5 * distance.square()).softmax(-1)
+        predicted = logits[bins].log_softmax(-1)[:, first : first + self.config.num_bins]
+        smooth = (wanted * (wanted.clamp(min=1e-12).log() - predicted)).sum(-1)
+        return losses.masked_scatter(bins, smooth)
 
 
 class DisparityObjective(Objective):
@@ -271,6 +293,35 @@ class PointingObjective(Objective):
         return -of_token.log_softmax(-1).gather(-1, cell[..., None]).squeeze(-1)
 
 
+class LanguagePointingObjective(Objective):
+    """Cross-entropy of the language model's attention in one layer with the visual tokens that hold what an answer is
+    about, a mean over the answers' tokens whose point is in the picture, and over the heads.
+    """
+
+    name = "language_pointing"
+    accuracy = "language_pointing_accuracy"
+
+    def count(self, targets):
+        if targets.answer_points is None:
+            return None
+        return in_picture(targets.answer_points[:, 1:], self.config.image_size).sum()
+
+    def outputs(self, predictions, targets, count):
+        """Also language_pointing_accuracy: the share of the tokens whose attention, a mean over the heads, is largest
+        where the point lies.
+        """
+        if predictions.language_pointing is None or targets.answer_points is None:
+            return None
+        points, patch = targets.answer_points[:, 1:], self.config.patch_size
+        points = points[in_picture(points, self.config.image_size)]
+        logits = predictions.language_pointing.float()  # (T, heads, N)
+        wanted, _ = soft_token_targets(points.to(logits.dtype), self.config.image_size // patch, patch)
+        losses = -(wanted[:, None] * logits.log_softmax(-1)).sum(-1).mean(-1)
+        with torch.no_grad():
+            hits = logits.softmax(-1).mean(1).argmax(-1) == wanted.argmax(-1)
+        return {"language_pointing_loss": losses.sum() / count, "language_pointing_accuracy": hits.sum() / count}
+
+
 class KeyframeObjective(Objective):
     """Smooth L1 of the way to the keyframe, and of the vectors of its turns where these are apart from it, a mean over
     the samples whose keyframe is known.
@@ -308,6 +359,7 @@ OBJECTIVES = (
     DepthMapObjective,
     PointingObjective,
     KeyframeObjective,
+    LanguagePointingObjective,
 )
 
 
@@ -320,6 +372,8 @@ def objectives_of(config: Any) -> list[Objective]:
         absent |= {PointingObjective, KeyframeObjective}
     if getattr(config, "depth_config", None) is None:
         absent.add(DepthMapObjective)
+    if getattr(config, "language_pointing_layer", None) is None:
+        absent.add(LanguagePointingObjective)
     weighted = [kind for kind in OBJECTIVES if hasattr(config, f"{kind.name}_loss_weight")]
     return [kind(config) for kind in weighted if kind not in absent]
 

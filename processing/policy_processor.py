@@ -57,9 +57,16 @@ class PolicyProcessor(ProcessorOptions):
         raise NotImplementedError
 
     def _own_inputs(
-        self, views: list[tuple[np.ndarray | None, ...]], labels: np.ndarray, maps: list[Any] | None
+        self,
+        rows: list[dict[str, Any]],
+        views: list[tuple[np.ndarray | None, ...]],
+        labels: np.ndarray,
+        maps: list[Any] | None,
+        with_answer: bool,
     ) -> dict[str, Any]:
-        """Inputs that only this policy takes, `maps` of `_read_depth` among them; None where none was asked for."""
+        """Inputs that only this policy takes: of checked values (`_read`), and of `maps` of `_read_depth`, None where
+        none was asked for.
+        """
         raise NotImplementedError
 
     # ---------------------------------------------------------------------------------------------------- for all
@@ -158,7 +165,7 @@ class PolicyProcessor(ProcessorOptions):
         data = {"pixel_values": self.image_processor.to_pixel_values(pictures), "state": states.astype(np.float32)}
         data |= tokens.pad(sequences, padding_side or ("right" if return_labels else "left"))
         maps = None if depth_map is None else [row.get("depth_map") for row in rows]
-        data |= self._own_inputs(views, data["labels"], maps)
+        data |= self._own_inputs(rows, views, data["labels"], maps, return_labels)
         if self.points_frame is not None:
             data |= self._point_transforms(samples, geometries, normalizer)
         if not return_labels:
@@ -213,7 +220,7 @@ class PolicyProcessor(ProcessorOptions):
             if with_answer:
                 row["boxes"] = reader.boxes(sample, geometry)
         elif objective == "depth":
-            points = reader.question_points(sample, geometry)
+            points = row["asked"] = reader.question_points(sample, geometry)
             row["prompt"] = depth_prompt(points, form)
             if with_answer:
                 row["answer"] = value_text(reader.depths(sample, len(points)), self.depth_decimals)
