@@ -142,7 +142,7 @@ def test_the_position_code_is_added_and_tells_each_token_its_place():
     pair = torch.rand(2, 2, 3, 64, 64)
     plain, told = tiny(), tiny(visual_position_code=True)
     told.load_state_dict(plain.state_dict())  # it has no weights
-    code = (told.model.visual_tokens(pair)[0] - plain.model.visual_tokens(pair)[0])[0]
+    code = (told.model.visual_tokens(pair).tokens - plain.model.visual_tokens(pair).tokens)[0]
     torch.testing.assert_close(code, position_code(4, 64, code), rtol=1e-4, atol=1e-5)
 
 

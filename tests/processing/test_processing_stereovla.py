@@ -397,13 +397,16 @@ def test_batch_equals_samples(processor):
     columns = {name: [sample.get(name) for sample in samples] for name in names}
     batch = processor(pairs, embodiment="arm", return_labels=True, **columns)
     assert batch["is_action"].tolist() == [True] + [False] * 4
+    by_token = {"input_ids", "labels", "attention_mask", "answer_points"}
     for row, sample in enumerate(samples):
         single = processor(pairs[row], return_labels=True, **sample)
         length = single["input_ids"].shape[1]
-        for name in ("input_ids", "labels", "attention_mask"):
+        for name in by_token - {"answer_points"}:
             assert torch.equal(batch[name][row, :length], single[name][0]), (row, name)
+        torch.testing.assert_close(batch["answer_points"][row, :length], single["answer_points"][0], equal_nan=True)
+        assert batch["answer_points"][row, length:].isnan().all()
         assert not batch["attention_mask"][row, length:].any() and (batch["labels"][row, length:] == -100).all()
-        for name in set(single) - {"input_ids", "labels", "attention_mask"}:
+        for name in set(single) - by_token:
             torch.testing.assert_close(batch[name][row], single[name][0], equal_nan=True)
     left = processor(pairs, embodiment="arm", return_labels=True, padding_side="left", **columns)
     for row in range(5):
