@@ -129,12 +129,9 @@ class StereoTraining(PartTraining):
         super().__init__(options, model, options.framing, options.validation_pairs)
         self.constant = best_constant(self.held_out["disparity"], self.max_disparity)
         truth = self.held_out["disparity"]
-        self.beside = {
-            f"the best constant, {self.constant:.1f} px": self.errors(torch.full_like(truth, self.constant)),
-            "semi-global matching": self.errors(
-                semi_global_matching(self.held_out["pixel_values"], self.max_disparity)
-            ),
-        }
+        matched = semi_global_matching(self.held_out["pixel_values"], self.max_disparity)
+        self.constant_errors = self.errors(torch.full_like(truth, self.constant))
+        self.matching_errors = self.errors(matched)
 
     def open_set(self, split: str) -> Samples:
         options = self.options
@@ -190,15 +187,23 @@ class StereoTraining(PartTraining):
             f"px, AdamW, peak learning rate {options.learning_rate:g}, seed {options.seed}.",
             "held_out_pairs": len(self.held_out["disparity"]),
             "errors": errors,
-            "beside": self.beside,
+            "best_constant": {"px": self.constant, **self.constant_errors},
+            "semi_global_matching": self.matching_errors,
         }
 
     def in_words(self, errors: dict[str, float]) -> str:
-        lines = {"held-out pairs": errors, **self.beside}
+        lines = {"held-out pairs": errors, **self.beside()}
         return "\n".join(f"{what}: {in_words(numbers)}" for what, numbers in lines.items())
 
+    def beside(self) -> dict[str, dict[str, float]]:
+        """Errors of what needs no training, by what it is."""
+        return {
+            f"the best constant, {self.constant:.1f} px": self.constant_errors,
+            "semi-global matching": self.matching_errors,
+        }
+
     def card(self, summary: dict[str, Any]) -> str:
-        columns = [summary["errors"], *self.beside.values()]
+        columns = [summary["errors"], *self.beside().values()]
         rows = [
             (words, *(form.format(numbers[name]) for numbers in columns))
             for name, (words, form) in MEASURES.items()
@@ -211,7 +216,7 @@ class StereoTraining(PartTraining):
             "inputs = processor([left, right])  # PIL images or uint8 arrays",
             "disparity = model(**inputs).disparity[0]  # (height, width) px of the processed left view",
             summary,
-            ("", "this model", *self.beside),
+            ("", "this model", *self.beside()),
             rows,
         )
 
