@@ -66,6 +66,11 @@ class ModelPolicy(Policy):
             shown["depth_map"] = self.depth_maps([one.depths for one in seen])
         if self.processor.points_frame is not None or ("depth_map" in shown and not self.sees_depth):
             shown["calibration"] = [one.calibration for one in seen]
+            if None in shown["calibration"] and not self.model.config.calibration_dropout:
+                raise ValueError(
+                    f"{self.name} sees points, which need the calibration of every pair: it was trained with "
+                    "calibration_dropout 0, so it never saw a pair without"
+                )
         return shown
 
     def images(self, views: Sequence[Mapping[str, np.ndarray | None]]) -> list[Any]:

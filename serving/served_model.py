@@ -79,12 +79,19 @@ class ServedModel:
             raise ValueError(f"{name} has no statistics of any robot (norm_stats): its actions have no units")
         self.keys = ObservationKeys(
             views=tuple(processor.pixel_views) if self.named else PAIR,
-            depths=tuple(processor.views) if model.config.reads_depth else (),
+            depths=(tuple(processor.views) if self.named else PAIR[:1]) if model.config.reads_depth else (),
             outputs=self._outputs(),
             embodiments=tuple(processor.norm_stats),
             keys=keys,
             embodiment=embodiment,
+            calibration=self._calibration(),
         )
+
+    def _calibration(self) -> str:
+        """Whether the model is told none, may be told one, or must, as it never saw a view without."""
+        if getattr(self.processor, "points_frame", None) is None:
+            return "needed" if self.model.config.reads_depth and not self.named else ""
+        return "known" if self.model.config.calibration_dropout else "needed"
 
     def _outputs(self) -> tuple[str, ...]:
         keyframe = all("keyframe_pose" in statistics for statistics in self.processor.norm_stats.values())
@@ -105,6 +112,7 @@ class ServedModel:
             "image_size": [config.image_size, config.image_size],
             "views": list(keys.views),
             "depths": list(keys.depths),
+            "calibration": keys.calibration,
             "outputs": list(keys.outputs),
             "embodiments": {name: self._robot(name) for name in self.processor.norm_stats},
             "embodiment": keys.embodiment,
@@ -148,7 +156,9 @@ class ServedModel:
             "embodiment": observation.embodiment,
         }
         if self.model.config.reads_depth:
-            given["depth_map"] = observation.depths
+            given["depth_map"] = observation.depths if self.named else observation.depths["left"]
+        if self.keys.calibration:
+            given["calibration"] = observation.calibration
         try:
             inputs = dict(self.processor(**given, check_stereo=check_stereo))
             asks = "keyframe" in observation.outputs
@@ -264,7 +274,11 @@ class ServedModel:
             "embodiment": embodiment,
         }
         if self.model.config.reads_depth:
-            given["depth_map"] = {name: np.ones((size, size), np.float32) for name in self.keys.depths}
+            depth = np.ones((size, size), np.float32)
+            given["depth_map"] = dict.fromkeys(self.keys.depths, depth) if self.named else depth
+        if self.keys.calibration:
+            middle_px = [size / 2, size / 2]
+            given["calibration"] = {"focal_length_px": middle_px, "principal_point_px": middle_px, "baseline_m": 0.1}
         inputs = dict(self.processor(**given, check_stereo=False))
         noise = torch.zeros(1, self.model.config.chunk_size, self.model.config.action_dim)
         batches = [[Prepared(inputs, noise, embodiment, ())] * count for count in sizes]
