@@ -81,7 +81,8 @@ class PolicyClient:
 
     def _keys_of(self, metadata: Mapping[str, Any], keys: Mapping[str, Any] | None) -> ObservationKeys:
         if self.is_ours:
-            return ObservationKeys(metadata["views"], metadata["depths"], metadata["outputs"], keys=metadata["keys"])
+            told = [metadata[name] for name in ("views", "depths", "outputs")]
+            return ObservationKeys(*told, keys=metadata["keys"], calibration=metadata["calibration"])
         views = [name for name in keys or OPENPI if name not in (*OTHERS, IGNORED) and name[:6] != "depth."]
         return ObservationKeys(
             views, keys={**{name: OPENPI[name] for name in (*views, *OTHERS) if name in OPENPI}, **(keys or {})}
