@@ -109,7 +109,14 @@ def build(page: Page, title: str, about: str) -> gr.Blocks:
                         gr.Markdown("In the robot's base frame", elem_classes="head")
                         space = gr.Plot(show_label=False)
                     with gr.Column(scale=1, min_width=420):
-                        table = gr.Dataframe(label="Chunk", interactive=False, elem_classes="chunk", max_height=460)
+                        widths = ["36px", *["58px"] * served.model.config.action_dim]
+                        table = gr.Dataframe(
+                            label="Chunk",
+                            interactive=False,
+                            column_widths=widths,
+                            elem_classes="chunk",
+                            max_height=460,
+                        )
         fields = [*views, text, robots, states, calibration, carried]
         outputs = [*drawn, space, marks, facts, table]
         one = {"concurrency_limit": 1, "concurrency_id": "model"}

@@ -4,11 +4,11 @@ import shutil
 
 import pytest
 from PIL import Image
+from served_page import served_page
 from synthetic_dataset import write_dataset
 from tiny_checkpoint import save_tiny_checkpoint, stereo_pair
 
-from stereovla.app.command import AppOptions, make_page
-from stereovla.app.layout import CSS, theme
+from stereovla.app.command import AppOptions
 
 playwright = pytest.importorskip("playwright.sync_api")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -25,11 +25,8 @@ def url(tmp_path_factory):
     for name, view in zip(("left", "right"), stereo_pair(size=96), strict=True):
         Image.fromarray(view).save(folder / f"{name}.png")
     world = '{"preset": "easy", "image_size": 96}'
-    blocks = make_page(AppOptions(str(folder / "model"), [str(folder / "data")], world, 2, 4, run_code=True))
-    shown = {"theme": theme(), "css": CSS, "ssr_mode": False, "show_error": True}
-    _, address, _ = blocks.launch(prevent_thread_lock=True, quiet=True, **shown)
-    yield address, folder
-    blocks.close()
+    with served_page(AppOptions(str(folder / "model"), [str(folder / "data")], world, 2, 4, run_code=True)) as address:
+        yield address, folder
 
 
 @pytest.mark.slow

@@ -57,7 +57,8 @@ def test_the_answer_is_the_model_s(served, name):
     look = look_at(model, frame, seed=5)
     inputs, chunk = direct(model, frame, seed=5)
     np.testing.assert_allclose(look.actions, chunk, atol=1e-6)
-    assert not np.allclose(look.actions, look_at(model, frame, seed=6).actions)
+    alike = np.allclose(look.actions, look_at(model, frame, seed=6).actions)
+    assert alike == (model.model.config.noise_scale == 0)  # some presets start from no noise
     assert look.chunk_ms > 0
     with torch.inference_mode():
         if name == "stereovla":
