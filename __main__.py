@@ -92,6 +92,9 @@ MEASURES = {
     "rollout": Command(
         "evaluation.options:RolloutOptions", "evaluation.commands:rollout", "closed-loop rollouts in the simulator"
     ),
+    "delays": Command(
+        "evaluation.options:DelayOptions", "evaluation.commands:delays", "rollouts with a policy that answers late"
+    ),
     "offline": Command(
         "evaluation.options:OfflineOptions", "evaluation.commands:offline", "errors on held-out rows of a dataset"
     ),

@@ -100,7 +100,7 @@ def simulator(options: AppOptions, served: ServedModel) -> tuple[Any, str]:
     if options.execution_horizon > (most := served.model.config.chunk_size):
         raise ValueError(f"--execution_horizon is {options.execution_horizon}; the model predicts {most} actions")
     rollout = RolloutConfig(config, options.execution_horizon, options.max_steps)
-    return partial(Trial, rollout, needs_depth=served.reads_depth), ""
+    return partial(Trial, rollout, needs_depth=served.model.config.reads_depth), ""
 
 
 def server_of(blocks: gr.Blocks) -> uvicorn.Server:

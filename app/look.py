@@ -21,8 +21,8 @@ class Look:
 
     actions: (chunk, A) float32, robot units. chunk_ms: from the views to them. answered: (S,) the keyframe as the
     language model says it. pointed: (3,) m, where the pointers say that it is. attention: {"target", "gripper": (grid,
-    grid)} sums to 1. disparity: (h, w) px of the processed view, a quarter of its size. depth: (H, W) m, planar. None,
-    or nothing, where the model has none.
+    grid)} sums to 1. disparity: (h, w) px of the processed view, at a half or a quarter of its size. depth: (H, W) m,
+    planar. None, or nothing, where the model has none.
     """
 
     actions: np.ndarray
@@ -51,10 +51,16 @@ def look_at(served: ServedModel, frame: Frame, seed: int = 0) -> Look:
     Args:
         seed: of the noise that the chunk starts from.
     """
-    if served.reads_depth and not frame.carried.depths:
+    if served.model.config.reads_depth and not frame.carried.depths:
         raise ValueError(
             f"this model is shown depth maps of {', '.join(served.keys.depths)}, which pictures alone have not: take a "
             "frame of a dataset or the simulator"
+        )
+    known = frame.calibration
+    if served.keys.calibration == "needed" and (known is None or known.baseline_m is None):
+        raise ValueError(
+            "this model sees points in space and needs the calibration of its cameras, with focal_length_px, "
+            "principal_point_px and baseline_m"
         )
     if frame.embodiment not in served.processor.norm_stats:
         raise ValueError(

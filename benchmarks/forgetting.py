@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
         if len(batches) == options.batches:
             break
     table = {"base": held_out_losses(model, batches)}
-    model.resize_heads(processor.state_dim, processor.action_dim)
+    model.resize_heads(processor.state_dim, processor.action_dim, processor.num_turns)
     adapted = PeftModel.from_pretrained(model, options.adapter).eval()
     for name, switch in {"adapter switched off": adapted.disable_adapter(), "adapter on": nullcontext()}.items():
         with switch:

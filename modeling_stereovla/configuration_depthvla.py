@@ -193,6 +193,11 @@ class DepthVLAConfig(PolicyConfig):
         return None if self.depth_config is None else self.depth_config.stereo_config
 
     @property
+    def reads_depth(self) -> bool:
+        """Whether the model must be shown true depth (an ablation)."""
+        return self.depth_config is not None and self.depth_config.input == "depth"
+
+    @property
     def writes_pose(self) -> bool:
         """Whether the keyframe pose stands in the sequence of a sample that acts."""
         return False
@@ -391,6 +396,7 @@ LEARNED_IN_MINUTES = {
     "flow_draws": 4,
     "language_loss_weight": 0.5,
     "use_pointers": True,
+    "turn_symmetry": 2,
     "pointing_loss_weight": 1.0,
     "keyframe_loss_weight": 5.0,
     "noise_scale": 0.0,

@@ -34,8 +34,15 @@ class PolicyConfig(PreTrainedConfig):
             released code does.
         flow_draws (`int`):
             Noise and time draws of each sample in one training step.
+        max_delay (`int`, below chunk_size):
+            Longest delay, in steps, that training simulates for real-time chunking: the first 0 to `max_delay` actions
+            of each noisy chunk are given as they are. 0 = not trained so; such a model is guided instead.
         use_pointers (`bool`):
             The pointing loss and its read-out tokens (`pointing.py`); not in the papers.
+        turn_symmetry, num_turns (`int`):
+            0: the pointers tell the yaw of the way to the keyframe as a number like its others. 1 or 2: the turn of the
+            tool about its own axis is apart from it and has no seam (`turns.py`), modulo a whole turn, or half a turn,
+            after which a gripper with two equal fingers holds alike. num_turns: rotations of a state, two for two arms.
         action_loss_weight, language_loss_weight, pointing_loss_weight, keyframe_loss_weight:
             Weights of the summed loss.
     """
@@ -62,7 +69,10 @@ class PolicyConfig(PreTrainedConfig):
     max_period: float = 4.0
     time_embedding_dtype: str = "float32"
     flow_draws: int = 1
+    max_delay: int = 0
     use_pointers: bool = False
+    turn_symmetry: int = 0
+    num_turns: int = 1
     action_loss_weight: float = 1.0
     language_loss_weight: float = 1.0
     pointing_loss_weight: float = 0.0
@@ -102,7 +112,15 @@ class PolicyConfig(PreTrainedConfig):
             raise ValueError(
                 f"time_min, time_max are {self.time_min}, {self.time_max}; 0 <= time_min < time_max <= 1 must hold"
             )
-        sizes = ("state_dim", "state_history", "action_dim", "chunk_size", "pose_dim", "flow_draws")
+        if self.turn_symmetry not in (0, 1, 2):
+            raise ValueError(
+                f"turn_symmetry is {self.turn_symmetry}; it must be 0 (yaw is a number), 1 or 2 (of two fingers)"
+            )
+        if not 0 <= self.max_delay < self.chunk_size:
+            raise ValueError(
+                f"max_delay is {self.max_delay}; it must be at least 0 and below chunk_size ({self.chunk_size})"
+            )
+        sizes = ("state_dim", "state_history", "action_dim", "chunk_size", "pose_dim", "num_turns", "flow_draws")
         for name in (*sizes, "num_inference_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -11,12 +11,15 @@ ROBOT_HEADS = {
     "action_expert.action_out_proj": (None, "action_dim"),
     "pointers.displacement.4": (None, "pose_dim"),
     "pointers.displacement_token.0": ("pose_dim", None),
+    "pointers.turns.cosine": (None, "num_turns"),
+    "pointers.turns.sine": (None, "num_turns"),
+    "pointers.turns.token.0": ("num_turns", None),
 }
 
 
-def sizes_of_robot(state_dim: int, action_dim: int) -> dict[str, int]:
+def sizes_of_robot(state_dim: int, action_dim: int, num_turns: int) -> dict[str, int]:
     """Fields of the config that follow from a robot; a keyframe is a state."""
-    return {"state_dim": state_dim, "action_dim": action_dim, "pose_dim": state_dim}
+    return {"state_dim": state_dim, "action_dim": action_dim, "pose_dim": state_dim, "num_turns": num_turns}
 
 
 def resize_heads(model: nn.Module, sizes: Mapping[str, int]) -> None:
@@ -40,10 +43,12 @@ def resize_heads(model: nn.Module, sizes: Mapping[str, int]) -> None:
 
 def sizes_in_tensors(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int] | None:
     """`sizes_of_robot` of the tensors of an adapter, {name: shape}; None where it has no such layers."""
-    found = {}
+    found = {"num_turns": 1}
     for name, shape in shapes.items():
         if name.endswith("action_expert.state_proj.weight"):
             found["state_dim"] = shape[1]
         elif name.endswith("action_expert.action_in_proj.weight"):
             found["action_dim"] = shape[1]
-    return sizes_of_robot(**found) if len(found) == 2 else None
+        elif name.endswith("pointers.turns.token.0.weight"):
+            found["num_turns"] = shape[1]
+    return sizes_of_robot(**found) if len(found) == 3 else None

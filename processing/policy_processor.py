@@ -8,17 +8,18 @@ import torch
 from transformers.image_processing_utils import BatchFeature
 
 from .answers import CameraParameters, box_prompt, camera_prompt, depth_prompt, parse_values, value_text
-from .camera_geometry import check_stereo_pair
+from .camera_geometry import Calibration, check_stereo_pair
 from .image_processing_stereovla import ViewGeometry
 from .normalization import Normalizer
+from .point_transforms import point_transform
 from .processor_options import ProcessorOptions
 from .prompt_tokens import PromptTokens
 from .sample_values import OBJECTIVES, SampleReader, required, split_batch
-from .state_entries import differences, rotations_of_states
+from .state_entries import begins_with_position, differences, differences_and_turns, written_alike
 
 PER_SAMPLE = (
-    "text state embodiment objective actions action_mask keyframe_pose boxes points_px depths_m calibration depth_map "
-    "target_px gripper_px"
+    "text state embodiment objective actions action_mask keyframe_pose keyframe_symmetry boxes points_px depths_m "
+    "calibration depth_map target_px gripper_px"
 ).split()
 
 
@@ -56,9 +57,16 @@ class PolicyProcessor(ProcessorOptions):
         raise NotImplementedError
 
     def _own_inputs(
-        self, views: list[tuple[np.ndarray | None, ...]], labels: np.ndarray, maps: list[Any] | None
+        self,
+        rows: list[dict[str, Any]],
+        views: list[tuple[np.ndarray | None, ...]],
+        labels: np.ndarray,
+        maps: list[Any] | None,
+        with_answer: bool,
     ) -> dict[str, Any]:
-        """Inputs that only this policy takes, `maps` of `_read_depth` among them; None where none was asked for."""
+        """Inputs that only this policy takes: of checked values (`_read`), and of `maps` of `_read_depth`, None where
+        none was asked for.
+        """
         raise NotImplementedError
 
     # ---------------------------------------------------------------------------------------------------- for all
@@ -74,6 +82,7 @@ class PolicyProcessor(ProcessorOptions):
         actions: Any = None,
         action_mask: Any = None,
         keyframe_pose: Any = None,
+        keyframe_symmetry: Any = None,
         boxes: Any = None,
         points_px: Any = None,
         depths_m: Any = None,
@@ -101,7 +110,8 @@ class PolicyProcessor(ProcessorOptions):
             actions: (n, action_dim), n <= chunk_size, robot units.
             action_mask: (n,) bool, all valid if None. Steps that are not valid keep their values: a data set's padding
                 holds still.
-            keyframe_pose: (pose_dim,) robot units.
+            keyframe_pose: (pose_dim,) robot units. keyframe_symmetry: how many poses in a whole turn of the tool about
+                its axis are as right, a multiple of turn_symmetry: of a cube in two fingers 4; None = turn_symmetry.
             boxes: (2, 4) of the left and the right view, x_min, y_min, x_max, y_max in px. A model without a right view
                 is not asked for the second, and takes (4,) too.
             points_px: (2,) or (n, 2) (u, v) in px of the left view that a depth question asks about. depths_m: (n,)
@@ -146,13 +156,18 @@ class PolicyProcessor(ProcessorOptions):
         names = [sample["embodiment"] for sample in samples]
         shape = (self.state_history, self.state_dim)
         states = normalizer.normalize_batch([row.get("states") for row in rows], names, "state", shape)
-        asked = [row.get("pose") if row["objective"] in self.pose_answers else None for row in rows]
+        asked = [
+            self._written(row["pose"], name) if "pose" in row and row["objective"] in self.pose_answers else None
+            for row, name in zip(rows, names, strict=True)
+        ]
         poses = normalizer.normalize_batch(asked, names, "keyframe_pose", (self.pose_dim,))
         sequences = self._sequences(tokens, rows, views, states, poses, return_labels)
         data = {"pixel_values": self.image_processor.to_pixel_values(pictures), "state": states.astype(np.float32)}
         data |= tokens.pad(sequences, padding_side or ("right" if return_labels else "left"))
         maps = None if depth_map is None else [row.get("depth_map") for row in rows]
-        data |= self._own_inputs(views, data["labels"], maps)
+        data |= self._own_inputs(rows, views, data["labels"], maps, return_labels)
+        if self.points_frame is not None:
+            data |= self._point_transforms(samples, geometries, normalizer)
         if not return_labels:
             del data["labels"]
         if outputs["actions"]:
@@ -172,7 +187,7 @@ class PolicyProcessor(ProcessorOptions):
         if outputs["points"]:
             data["points"] = np.stack([row["points"] for row in rows]).astype(np.float32)
             if return_labels and self.pose_dim == self.state_dim:
-                data["displacement"] = self._displacements(rows, names, normalizer)
+                data |= self._displacements(rows, names, normalizer)
         tensors = {name: torch.as_tensor(value) for name, value in data.items()}
         return BatchFeature({k: v.numpy() for k, v in tensors.items()} if return_tensors == "np" else tensors)
 
@@ -195,6 +210,8 @@ class PolicyProcessor(ProcessorOptions):
             normalizer.statistics(sample["embodiment"], "state")  # an unknown embodiment is this sample's error
             if with_answer and (objective in self.pose_answers or sample["keyframe_pose"] is not None):
                 row["pose"] = reader.pose(sample)
+                if self.turn_symmetry and sample["keyframe_symmetry"] is not None:
+                    row["equal_turns"] = reader.symmetry(sample, self.turn_symmetry)
             if outputs["actions"] and objective == "action":
                 required(sample, "actions")
                 row["actions"] = reader.actions(sample)
@@ -203,7 +220,7 @@ class PolicyProcessor(ProcessorOptions):
             if with_answer:
                 row["boxes"] = reader.boxes(sample, geometry)
         elif objective == "depth":
-            points = reader.question_points(sample, geometry)
+            points = row["asked"] = reader.question_points(sample, geometry)
             row["prompt"] = depth_prompt(points, form)
             if with_answer:
                 row["answer"] = value_text(reader.depths(sample, len(points)), self.depth_decimals)
@@ -220,15 +237,51 @@ class PolicyProcessor(ProcessorOptions):
             row["points"] = reader.view_points(sample, ("target_px", "gripper_px"), geometry)
         return row
 
-    def _displacements(self, rows: list[dict[str, Any]], names: list[str], normalizer: Normalizer) -> np.ndarray:
-        """float32 (B, state_dim), see the class; NaN without a keyframe."""
-        out = np.full((len(rows), self.state_dim), np.nan, dtype=np.float32)
+    def _written(self, pose: np.ndarray, embodiment: str) -> np.ndarray:
+        """A keyframe as it is written: of those that hold alike always the same."""
+        if not self.turn_symmetry or self.pose_dim != self.state_dim:
+            return pose
+        return written_alike(pose, self.rotations(embodiment), self.turn_symmetry)
+
+    def _displacements(
+        self, rows: list[dict[str, Any]], names: list[str], normalizer: Normalizer
+    ) -> dict[str, np.ndarray]:
+        """displacement float32 (B, state_dim), and with `turn_symmetry` turns and equal_turns, see the class; NaN
+        without a keyframe.
+        """
+        ways = np.full((len(rows), self.state_dim), np.nan, dtype=np.float32)
+        turns = np.full((len(rows), self.num_turns), np.nan, dtype=np.float32)
+        equal = np.full(len(rows), max(1, self.turn_symmetry), dtype=np.float32)
         for number, (row, name) in enumerate(zip(rows, names, strict=True)):
-            if "pose" in row:
-                rotations = rotations_of_states(self.state_names, name, self.state_dim)
-                way = differences(row["pose"], row["states"][-1], rotations)
-                out[number] = normalizer.scale(way, name, "state", rotations)
-        return out
+            if "pose" not in row:
+                continue
+            rotations, ends = self.rotations(name), (row["pose"], row["states"][-1])
+            if self.turn_symmetry:
+                way, apart = differences_and_turns(*ends, rotations)
+                turns[number, : len(rotations)] = apart
+                equal[number] = row.get("equal_turns", equal[number])
+            else:
+                way = differences(*ends, rotations)
+            ways[number] = normalizer.scale(way, name, "state", rotations)
+        apart = {"turns": turns, "equal_turns": equal} if self.turn_symmetry else {}
+        return {"displacement": ways, **apart}
+
+    def _point_transforms(
+        self, samples: list[dict[str, Any]], geometries: list[ViewGeometry], normalizer: Normalizer
+    ) -> dict[str, np.ndarray]:
+        """point_transform float32 (B, 3, 4) and point_frame int64 (B,), see `point_transforms`."""
+        transforms, frames = [], []
+        for sample, geometry in zip(samples, geometries, strict=True):
+            given = sample["calibration"]
+            camera = None if given is None else geometry.calibration(Calibration.from_mapping(given))
+            name, scale, shift = sample["embodiment"], None, None
+            if name is not None and begins_with_position(self.state_names, name, self.state_dim):
+                to = normalizer.scaling(name, "state")
+                scale, shift = to.scale[:3], (to.shift - to.scale * normalizer.base)[:3]
+            transform, frame = point_transform(camera, self.points_frame, scale, shift)
+            transforms.append(transform)
+            frames.append(frame)
+        return {"point_transform": np.stack(transforms).astype(np.float32), "point_frame": np.array(frames)}
 
     def _sequences(
         self,
@@ -264,6 +317,27 @@ class PolicyProcessor(ProcessorOptions):
         opens, anything between keeps.
         """
         return self._decoded(chunk, embodiment, "action", ndim=3)
+
+    def encode_running_actions(self, actions: Sequence[Any], embodiment: str | Sequence[str]) -> torch.Tensor:
+        """What is left of running chunks, one (n, action_dim) in robot units for each sample, 0 < n <= chunk_size ->
+        float32 (B, chunk_size, action_dim), normalised, NaN behind them, as `predict_action` takes it.
+        """
+        names = [embodiment] * len(actions) if isinstance(embodiment, str) else list(embodiment)
+        if len(names) != len(actions):
+            raise ValueError(f"{len(names)} embodiments for a batch of {len(actions)}")
+        steps, held = np.arange(self.chunk_size), []
+        for number, given in enumerate(actions):
+            chunk = np.asarray(given, dtype=np.float64)
+            if chunk.ndim != 2 or chunk.shape[1] != self.action_dim or not 0 < len(chunk) <= self.chunk_size:
+                raise ValueError(
+                    f"running_actions of sample {number} has shape {chunk.shape}; expected (n, {self.action_dim}), n "
+                    f"from 1 to {self.chunk_size}"
+                )
+            held.append(chunk[np.minimum(steps, len(chunk) - 1)])
+        values = self.normalizer.normalize_batch(held, names, "action", (self.chunk_size, self.action_dim))
+        for row, given in zip(values, actions, strict=True):
+            row[len(given) :] = np.nan
+        return torch.from_numpy(values.astype(np.float32))
 
     def decode_poses(self, ids: Any, embodiment: str | Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Generated pose ids (B, pose_dim, or more) -> (float32 (B, pose_dim) in robot units, valid bool (B,)).

@@ -42,6 +42,10 @@ class DepthVLAProcessor(PolicyProcessor):
       of the processed left view, NaN = not visible.
     - displacement float32 (B, pose_dim), with points and `return_labels`, where pose_dim equals state_dim: as of
       StereoProcessor; NaN where the sample has no keyframe.
+    - turns float32 (B, num_turns), beside displacement where `turn_symmetry` is not 0: for each rotation of the state
+      the
+      turn of the tool about its own axis, rad, which displacement then has not (`state_entries.differences_and_turns`);
+      NaN = none. equal_turns float32 (B,): how many turns in a whole one are as right.
 
     Objectives and their answers:
 
@@ -66,6 +70,7 @@ class DepthVLAProcessor(PolicyProcessor):
         action_dim: int = 7,
         pose_dim: int | None = None,
         state_names: dict[str, list[str]] | None = None,
+        turn_symmetry: int = 0,
         num_visual_tokens: int = 256,
         num_bins: int = 256,
         action_vocab_size: int | None = None,
@@ -149,9 +154,11 @@ class DepthVLAProcessor(PolicyProcessor):
 
     def _own_inputs(
         self,
+        rows: list[dict[str, Any]],
         views: list[tuple[np.ndarray | None, ...]],
         labels: np.ndarray,
         maps: list[dict[str, np.ndarray] | None] | None,
+        with_answer: bool,
     ) -> dict[str, Any]:
         present = [[view is not None for view in found[: len(self.views)]] for found in views]
         inputs = {"view_mask": np.array(present), "token_type_ids": (labels != IGNORE_INDEX).astype(np.int64)}

@@ -10,6 +10,7 @@ from transformers.processing_utils import ProcessorMixin
 from .answers import BinTokens
 from .image_processing_stereovla import StereoImageProcessorPil
 from .normalization import Normalizer
+from .point_transforms import FRAMES
 from .prompt_tokens import PromptTokens
 from .sample_values import SampleReader
 from .state_entries import check_state_names, rotations_of_states
@@ -33,6 +34,7 @@ class ProcessorOptions(ProcessorMixin):
         action_dim: int = 7,
         pose_dim: int | None = None,
         state_names: dict[str, list[str]] | None = None,
+        turn_symmetry: int = 0,
         num_visual_tokens: int = 256,
         num_bins: int = 256,
         action_vocab_size: int | None = None,
@@ -41,6 +43,7 @@ class ProcessorOptions(ProcessorMixin):
         depth_unit_m: float = 1e-4,
         max_length: int | None = None,
         check_stereo: bool = True,
+        points_frame: str | None = None,
     ):
         """Everything but the two parts is saved in processor_config.json. Every option may be assigned or edited later:
         what counts, and what is saved, is what stands there at that moment.
@@ -55,6 +58,9 @@ class ProcessorOptions(ProcessorMixin):
             state_names: {embodiment: names of a state's numbers}, which say what is a rotation: "roll", "pitch", "yaw"
                 (of several bodies "left_roll", ...), or "yaw" alone. [] = none is. A robot without an entry has poses
                 (`state_entries.POSES`) where its state has 7 or 5 numbers, and otherwise no rotations.
+            turn_symmetry: 0: a keyframe is written and told as it is. 1 or 2: of the rotations of a state, the turn of the
+                tool about its own axis is told apart, and half a turn (2, of a gripper with two equal fingers) makes no
+                other keyframe. Equal to the model's.
             num_visual_tokens: image tokens of a view (StereoVLA: of the pair); the model replaces them by its visual
                 tokens.
             num_bins, action_vocab_size: bin b has the id action_vocab_size - b. None counts the tokenizer up to the
@@ -67,6 +73,8 @@ class ProcessorOptions(ProcessorMixin):
             max_length: longest sequence allowed, visual tokens included; None takes the tokenizer's model_max_length.
             check_stereo: look at every pair outside training for swapped or unrectified views (5 to 7 ms a pair).
                 In a control loop pass check_stereo=False after the first observation.
+            points_frame: "base" or "camera" for a model that sees points (`point_transforms`), which then wants the
+                calibration of every sample that it is asked about; None for one that does not.
         """
         self.norm_stats = norm_stats
         self.normalization = normalization
@@ -77,6 +85,7 @@ class ProcessorOptions(ProcessorMixin):
         self.action_dim = action_dim
         self.pose_dim = pose_dim
         self.state_names = state_names
+        self.turn_symmetry = turn_symmetry
         self.num_visual_tokens = num_visual_tokens
         self.num_bins = num_bins
         self.action_vocab_size = action_vocab_size
@@ -85,6 +94,7 @@ class ProcessorOptions(ProcessorMixin):
         self.depth_unit_m = depth_unit_m
         self.max_length = max_length
         self.check_stereo = check_stereo
+        self.points_frame = points_frame
         super().__init__(image_processor, tokenizer)
         self._tokens: tuple[tuple, PromptTokens] | None = None
         self._check()
@@ -129,6 +139,10 @@ class ProcessorOptions(ProcessorMixin):
         for name in ("chunk_size", "state_history", "state_dim", "action_dim", "pose_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.points_frame not in (None, *FRAMES):
+            raise ValueError(f"points_frame is {self.points_frame!r}; valid: {', '.join(map(repr, FRAMES))}, or None")
+        if self.turn_symmetry not in (0, 1, 2):
+            raise ValueError(f"turn_symmetry is {self.turn_symmetry}; it must be 0, 1 or 2")
         check_state_names(self.state_names, self.state_dim)
         _ = self.tokens, self.normalizer
 
@@ -158,14 +172,23 @@ class ProcessorOptions(ProcessorMixin):
         sizes = (self.state_history, self.state_dim, self.chunk_size, self.action_dim)
         return SampleReader(*sizes, self.depth_unit_m, self.pose_dim, "right" in self.pixel_views)
 
+    @property
+    def num_turns(self) -> int:
+        """Rotations of a state, those of the robot with the most; at least 1, as a model's."""
+        names = {*(self.norm_stats or {}), *(self.state_names or {})}
+        return max([1, *(len(self.rotations(name)) for name in names)])
+
+    def rotations(self, embodiment: str) -> tuple[tuple[int, ...], ...]:
+        """Indices of the numbers of a robot's state that are rotations (`state_entries.rotations_in`)."""
+        return rotations_of_states(self.state_names, embodiment, self.state_dim)
+
     def _angles(self, embodiment: str, key: str) -> list[int]:
         """Indices of the angles among the numbers of `key`; of actions none, whose turns are small. A keyframe is named
         as a state where it has as many numbers.
         """
         if key == "action" or (key == "keyframe_pose" and self.pose_dim != self.state_dim):
             return []
-        groups = rotations_of_states(self.state_names, embodiment, self.state_dim)
-        return [index for group in groups for index in group]
+        return [index for group in self.rotations(embodiment) for index in group]
 
     @property
     def image_token_id(self) -> int:

@@ -97,6 +97,16 @@ class SampleReader:
         check_finite(pose, "keyframe_pose")
         return pose.astype(np.float64)
 
+    def symmetry(self, sample: dict[str, Any], turn_symmetry: int) -> int:
+        """How many turns of the keyframe are as right."""
+        symmetry = sample["keyframe_symmetry"]
+        if int(symmetry) != symmetry or symmetry < 1 or symmetry % turn_symmetry:
+            raise ValueError(
+                f"keyframe_symmetry is {symmetry}; it must be a multiple of the processor's turn_symmetry, "
+                f"{turn_symmetry}, which takes what a {turn_symmetry}-th of a turn makes of a keyframe for the same"
+            )
+        return int(symmetry)
+
     def actions(self, sample: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, int]:
         """float64 (chunk_size, action_dim), zeros after those given; bool (chunk_size,) valid; how many are given."""
         actions = numbers(sample["actions"], "actions")

@@ -1,11 +1,12 @@
 """What the numbers of a robot's state are, which of them make up a rotation, and the way from one state to another."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .normalization import matrix_to_rotation_vector, rpy_to_matrix, wrap_angle
+from .normalization import matrix_to_quaternion, matrix_to_rotation_vector, rpy_to_matrix, wrap_angle
 
 # the numbers of a state that is a pose of the tool (m, rad, gripper opening), by how many they are
 POSES = {7: ("x", "y", "z", "roll", "pitch", "yaw", "gripper"), 5: ("x", "y", "z", "yaw", "gripper")}
@@ -32,6 +33,12 @@ def rotations_of_states(
     """`rotations_in` the state of a robot, `size` numbers: by its names, or as a pose where none are given for it."""
     names = (state_names or {}).get(embodiment)
     return rotations_in(POSES.get(size, ()) if names is None else names)
+
+
+def begins_with_position(state_names: Mapping[str, Sequence[str]] | None, embodiment: str, size: int) -> bool:
+    """Whether the first three numbers of a robot's state are the tool's x, y, z."""
+    names = (state_names or {}).get(embodiment)
+    return [name.lower() for name in (POSES.get(size, ()) if names is None else names)][:3] == ["x", "y", "z"]
 
 
 def check_state_names(state_names: Mapping[str, Sequence[str]] | None, size: int) -> None:
@@ -61,3 +68,52 @@ def differences(targets: np.ndarray, states: np.ndarray, rotations: Sequence[tup
             now, then = (rpy_to_matrix(np.asarray(values)[..., group]) for values in (states, targets))
             way[..., group] = matrix_to_rotation_vector(then @ np.swapaxes(now, -1, -2))
     return way
+
+
+def differences_and_turns(
+    targets: np.ndarray, states: np.ndarray, rotations: Sequence[tuple[int, ...]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """`differences` (..., D) without the turns of the tool about its own axis, and these: float64 (..., rotations), rad
+    in [-pi, pi).
+
+    The turn d of a single yaw is all of its way. Of a rotation it is that of R_target = R(t) R_state Rz(d) whose rest,
+    the rotation vector t (in the base frame), only tilts the tool: the tool's axis is z of its own frame. So a tool that
+    is turned on by any angle about its axis has another d and the same t.
+    """
+    way, turns = differences(targets, states, rotations), []
+    for group in rotations:
+        if len(group) == 1:
+            turns.append(way[..., group[0]].copy())
+            way[..., group] = 0.0
+            continue
+        now, then = (rpy_to_matrix(np.asarray(values)[..., group]) for values in (states, targets))
+        relative = np.swapaxes(now, -1, -2) @ then
+        quaternion = matrix_to_quaternion(relative)
+        # the part of a rotation about z: its quaternion without x and y
+        turn = wrap_angle(2 * np.arctan2(quaternion[..., 3], quaternion[..., 0]))
+        back = rpy_to_matrix(np.stack([np.zeros_like(turn), np.zeros_like(turn), -turn], axis=-1))
+        tilt = matrix_to_rotation_vector(relative @ back)
+        way[..., group] = (now @ tilt[..., None])[..., 0]
+        turns.append(turn)
+    shape = (*way.shape[:-1], len(rotations))
+    return way, np.stack(turns, axis=-1) if turns else np.zeros(shape)
+
+
+def written_alike(poses: np.ndarray, rotations: Sequence[tuple[int, ...]], symmetry: int) -> np.ndarray:
+    """Poses (..., D) as they are written where a tool turned by a `symmetry`-th (1 or 2) of a turn about its own axis is
+    the same: of the equal ones that with the yaw in [-pi / symmetry, pi / symmetry), float64 (..., D).
+    """
+    poses = np.array(poses, dtype=np.float64)
+    for group in rotations:
+        yaw = poses[..., group[-1]]
+        if symmetry == 1:
+            poses[..., group[-1]] = wrap_angle(yaw)
+            continue
+        near = wrap_angle(2 * yaw) / 2
+        if len(group) == 3:
+            # Rz(yaw) Ry(pitch) Rx(roll) Rz(pi) = Rz(yaw + pi) Ry(-pitch) Rx(-roll)
+            half_turns = np.round((near - yaw) / math.pi) % 2 == 1
+            tilt = list(group[:-1])
+            poses[..., tilt] = np.where(half_turns[..., None], -poses[..., tilt], poses[..., tilt])
+        poses[..., group[-1]] = near
+    return poses

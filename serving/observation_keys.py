@@ -27,10 +27,15 @@ KEYS: dict[str, list[str | list[str]]] = {
     "embodiment": ["embodiment"],
     "outputs": ["outputs"],
     "seed": ["seed"],
+    "running_actions": ["running_actions"],
+    "delay": ["delay"],
 }
 # what a server hears that sends no keys of its own
 OPENPI = {name: [keys[1] if len(keys) > 1 else keys[0]] for name, keys in KEYS.items()}
-OTHERS = ("state", "instruction", "embodiment", "outputs", "seed")  # but for views and depths
+# but for views and depths
+# of the left view and the pair, for a model that sees points; a map of these counts as the way to each
+CALIBRATION = ("focal_length_px", "principal_point_px", "baseline_m", "transform_camera_to_base")
+OTHERS = ("state", "instruction", "embodiment", "outputs", "seed", "running_actions", "delay")
 ENDPOINT, ENDPOINTS = "endpoint", ("infer", "reset")  # RoboArena's way to say that an episode begins
 IGNORED = "ignored"
 
@@ -41,6 +46,8 @@ class Observation:
 
     images: {view: uint8 RGB (H, W, 3), or the bytes of a JPEG or PNG}; depths: {view: (H, W) m, 0 = unknown}.
     state: (S,) or (k, S), oldest first. outputs: what is asked for beside the actions. seed: of the noise.
+    running_actions: (n, A), what is left of the chunk that is executed, which the next one continues; delay: how many
+    of them will have been executed when it is there. calibration: as processors take it; None = not told.
     """
 
     images: dict[str, Any]
@@ -50,6 +57,9 @@ class Observation:
     depths: dict[str, Any] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
     seed: int | None = None
+    running_actions: Any = None
+    delay: int = 0
+    calibration: Any = None
 
 
 def read_keys(path: str | Path) -> dict[str, Any]:
@@ -72,6 +82,7 @@ class ObservationKeys:
         keys: {name: key, or several of which an observation has one; a list among them is of keys whose numbers are
             joined}, in place of the defaults of those names. "ignored" are keys that are read and not used.
         embodiment: that of observations which name none; "" = the only one.
+        calibration: whether an observation has none, may have one ("known") or must ("needed").
     """
 
     def __init__(
@@ -82,12 +93,15 @@ class ObservationKeys:
         embodiments: Sequence[str] = (),
         keys: Mapping[str, Any] | None = None,
         embodiment: str = "",
+        calibration: str = "",
     ):
         self.views, self.depths, self.outputs = tuple(views), tuple(depths), tuple(outputs)
         if embodiment and embodiment not in embodiments:
             raise ValueError(f"unknown embodiment {embodiment!r}; the model knows {', '.join(embodiments)}")
         self.embodiment = embodiment or (embodiments[0] if len(embodiments) == 1 else "")
-        names = [*self.views, *(f"depth.{name}" for name in self.depths)]
+        self.calibration = calibration
+        told = [f"calibration.{name}" for name in CALIBRATION] if calibration else []
+        names = [*self.views, *(f"depth.{name}" for name in self.depths), *told]
         self.keys = {name: _default(name) for name in (*names, *OTHERS)}
         self.ignored: set[str] = set()
         self._replace(keys or {})
@@ -130,6 +144,8 @@ class ObservationKeys:
         missing = [name for name in self._needed if values.get(name) is None]
         if missing:
             raise ValueError(f"the observation lacks {'; '.join(self._described(name) for name in missing)}; {self}")
+        if (values.get("running_actions") is None) != (values.get("delay") is None):
+            raise ValueError(f"running_actions and delay belong together; send both, or none of them; {self}")
         instruction = values["instruction"]
         return Observation(
             images={name: values[name] for name in self.views if name in values},
@@ -138,7 +154,10 @@ class ObservationKeys:
             embodiment=values.get("embodiment", self.embodiment),
             depths={name: values[key] for name in self.depths if (key := f"depth.{name}") in values},
             outputs=_outputs(values.get("outputs"), self.outputs),
-            seed=_seed(values.get("seed")),
+            seed=_whole(values.get("seed"), "seed"),
+            running_actions=values.get("running_actions"),
+            delay=_whole(values.get("delay"), "delay") or 0,
+            calibration={key: values[name] for key in CALIBRATION if (name := f"calibration.{key}") in values} or None,
         )
 
     def reset_seed(self, message: Mapping[str, Any]) -> int | None:
@@ -146,7 +165,7 @@ class ObservationKeys:
         values = self._values({key: value for key, value in message.items() if key != ENDPOINT})
         if set(values) - {"seed"}:
             raise ValueError(f"a reset has {', '.join(values)}; it may have a seed alone")
-        return _seed(values.get("seed"))
+        return _whole(values.get("seed"), "seed")
 
     def message(self, **values: Any) -> dict[str, Any]:
         """The message of an observation, by names as those of `keys`: each under the first of its keys."""
@@ -162,6 +181,7 @@ class ObservationKeys:
     def _needed(self) -> tuple[str, ...]:
         sides = [name for name in self.views if name in PAIR]
         depths = [f"depth.{name}" for name in self.depths[:1]]
+        depths += [f"calibration.{name}" for name in CALIBRATION[:3]] if self.calibration == "needed" else []
         return (*sides, *depths, "instruction", "state", *([] if self.embodiment else ["embodiment"]))
 
     def _values(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -196,6 +216,8 @@ class ObservationKeys:
 def _default(name: str) -> list[Any]:
     if name in KEYS:
         return KEYS[name]
+    if name.startswith("calibration."):
+        return [name.replace(".", "/")]
     view = name.removeprefix("depth.")
     if view == name:
         return [name, f"observation/{name}", f"observation.images.{name}"]
@@ -229,7 +251,7 @@ def _outputs(value: Any, known: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in known if name in value)
 
 
-def _seed(value: Any) -> int | None:
+def _whole(value: Any, name: str) -> int | None:
     if value is not None and (type(value) is not int or value < 0):
-        raise ValueError(f"seed is {shown(value)}; it must be an integer of at least 0, or absent")
+        raise ValueError(f"{name} is {shown(value)}; it must be an integer of at least 0, or absent")
     return value

@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ class Prepared:
     """The model's inputs for one observation, batch 1, on the CPU.
 
     noise: float32 (1, chunk, action_dim). question: inputs that ask for the keyframe, where that is asked for.
+    running: what `predict_action` is told of the chunk that is executed, `running_actions` and `delay`; {} = nothing.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -35,6 +36,7 @@ class Prepared:
     embodiment: str
     outputs: tuple[str, ...]
     question: dict[str, torch.Tensor] | None = None
+    running: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def kind(self) -> tuple:
@@ -42,7 +44,8 @@ class Prepared:
         asked = {**self.inputs, **{f"question.{name}": value for name, value in (self.question or {}).items()}}
         shapes = tuple((name, tuple(value.shape)) for name, value in sorted(asked.items()))
         views = self.inputs.get("view_mask")
-        return shapes, self.outputs, None if views is None else tuple(views.flatten().tolist())
+        delay = self.running["delay"].item() if self.running else None  # it decides how the chunk is continued
+        return shapes, self.outputs, None if views is None else tuple(views.flatten().tolist()), delay
 
 
 class ServedModel:
@@ -65,25 +68,30 @@ class ServedModel:
         limit: int = DEFAULT_LIMIT,
     ):
         self.model, self.processor, self.name, self.revision, self.limit = (
-            model.eval(),
+            model.eval().requires_grad_(False),
             processor,
             name,
             revision,
             limit,
         )
         self.named = hasattr(processor, "views")  # whether the processor takes views by name; else it takes a pair
-        depth = getattr(model.config, "depth_config", None)
-        self.reads_depth = depth is not None and depth.input == "depth"
         if not processor.norm_stats:
             raise ValueError(f"{name} has no statistics of any robot (norm_stats): its actions have no units")
         self.keys = ObservationKeys(
             views=tuple(processor.pixel_views) if self.named else PAIR,
-            depths=tuple(processor.views) if self.reads_depth else (),
+            depths=(tuple(processor.views) if self.named else PAIR[:1]) if model.config.reads_depth else (),
             outputs=self._outputs(),
             embodiments=tuple(processor.norm_stats),
             keys=keys,
             embodiment=embodiment,
+            calibration=self._calibration(),
         )
+
+    def _calibration(self) -> str:
+        """Whether the model is told none, may be told one, or must, as it never saw a view without."""
+        if getattr(self.processor, "points_frame", None) is None:
+            return "needed" if self.model.config.reads_depth and not self.named else ""
+        return "known" if self.model.config.calibration_dropout else "needed"
 
     def _outputs(self) -> tuple[str, ...]:
         keyframe = all("keyframe_pose" in statistics for statistics in self.processor.norm_stats.values())
@@ -99,10 +107,12 @@ class ServedModel:
             "model": self.name,
             "revision": self.revision,
             "chunk_size": config.chunk_size,
+            "max_delay": getattr(config, "max_delay", None),  # absent from the code of older checkpoints
             "state_history": config.state_history,
             "image_size": [config.image_size, config.image_size],
             "views": list(keys.views),
             "depths": list(keys.depths),
+            "calibration": keys.calibration,
             "outputs": list(keys.outputs),
             "embodiments": {name: self._robot(name) for name in self.processor.norm_stats},
             "embodiment": keys.embodiment,
@@ -145,18 +155,34 @@ class ServedModel:
             "state": observation.state,
             "embodiment": observation.embodiment,
         }
-        if self.reads_depth:
-            given["depth_map"] = observation.depths
+        if self.model.config.reads_depth:
+            given["depth_map"] = observation.depths if self.named else observation.depths["left"]
+        if self.keys.calibration:
+            given["calibration"] = observation.calibration
         try:
             inputs = dict(self.processor(**given, check_stereo=check_stereo))
             asks = "keyframe" in observation.outputs
             question = dict(self.processor(**given, objective="pose", check_stereo=False)) if asks else None
+            running = self._running(observation)
         except (ValueError, TypeError):
             raise
         except Exception as error:
             raise InternalError(f"{type(error).__name__}: {error}") from error
         noise = torch.from_numpy(noise)
-        return Prepared(inputs, noise, observation.embodiment, observation.outputs, question)
+        return Prepared(inputs, noise, observation.embodiment, observation.outputs, question, running)
+
+    def _running(self, observation: Observation) -> dict[str, torch.Tensor]:
+        if observation.running_actions is None:
+            return {}
+        if not hasattr(self.model.config, "max_delay"):
+            raise ValueError(
+                f"the code in {self.name} is older than real-time chunking; save it anew, or send no running_actions"
+            )
+        actions = self.processor.encode_running_actions([observation.running_actions], observation.embodiment)
+        length = len(observation.running_actions)
+        if observation.delay > length:
+            raise ValueError(f"delay is {observation.delay}; it must be at most {length}, the steps of running_actions")
+        return {"running_actions": actions, "delay": torch.tensor([observation.delay])}
 
     def _pictures(self, images: Mapping[str, Any]) -> dict[str, Any]:
         """Views as the processor takes them; those of files decoded, once their sizes are known to be bounded."""
@@ -190,7 +216,8 @@ class ServedModel:
         device, names = self.model.device, [one.embodiment for one in batch]
         inputs = _batched([one.inputs for one in batch], device)
         noise = torch.cat([one.noise for one in batch]).to(device)
-        chunks = self.model.predict_action(**inputs, noise=noise)
+        running = _batched([one.running for one in batch], device)
+        chunks = self.model.predict_action(**inputs, noise=noise, **running)
         finite = chunks.isfinite().all(dim=-1).all(dim=-1).tolist()
         good = [row for row, fine in enumerate(finite) if fine]
         decoded = self.processor.decode_actions(chunks[good], [names[row] for row in good]) if good else []
@@ -204,8 +231,8 @@ class ServedModel:
         """What observations of one kind ask for beside actions."""
         device, asked, rows = self.model.device, batch[0].outputs, [dict[str, Any]() for _ in batch]
         inputs = _batched([one.inputs for one in batch], device)
-        if "disparity" in asked:  # of a quarter of the resolution
-            disparity = 4 * self.model(**inputs, output_disparity=True).disparity[:, 0].float().cpu().numpy()
+        if "disparity" in asked:  # of a half or a quarter of the resolution
+            disparity = self.model(**inputs, output_disparity=True).disparity.float().cpu().numpy()
             for row, found in zip(rows, disparity, strict=True):
                 row["disparity"] = found
         if "depth" in asked:
@@ -246,12 +273,20 @@ class ServedModel:
             "state": self.processor.normalizer.unnormalize(middle, embodiment, "state").astype(np.float32),
             "embodiment": embodiment,
         }
-        if self.reads_depth:
-            given["depth_map"] = {name: np.ones((size, size), np.float32) for name in self.keys.depths}
+        if self.model.config.reads_depth:
+            depth = np.ones((size, size), np.float32)
+            given["depth_map"] = dict.fromkeys(self.keys.depths, depth) if self.named else depth
+        if self.keys.calibration:
+            middle_px = [size / 2, size / 2]
+            given["calibration"] = {"focal_length_px": middle_px, "principal_point_px": middle_px, "baseline_m": 0.1}
         inputs = dict(self.processor(**given, check_stereo=False))
         noise = torch.zeros(1, self.model.config.chunk_size, self.model.config.action_dim)
-        for count in sizes:
-            (*_, answer) = self._predict([Prepared(inputs, noise, embodiment, ())] * count)
+        batches = [[Prepared(inputs, noise, embodiment, ())] * count for count in sizes]
+        if hasattr(self.model.config, "max_delay"):  # and one that continues a chunk
+            running = {"running_actions": noise, "delay": torch.ones(1, dtype=torch.long)}
+            batches.append([Prepared(inputs, noise, embodiment, (), running=running)])
+        for batch in batches:
+            (*_, answer) = self._predict(batch)
             if isinstance(answer, Exception):
                 raise answer
 

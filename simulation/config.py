@@ -58,6 +58,8 @@ class WorldConfig:
         num_objects: graspable objects on the table, the target and what it is stacked onto included.
         num_containers: in the task "move", the destination included.
         distinct_colors: the colour alone tells the graspable objects of a scene apart.
+        any_yaw: objects lie at any yaw; else where the nearest of the symmetric grasps is the same one in neighbouring
+            pictures (`Kind.yaw`).
         object_scale: factor on every object's natural size, as far as the gripper can still grasp it.
         support_share: share of the objects that stand on a block of `support_height_m`.
         workspace_center, workspace_extent: rectangle on the table in which objects and containers have their centres.
@@ -86,6 +88,7 @@ class WorldConfig:
     num_objects: int = 3
     num_containers: int = 2
     distinct_colors: bool = False
+    any_yaw: bool = False
     object_scale: Range = (0.9, 1.1)
     support_share: float = 0.25
     support_height_m: Range = (0.01, 0.05)

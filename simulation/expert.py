@@ -152,6 +152,13 @@ class Expert:
         now = self.situation()
         return self.world.success and now.position[2] > now.lift_z - 0.01
 
+    def keyframe_symmetry(self) -> int:
+        """How many yaws in a whole turn are as right as that of the next keyframe: those of the grasp, and of what is
+        held the two that two fingers allow.
+        """
+        now = self.situation()
+        return 2 if now.held or now.released else now.grasp.symmetry
+
     def plan(self, horizon: int) -> tuple[np.ndarray, int, np.ndarray]:
         """(actions float32 (horizon, n), number of valid actions, next keyframe float32 (n,): x, y, z, roll, pitch,
         yaw, gripper), of the axes that the robot has.

@@ -18,12 +18,13 @@ UPRIGHT = 0.9  # cosine of the largest tilt of a standing object
 
 @dataclass(frozen=True)
 class Grasp:
-    """Tool pose (3,) m and yaw (rad) of a grasp, the object's width between the fingers (m), whether it is round there,
-    and how far it rises over the tool (m).
+    """Tool pose (3,) m and yaw (rad) of a grasp, how many yaws in a whole turn are as right, the object's width between
+    the fingers (m), whether it is round there, and how far it rises over the tool (m).
     """
 
     position: np.ndarray
     yaw: float
+    symmetry: int
     width: float
     round: bool
     rise: float
@@ -34,14 +35,15 @@ def half_height(rotation: np.ndarray, half_size: tuple[float, float, float]) -> 
     return float(np.abs(rotation[2]) @ half_size)
 
 
-def closing_yaw(item: TableObject, rotation: np.ndarray, tool_yaw: float) -> tuple[float, float, bool]:
-    """(yaw, width, round): the gripper yaw, near 0, at which the fingers close on flat sides, and the width there.
-    `rotation` (3, 3) is the object's.
+def closing_yaw(item: TableObject, rotation: np.ndarray, tool_yaw: float) -> tuple[float, int, float, bool]:
+    """(yaw, symmetry, width, round): the gripper yaw, near 0, at which the fingers close on flat sides, how many such
+    yaws a whole turn has, and the width there. `rotation` (3, 3) is the object's.
     """
     kind, half = KINDS[item.kind], item.half_size
     upright = abs(rotation[2, 2]) > UPRIGHT
     if kind.grip == "round" and (kind.rolls or upright):
-        return 0.0, 2 * half[0], True
+        # any would do; the expert's leaps nowhere, so that it is as learnable as none, and the actions turn to it
+        return 0.0, 2, 2 * half[0], True
     if isinstance(kind.grip, int) and upright:
         angle, period, width = math.atan2(rotation[1, 0], rotation[0, 0]), 2 * math.pi / kind.grip, 2 * half[1]
         if rotation[2, 2] < 0:
@@ -58,15 +60,15 @@ def closing_yaw(item: TableObject, rotation: np.ndarray, tool_yaw: float) -> tup
     # boundary from flipping the wrist
     candidates = [angle + k * period for k in (-1, 0, 1)]
     best = min(candidates, key=lambda value: abs(value) + 0.3 * abs(value - tool_yaw))
-    return best, width, kind.rolls
+    return best, round(2 * math.pi / period), width, kind.rolls
 
 
 def choose_grasp(item: TableObject, center: np.ndarray, rotation: np.ndarray, floor_z: float, tool_yaw: float) -> Grasp:
     """The grasp of an object with its centre (3,) m and rotation (3, 3) over a surface at `floor_z`."""
-    yaw, width, is_round = closing_yaw(item, rotation, tool_yaw)
+    yaw, symmetry, width, is_round = closing_yaw(item, rotation, tool_yaw)
     half = half_height(rotation, item.half_size)
     lift = KINDS[item.kind].grip_height * item.half_size[2] if rotation[2, 2] > UPRIGHT else 0.0
     lowest = floor_z + (THIN_FLOOR_M if half < THIN_M else GRASP_FLOOR_M)
     top = center[2] + half
     height = max(center[2] + lift, lowest, top - MAX_RISE_M)
-    return Grasp(np.array([center[0], center[1], height]), yaw, width, is_round, max(0.0, top - height))
+    return Grasp(np.array([center[0], center[1], height]), yaw, symmetry, width, is_round, max(0.0, top - height))

@@ -1,5 +1,6 @@
 """Where things lie: random positions that leave an open hand room to grasp every object and to place it."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -71,10 +72,15 @@ def far_enough(item: TableObject, other: TableObject) -> bool:
 
 
 def draw_layout(
-    items: list[TableObject], center: tuple[float, float], extent: tuple[float, float], rng: np.random.Generator
+    items: list[TableObject],
+    center: tuple[float, float],
+    extent: tuple[float, float],
+    rng: np.random.Generator,
+    any_yaw: bool = False,
 ) -> list[TableObject] | None:
-    """`items` with random positions inside a rectangle of `extent` (x, y) m around `center` and random yaws; the order
-    stays. The largest are placed first, by throwing darts; None where 30 times no room was found.
+    """`items` with random positions inside a rectangle of `extent` (x, y) m around `center` and random yaws, with
+    `any_yaw` of the whole turn but for containers; the order stays. The largest are placed first, by throwing darts;
+    None where 30 times no room was found.
     """
     order = sorted(range(len(items)), key=lambda i: (not items[i].is_container, -occupied_radius(items[i]), i))
     for _ in range(RESTARTS):
@@ -82,7 +88,8 @@ def draw_layout(
         for index in order:
             for _ in range(TRIES):
                 xy = np.array(center) + rng.uniform(-0.5, 0.5, 2) * np.array(extent)
-                yaw = float(rng.uniform(-1, 1) * KINDS[items[index].kind].yaw)
+                furthest = math.pi if any_yaw and not items[index].is_container else KINDS[items[index].kind].yaw
+                yaw = float(rng.uniform(-1, 1) * furthest)
                 item = replace(items[index], xy=(float(xy[0]), float(xy[1])), yaw=yaw)
                 if all(far_enough(item, other) for other in placed.values()):
                     placed[index] = item

@@ -34,8 +34,8 @@ class Kind:
         grip: how the fingers may close on it when it stands: "box" on any two parallel sides, whatever lies up;
             "round" from everywhere; a number n on pairs of sides n-fold symmetric about its upright axis.
         geometry: what collides and is drawn, from the half sizes.
-        yaw: rad; start angles lie within +- this. Beyond, the nearest of the symmetric grasps would jump between
-            neighbouring pictures.
+        yaw: rad; start angles lie within +- this, unless the world's are `any_yaw`. Beyond, the nearest of the
+            symmetric grasps would jump between neighbouring pictures.
         grip_height: where the fingers hold it when it stands, as a share of half[2] over its centre.
         rolls: ball-like: torsional and rolling friction keep it where it was put.
         reach: footprint's radius over half[0] where that is not the circle around the half sizes.

@@ -99,7 +99,8 @@ class World:
             # the first task is that of the target and destination drawn first, unless their sizes do not allow it
             if not self.tasks or (self.tasks[0].target, self.tasks[0].destination) != first_task(kind, items):
                 continue
-            laid_out = draw_layout(items, config.workspace_center, config.workspace_extent, rng)
+            workspace = config.workspace_center, config.workspace_extent
+            laid_out = draw_layout(items, *workspace, rng, config.any_yaw)
             if laid_out is not None:
                 self.objects = laid_out
                 return

@@ -75,11 +75,6 @@ def config_of(preset: str, **overrides: Any) -> StereoVLAConfig | DepthVLAConfig
     return kind.from_preset(preset, **overrides)
 
 
-def reads_depth(config: StereoVLAConfig | DepthVLAConfig) -> bool:
-    """Whether the policy is shown the true depth (an ablation of DepthVLA)."""
-    return getattr(getattr(config, "depth_config", None), "input", None) == "depth"
-
-
 def towers_of(model: Policy) -> list[str]:
     """The `towers` that the model has, as `freeze` names them."""
     modules = dict(model.named_modules())
@@ -93,6 +88,8 @@ def untrained(preset: str, meta: dict, **overrides: Any) -> tuple[Policy, Proces
     of_views = {}
     if processor_class is DepthVLAProcessor:
         of_views = {"views": list(config.views), "stereo": config.stereo_config is not None}
+    else:
+        of_views = {"points_frame": config.points_frame}
     images_first = processor_class.images_first
     tokenizer = build_tokenizer(meta["tasks"], num_bins=config.num_bins, images_first=images_first)
     processor = processor_class(
@@ -105,6 +102,7 @@ def untrained(preset: str, meta: dict, **overrides: Any) -> tuple[Policy, Proces
         state_dim=meta["state_dim"],
         action_dim=meta["action_dim"],
         state_names=meta.get("state_names"),
+        turn_symmetry=config.turn_symmetry,
         num_visual_tokens=config.num_visual_tokens,
         num_bins=config.num_bins,
         **of_views,
@@ -120,7 +118,7 @@ def untrained(preset: str, meta: dict, **overrides: Any) -> tuple[Policy, Proces
     if policy_class is DepthVLAForActionPrediction:
         of_vlm = {"vocab_size": text_config["vocab_size"], "image_token_index": image_token_id}
         words = {"vlm_config": {**words, **of_vlm}}
-    overrides |= sizes_of_robot(meta["state_dim"], meta["action_dim"])
+    overrides |= sizes_of_robot(meta["state_dim"], meta["action_dim"], processor.num_turns)
     overrides |= {"image_token_id": image_token_id, "action_vocab_size": vocab_size}
     return policy_class(config_of(preset, **with_overrides(overrides, words))), processor
 
@@ -138,7 +136,7 @@ def trained(source: str, meta: dict) -> tuple[Policy, Processor]:
     sizes = {name: meta[name] for name in ("state_dim", "action_dim")}
     same = all(getattr(model.config, name) == size for name, size in sizes.items())
     processor = with_statistics(source, load_processor(source), meta, keep=same)
-    return model.resize_heads(**sizes), processor
+    return model.resize_heads(**sizes, num_turns=processor.num_turns), processor
 
 
 def trained_adapter(source: str, meta: dict, rank: int) -> tuple[PeftModel, Processor]:
@@ -158,7 +156,7 @@ def trained_adapter(source: str, meta: dict, rank: int) -> tuple[PeftModel, Proc
                 f"{meta[name]}; begin a new adapter with --model {config.base_model_name_or_path}"
             )
     base = load_policy(config.base_model_name_or_path)
-    base.resize_heads(processor.state_dim, processor.action_dim)
+    base.resize_heads(processor.state_dim, processor.action_dim, processor.num_turns)
     model = PeftModel.from_pretrained(base, source, is_trainable=True)
     return model, with_statistics(source, processor, meta)
 

@@ -101,6 +101,14 @@ ROW: tuple[Column, ...] = (
         optional=True,
         note="the next of the keyframes that the world names: pre_grasp, grasp, lift, pre_place, place",
     ),
+    Column(
+        "keyframe_symmetry",
+        "int32",
+        low=1,
+        optional=True,
+        note="poses in a whole turn of the tool about its axis that are as right as keyframe_pose: to grasp a cube 4; "
+        "null = as many as hold alike with the gripper",
+    ),
     Column("state_is_pose", "bool", optional=True, note="False = state and action are the robot's own; null = True"),
     *_CALIBRATION,
     Column(
@@ -154,10 +162,12 @@ WINDOW: tuple[Column, ...] = (
     Column("actions", "float32", ("chunk", "A"), "m, rad, -1..1", note="ideal actions from the present state"),
     Column("action_mask", "bool", ("chunk",), note="True = a step to learn from, False = padding"),
     Column("keyframe_pose", "float32", ("S",), "m, rad, 0..1", optional=True),
+    Column("keyframe_symmetry", "int32", low=1, optional=True, note="as in a row"),
     *_CALIBRATION,
     Column("boxes", "float32", (2, 4), "px", note="of the target in the left and right view; NaN = not visible"),
     Column("points", "float32", (2, 2), "px", note="(u, v) of target and tool in the left view; NaN = not visible"),
     Column("depth", "float32", ("H", "W"), "m", low=0.0, optional=True, note="where the stream was asked for it"),
+    Column("segmentation", "uint8", ("H", "W"), optional=True, note="where the stream was asked for it"),
     Column("points_px", "float32", ("N", 2), "px", optional=True, note="(u, v) that a depth question asks about"),
     Column("depths_m", "float32", ("N",), "m", low=0.0, optional=True, note="the answer: planar depth at points_px"),
     Column("task", "string"),

@@ -182,6 +182,7 @@ class Recorder:
             "action_plan": plan,
             "action_plan_length": int(length),
             "keyframe_pose": keyframe,
+            "keyframe_symmetry": self.expert.keyframe_symmetry(),
             "state_is_pose": True,
             **{f"calibration.{key}": seen["calibration"][key] for key in schema.CALIBRATION_KEYS},
             "observation.depth": seen.get("depth"),

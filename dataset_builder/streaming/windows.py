@@ -35,6 +35,8 @@ class WindowPool:
         self._states = states[np.maximum(frames[:, None] - np.arange(history)[::-1], first[:, None])]  # (n, history, S)
         self._actions, self._mask = _action_chunks(table, first, chunk)
         self._keyframes = numbers(table, "keyframe_pose") if "keyframe_pose" in table.column_names else None
+        known = "keyframe_symmetry" in table.column_names
+        self._symmetries = table.column("keyframe_symmetry").to_pylist() if known else [None] * self.size
         missing = np.full((self.size, 4), np.nan, dtype=np.float32)
         boxes = [f"target.box_{side}_px" for side in ("left", "right")]
         self._boxes = np.stack([numbers(table, key) if key in table.column_names else missing for key in boxes], axis=1)
@@ -97,6 +99,8 @@ class WindowPool:
         }
         if self._keyframes is not None:
             window["keyframe_pose"] = self._keyframes[index]
+        if self._symmetries[index] is not None:
+            window["keyframe_symmetry"] = self._symmetries[index]
         return window
 
     def _pointing(self, size: tuple[int, int]) -> np.ndarray:

@@ -31,8 +31,11 @@ from stereovla.dataset_builder.recording.recorder import (  # noqa: E402
     episode_seed,
 )
 from stereovla.dataset_builder.streaming.mixture import load_meta  # noqa: E402
+from stereovla.dataset_builder.streaming.questions import processor_arguments  # noqa: E402
 from stereovla.dataset_builder.streaming.window_stream import WindowStream  # noqa: E402
+from stereovla.dataset_builder.streaming.windows import WindowPool  # noqa: E402
 from stereovla.simulation import Expert, World, WorldConfig  # noqa: E402
+from stereovla.training.models import untrained  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 SIZE = 48
@@ -156,6 +159,36 @@ def test_without_labels_the_same_episode_is_recorded_with_views_alone(recorder, 
     assert len(list(WindowStream(tmp_path, depth_map_share=0.0, **options))) == len(full)
     with pytest.raises(shards.ShardError, match=r"observation\.depth is null; was the data recorded without labels"):
         next(iter(WindowStream(tmp_path, depth_map_share=1.0, **options)))
+
+
+@pytest.mark.parametrize(("kind", "symmetry"), [("bar", 2), ("cube", 4), ("ball", 2)])
+def test_a_frame_says_how_many_grasps_are_as_right(kind, symmetry, tmp_path):
+    """Of the object, wherever it lies, until it is held; and the training batch says it on."""
+    world = WorldConfig.from_preset("easy", image_size=32, objects=(kind,), any_yaw=True)
+    recorder = Recorder(world, RecordingConfig(labels=False))
+    rows, _ = recorder.episode(1, "train", 0)
+    recorder.close()
+    grasping = [row["keyframe_pose"][-1] == 1 for row in rows]
+    assert [row["keyframe_symmetry"] for row in rows] == [symmetry if before else 2 for before in grasping]
+    assert any(grasping) and not all(grasping)
+    pool = WindowPool([shards.rows_to_table(rows)], history=1, chunk=4)
+    windows = [pool.window(index) | {"objective": "action"} for index in (0, len(rows) - 1)]
+    for window in windows:
+        schema.validate_window(window | {"seed": 0})
+    limits = {"q01": [-1.0] * 7, "q99": [1.0] * 7}
+    statistics = {"franka_panda": dict.fromkeys(("state", "action", "keyframe_pose"), limits)}
+    meta = {"stats": statistics, "tasks": ["x"], "fps": 10, "state_dim": 7, "action_dim": 7}
+    model, processor = untrained("tiny", meta, turn_symmetry=2)
+    batch = processor(**processor_arguments(windows, processor.pixel_views))
+    assert batch["equal_turns"].tolist() == [symmetry, 2]
+    yaws = [rows[index]["keyframe_pose"][5] - rows[index]["observation.state"][5] for index in (0, len(rows) - 1)]
+    np.testing.assert_allclose(
+        np.sin(batch["turns"][:, 0] - np.array(yaws)), 0, atol=0.02
+    )  # of a tool that tilts a bit
+    assert batch["turns"][1].abs() < 0.2  # what is held is not turned
+    # a dataset of before has no such column
+    old = WindowPool([shards.rows_to_table(rows).drop_columns("keyframe_symmetry")], history=1, chunk=4)
+    assert "keyframe_symmetry" not in old.window(0)
 
 
 def test_relabelled_frames_have_another_objects_plan():

@@ -180,6 +180,44 @@ def test_disparity_and_points(processor):
     np.testing.assert_allclose(packed["disparity"], batch["disparity"], atol=2e-3)
 
 
+def test_answer_points_are_what_each_label_is_about(processor):
+    """Boxes and poses are about the target, a depth question about its pixel, a camera about nothing; the present
+    state is no answer.
+    """
+    target, gripper, asked = [10.5, 20.0], [30.0, 3.0], [40.2, 50.7]
+    batch = processor(
+        [pair()] * 6,
+        ["pick up the red cube", "pick up the red cube", "red cube", None, None, "blue ball"],
+        [POSE, POSE, None, None, None, None],
+        ["arm", "arm", None, None, None, None],
+        ["action", "pose", "box", "depth", "camera", "box"],
+        actions=[np.zeros((8, 7)), *[None] * 5],
+        keyframe_pose=[POSE, POSE, *[None] * 4],
+        boxes=[None, None, BOXES, None, None, BOXES],
+        points_px=[None, None, None, [asked], None, None],
+        depths_m=[None, None, None, [0.5], None, None],
+        calibration=[CALIBRATION] * 6,
+        target_px=[target, target, target, None, None, [70.0, 3.0]],
+        gripper_px=[gripper] * 6,
+        return_labels=True,
+    )
+    points, labels = batch["answer_points"], batch["labels"]
+    assert points.shape == (*labels.shape, 2) and points.dtype == torch.float32
+    for row, (about, skipped) in enumerate([(target, 7), (target, 7), (target, 0), (asked, 0), (None, 0), (None, 0)]):
+        places = (labels[row] != -100).nonzero()[skipped:, 0] if about else torch.tensor([], dtype=torch.int64)
+        assert points[row].isfinite().all(-1).nonzero()[:, 0].tolist() == places.tolist()
+        for place in places:
+            np.testing.assert_allclose(points[row, place], about, rtol=1e-6)
+    # one label cannot be about two pixels
+    two = {"points_px": [asked, [3, 5]], "depths_m": [0.5, 0.6], "gripper_px": gripper}
+    assert processor(pair(), objective="depth", **two, return_labels=True)["answer_points"].isnan().all()
+    assert "answer_points" not in processor(pair(), **robot(target_px=target))
+    scaled = processor(
+        pair(size=128), "red cube", objective="box", boxes=BOXES, target_px=target, return_labels=True
+    )  # in px of the processed view
+    np.testing.assert_allclose(scaled["answer_points"][0, -1], [5.25, 10.0])
+
+
 def displacement(processor, state, keyframe, embodiment="arm"):
     values = {"state": state, "keyframe_pose": keyframe, "embodiment": embodiment, "target_px": [3.0, 4.0]}
     batch = processor(pair(), "pick up the red cube", objective="pose", return_labels=True, **values)
@@ -260,6 +298,61 @@ def test_a_state_s_names_say_what_is_a_rotation():
         assert not np.delete(found, [3, index]).any()
 
 
+def test_keyframes_that_hold_alike_are_written_and_told_alike():
+    """With turn_symmetry 2 a keyframe and the same after half a turn of the tool differ in nothing but the turn."""
+    processor = make_processor(norm_stats={"arm": {"state": UNIT, "keyframe_pose": UNIT}}, turn_symmetry=2)
+    values = {"objective": "pose", "target_px": [3.0, 4.0], "return_labels": True, "embodiment": "arm"}
+    state = np.array([0.1, 0.2, 0.3, 0.0, 0.0, -0.5, 1.0])
+    keyframe = np.array([0.2, 0.2, 0.1, 0.0, 0.0, 0.9, 1.0])
+    other = keyframe - [0, 0, 0, 0, 0, np.pi, 0]
+    first, second = (
+        processor(pair(), "pick up the red cube", state=state, keyframe_pose=pose, **values)
+        for pose in (keyframe, other)
+    )
+    assert torch.equal(first["input_ids"], second["input_ids"]) and torch.equal(first["labels"], second["labels"])
+    np.testing.assert_allclose(first["displacement"], second["displacement"], atol=1e-6)
+    np.testing.assert_allclose(first["displacement"][0], keyframe - state - [0, 0, 0, 0, 0, 1.4, 0], atol=1e-6)
+    assert first["turns"].shape == (1, 1) and first["turns"].dtype == torch.float32
+    assert first["turns"].item() == pytest.approx(1.4) and second["turns"].item() == pytest.approx(1.4 - np.pi)
+    assert first["equal_turns"].tolist() == [2.0]
+    # as it is decoded again, the keyframe is the one within half a turn of 0
+    ids = [first["input_ids"][0, -8:-1]]
+    np.testing.assert_allclose(processor.decode_poses(np.stack(ids), "arm")[0][0], keyframe, atol=0.02)
+    # of a cube four hold alike, which cannot be said of three
+    cube = processor(pair(), "x", state=state, keyframe_pose=keyframe, keyframe_symmetry=4, **values)
+    assert cube["equal_turns"].tolist() == [4.0] and torch.equal(cube["turns"], first["turns"])
+    with pytest.raises(ValueError, match="keyframe_symmetry is 3; it must be a multiple of .* turn_symmetry, 2"):
+        processor(pair(), "x", state=state, keyframe_pose=keyframe, keyframe_symmetry=3, **values)
+    box = processor(pair(), objective="box", text="blue ball", boxes=BOXES, target_px=[3.0, 4.0], return_labels=True)
+    assert box["turns"].isnan().all()
+
+
+def test_a_robot_without_turns_beside_one_with_two():
+    """Two arms, and fourteen joints: as many numbers, of which none is a rotation."""
+    arms = [f"{side}_{name}" for side in ("left", "right") for name in POSES[7]]
+    unit = statistics([-1.0] * 14, [1.0] * 14)
+    stats = {name: {"state": unit, "keyframe_pose": unit} for name in ("arms", "joints")}
+    names = {"arms": arms, "joints": []}
+    processor = make_processor(norm_stats=stats, state_dim=14, state_names=names, turn_symmetry=2)
+    assert processor.num_turns == 2
+    state, keyframe = np.zeros(14), np.zeros(14)
+    keyframe[[5, 12]] = 0.3, -0.2
+    batch = processor(
+        [pair(), pair()],
+        ["x", "x"],
+        state=[state, state],
+        keyframe_pose=[keyframe, keyframe],
+        embodiment=["arms", "joints"],
+        objective="pose",
+        target_px=[[3.0, 4.0]] * 2,
+        return_labels=True,
+    )
+    np.testing.assert_allclose(batch["turns"], [[0.3, -0.2], [np.nan, np.nan]], atol=1e-6)
+    np.testing.assert_allclose(batch["displacement"], [np.zeros(14), keyframe], atol=1e-6)
+    with pytest.raises(ValueError, match="turn_symmetry is 3; it must be 0, 1 or 2"):
+        make_processor(turn_symmetry=3)
+
+
 @pytest.mark.parametrize(
     "names, message",
     [
@@ -304,13 +397,16 @@ def test_batch_equals_samples(processor):
     columns = {name: [sample.get(name) for sample in samples] for name in names}
     batch = processor(pairs, embodiment="arm", return_labels=True, **columns)
     assert batch["is_action"].tolist() == [True] + [False] * 4
+    by_token = {"input_ids", "labels", "attention_mask", "answer_points"}
     for row, sample in enumerate(samples):
         single = processor(pairs[row], return_labels=True, **sample)
         length = single["input_ids"].shape[1]
-        for name in ("input_ids", "labels", "attention_mask"):
+        for name in by_token - {"answer_points"}:
             assert torch.equal(batch[name][row, :length], single[name][0]), (row, name)
+        torch.testing.assert_close(batch["answer_points"][row, :length], single["answer_points"][0], equal_nan=True)
+        assert batch["answer_points"][row, length:].isnan().all()
         assert not batch["attention_mask"][row, length:].any() and (batch["labels"][row, length:] == -100).all()
-        for name in set(single) - {"input_ids", "labels", "attention_mask"}:
+        for name in set(single) - by_token:
             torch.testing.assert_close(batch[name][row], single[name][0], equal_nan=True)
     left = processor(pairs, embodiment="arm", return_labels=True, padding_side="left", **columns)
     for row in range(5):

@@ -151,3 +151,16 @@ def test_the_first_task_is_the_drawn_one():
         assert target == 0 and (destination is None) == (task == "pick")
         if task == "move":
             assert objects[destination].is_container and not objects[destination - 1].is_container
+
+
+def test_objects_lie_at_any_yaw_if_the_world_says_so():
+    items = [thing("bar"), thing("ball", "blue"), thing("tray", "green")]
+    few, any_yaw = (
+        [draw_layout(items, CENTER, (0.5, 0.6), np.random.default_rng(seed), any_yaw) for seed in range(60)]
+        for any_yaw in (False, True)
+    )
+    limits = {item.kind: max(abs(scene[number].yaw) for scene in few) for number, item in enumerate(items)}
+    reached = {item.kind: max(abs(scene[number].yaw) for scene in any_yaw) for number, item in enumerate(items)}
+    assert limits["bar"] <= 0.9 and limits["ball"] == 0 and limits["tray"] <= 0.25
+    assert 3 < reached["bar"] <= np.pi and reached["tray"] <= 0.25
+    assert [[item.xy for item in scene] for scene in few] == [[item.xy for item in scene] for scene in any_yaw]
