@@ -26,8 +26,8 @@ CSS = """
 .legend i {width: 0.75rem; height: 0.75rem; border-radius: 50%; display: inline-block;}
 .legend i.keyframe {border-radius: 1px; transform: rotate(45deg) scale(0.85);}
 .facts {font-size: 1rem;}
-.chunk table {font-size: 0.75rem !important;}
-.chunk th, .chunk td {padding: 0.3rem 0.35rem !important;}
+.chunk table {font-size: 0.7rem !important;}
+.chunk th, .chunk td {padding: 0.3rem 0.25rem !important;}
 footer {display: none !important;}
 """
 WORLD_KEPT_S = 900  # of a visitor who has gone
