@@ -55,7 +55,7 @@ class Frame:
             state=self.states,
             embodiment=self.embodiment,
             depths=dict(self.carried.depths),
-            calibration=self.calibration,
+            calibration=None if self.calibration is None else known_values(self.calibration),
             outputs=tuple(outputs),
             seed=seed,
         )
@@ -144,13 +144,18 @@ def read_calibration(text: str) -> Calibration | None:
         raise ValueError(f"the calibration cannot be used: {error}") from error
 
 
+def known_values(calibration: Calibration) -> dict[str, Any]:
+    """A calibration as a mapping, which the processor in a checkpoint's own code takes too."""
+    values = {key: getattr(calibration, key) for key in schema.CALIBRATION_KEYS}
+    return {key: value for key, value in values.items() if value is not None}
+
+
 def calibration_text(calibration: Calibration | None) -> str:
     """Inverse of `read_calibration`, as float32."""
     if calibration is None:
         return ""
-    values = {key: getattr(calibration, key) for key in schema.CALIBRATION_KEYS}
 
     def plain(value: Any) -> Any:
         return [plain(one) for one in value] if isinstance(value, np.ndarray) else float(str(np.float32(value)))
 
-    return json.dumps({key: plain(value) for key, value in values.items() if value is not None})
+    return json.dumps({key: plain(value) for key, value in known_values(calibration).items()})

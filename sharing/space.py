@@ -27,7 +27,7 @@ CODE = (
     "simulation/assets/*",
 )
 SCRIPTS = ("setup.py", "train.py", "push_to_hub.py")  # of the root, which the page does not need
-# beside gradio, which the header of the Space names
+# beside gradio, which the header of the Space names, and what gradio brings
 PACKAGES = (
     "datasets",
     "fsspec",
@@ -46,6 +46,7 @@ PACKAGES = (
     "pyyaml",
     "safetensors",
     "simplejpeg",
+    "tokenizers",
     "torch",
     "tqdm",
     "transformers",

@@ -17,6 +17,7 @@ from tiny_checkpoint import save_tiny_checkpoint
 from stereovla.sharing.space import CODE, LIBRARIES, PACKAGES, SCRIPTS, space_card
 from stereovla.simulation.rendering import EGL_HELP
 
+PATIENCE_S = 300  # a busy machine is no fault of a test
 MODEL, SPACE, DATA = "someone/policy", "someone/policy-page", "someone/data"
 
 
@@ -38,7 +39,7 @@ def test_all_that_the_page_imports_travels_and_is_installed():
     owners = importlib.metadata.packages_distributions()
     foreign = {name.partition(".")[0] for path in files for name in imported_names(path)}
     foreign -= {"stereovla", *sys.stdlib_module_names}
-    named = {name.lower().replace("_", "-") for name in PACKAGES} | {"gradio"}
+    named = {name.lower().replace("_", "-") for name in PACKAGES} | {"gradio", "fastapi", "uvicorn"}
     missing = {name for name in foreign if not named & {owner.lower().replace("_", "-") for owner in owners[name]}}
     assert not missing, f"sharing/space.py does not name {missing}"
     assert all(library in EGL_HELP for library in LIBRARIES)
@@ -92,7 +93,7 @@ def test_a_space_is_published_and_runs_as_it_was_sent(tmp_path, monkeypatch):
         )
         try:
             url = next(found[0] for line in process.stdout if (found := re.search(r"http://127[\d.:]+", line)))
-            client = Client(url, verbose=False)
+            client = Client(url, verbose=False, httpx_kwargs={"timeout": PATIENCE_S})
             left, right, *fields = client.predict(DATA, "validation", 0, 1, api_name="/take")
             answer = client.predict(handle_file(left), handle_file(right), *fields, 0, api_name="/look")
             assert "for a chunk of 8 actions" in answer[-2]
