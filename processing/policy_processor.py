@@ -17,8 +17,8 @@ from .sample_values import OBJECTIVES, SampleReader, required, split_batch
 from .state_entries import differences, differences_and_turns, written_alike
 
 PER_SAMPLE = (
-    "text state embodiment objective actions action_mask keyframe_pose keyframe_symmetry boxes points_px depths_m calibration depth_map "
-    "target_px gripper_px"
+    "text state embodiment objective actions action_mask keyframe_pose keyframe_symmetry boxes points_px depths_m "
+    "calibration depth_map target_px gripper_px"
 ).split()
 
 

@@ -42,9 +42,10 @@ class DepthVLAProcessor(PolicyProcessor):
       of the processed left view, NaN = not visible.
     - displacement float32 (B, pose_dim), with points and `return_labels`, where pose_dim equals state_dim: as of
       StereoProcessor; NaN where the sample has no keyframe.
-    - turns float32 (B, num_turns), beside displacement where `turn_symmetry` is not 0: for each rotation of the state the
-      turn of the tool about its own axis, rad, which displacement then has not (`state_entries.differences_and_turns`);
-      NaN = none. equal_turns float32 (B,): how many turns in a whole one are as right.
+    - turns float32 (B, num_turns), beside displacement where `turn_symmetry` is not 0: for each rotation of the state
+      the turn of the tool about its own axis, rad, which displacement then has not
+      (`state_entries.differences_and_turns`); NaN = none. equal_turns float32 (B,): how many turns in a whole one are
+      as right.
 
     Objectives and their answers:
 
