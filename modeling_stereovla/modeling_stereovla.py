@@ -149,6 +149,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         state: torch.Tensor | None = None,
+        facing: torch.Tensor | None = None,
         actions: torch.Tensor | None = None,
         is_action: torch.Tensor | None = None,
         action_mask: torch.Tensor | None = None,
@@ -181,6 +182,8 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             pixel_values: (B, 2, 3, H, W), RGB in [0, 1], left first.
             labels: (B, L) int64, -100 = no loss; shifted inside.
             state: (B, state_history, state_dim), normalised.
+            facing: (B, num_turns) rad, where the tool faces now, of a model that tells turns apart
+                (`config.turn_symmetry`).
             actions: (B, chunk_size, action_dim), normalised; is_action: (B,) bool, the samples with an action loss
                 (default: all).
             action_mask: (B, chunk_size) bool, the steps with an action loss (default: all), as the processor returns
@@ -240,7 +243,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             logits = predictions.logits = self.lm_head(hidden[:, :-1][targets.labelled])
         if acts:
             state_tokens, predictions.pointing, predictions.displacement, predictions.turns = self._state_tokens(
-                state, input_ids, attention_mask, outputs.visual_tokens, targets
+                state, input_ids, attention_mask, outputs.visual_tokens, facing, targets
             )
             draws = Draws(noise, time, hide_pose).completed(self.config, actions, generator)
             mask = attention_mask if draws.hide_pose is None else self._without_pose(attention_mask, draws.hide_pose)
@@ -290,6 +293,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         num_steps: int | None = None,
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
+        facing: torch.Tensor | None = None,
         chain_of_thought: bool | None = None,
         **unused,
     ) -> torch.Tensor:
@@ -299,6 +303,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             input_ids, attention_mask: (B, L), prompts up to the current state ids; padded on either side.
             pixel_values: (B, 2, 3, H, W), RGB in [0, 1], left first.
             state: (B, state_history, state_dim), normalised.
+            facing: (B, num_turns), as in `forward`.
             num_steps: Euler steps (default: `config.num_inference_steps`).
             noise: (B, chunk_size, action_dim), standard normal, where the integration starts once it is multiplied by
                 `config.noise_scale`; drawn with `generator` when absent.
@@ -326,7 +331,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             stream = [(layer.keys, layer.values) for layer in cache.layers]
         else:
             stream = cache.stream
-        state_tokens, *_ = self._state_tokens(state, input_ids, attention_mask, outputs.visual_tokens)
+        state_tokens, *_ = self._state_tokens(state, input_ids, attention_mask, outputs.visual_tokens, facing)
         return self._integrate(Prefix.of(stream, prefix_mask), state_tokens, num_steps, noise, generator)
 
     def _generate_pose(

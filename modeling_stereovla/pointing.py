@@ -65,7 +65,7 @@ class Pointers(nn.Module):
         self.displacement_token = nn.Sequential(nn.Linear(config.pose_dim, width), nn.GELU(), nn.Linear(width, width))
         self.turns = None
         if config.turn_symmetry:
-            self.turns = TurnHead(3 * width, width, config.num_turns, config.turn_symmetry)
+            self.turns = TurnHead(width, width, config.num_turns, config.turn_symmetry)
 
     def centres(self, like: torch.Tensor) -> torch.Tensor:
         """(u, v) of each visual token in [-1, 1], (N, 2), of the dtype and device of `like`."""
@@ -97,6 +97,7 @@ class Pointers(nn.Module):
         self,
         read_out: torch.Tensor,
         state_token: torch.Tensor,
+        facing: torch.Tensor | None = None,
         turns: torch.Tensor | None = None,
         equal_turns: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
@@ -105,6 +106,7 @@ class Pointers(nn.Module):
 
         Args:
             read_out: (B, 2, width) of `forward`; state_token: (B, width), the embedded present state.
+            facing: (B, T) rad, where the tool faces now, of a model that tells turns apart.
             turns, equal_turns: (B, T) rad and (B,), in training those of the label (see `TurnHead.embed`).
         """
         features = torch.cat([read_out.flatten(1), state_token], dim=-1)
@@ -112,6 +114,6 @@ class Pointers(nn.Module):
         token = self.displacement_token(DISPLACEMENT_GAIN * displacement)
         vectors = None
         if self.turns is not None:
-            vectors = self.turns(features)
+            vectors = self.turns(read_out[:, 0], facing)
             token = token + self.turns.embed(vectors, turns, equal_turns, DISPLACEMENT_GAIN)
         return displacement, vectors, token[:, None]

@@ -148,6 +148,7 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
         input_ids: torch.Tensor,
         is_text: torch.Tensor,
         visual_tokens: torch.Tensor,
+        facing: torch.Tensor | None,
         targets: Targets | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """The expert's state tokens (B, S, width), the pointers' among them; pointing logits, displacement and the
@@ -155,6 +156,7 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
 
         Args:
             is_text: (B, L), nonzero = what the pointers may read of `input_ids`, but for bins and image tokens.
+            facing: (B, num_turns) rad, where the tool faces now.
             targets: in training, whose turns decide which of those that hold alike the expert is told.
         """
         expected = (self.config.state_history, self.config.state_dim)
@@ -166,6 +168,11 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
         tokens = self.action_expert.state_proj(state.to(input_dtype(self.action_expert.state_proj, self.dtype)))
         if self.pointers is None:
             return tokens, None, None, None
+        if self.config.turn_symmetry and facing is None:
+            raise ValueError(
+                f"facing is missing; a model of turn_symmetry {self.config.turn_symmetry} needs it, as its processor "
+                "gives it beside the state"
+            )
         # poses and states are written with the last `num_bins` ids: the pointers must not read the answer from them
         is_word = (input_ids < self.config.action_vocab_size - self.config.num_bins) & is_text.bool()
         is_word &= input_ids != self.config.image_token_id
@@ -174,6 +181,7 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
         displacement, turns, told = self.pointers.predict_displacement(
             read_out,
             tokens[:, -1],
+            facing,
             None if targets is None else targets.turns,
             None if targets is None else targets.equal_turns,
         )

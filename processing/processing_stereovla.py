@@ -26,6 +26,8 @@ class StereoProcessor(PolicyProcessor):
     - attention_mask int64 (B, L): 1 = token, 0 = padding.
     - labels int64 (B, L), with `return_labels` only: -100 = no loss; not shifted.
     - state float32 (B, state_history, state_dim): normalised, oldest first; zeros for "box", "depth" and "camera".
+    - facing float32 (B, num_turns), with `turn_symmetry` for "action" and `return_labels`: where the tool faces now,
+      the yaw in rad of each rotation of the state; zeros where there is none.
     - actions float32 (B, chunk_size, action_dim): normalised; zeros after the steps that were given. action_mask bool
       (B, chunk_size): valid steps. is_action bool (B,): sample has an action loss. With `actions` or `return_labels`.
     - disparity float32 (B, H, W), with `depth_map` only: px of the processed left view, 0 = unknown.
@@ -59,7 +61,7 @@ class StereoProcessor(PolicyProcessor):
     @property
     def model_input_names(self) -> list[str]:
         """Names that inference needs."""
-        return ["pixel_values", "input_ids", "attention_mask", "state"]
+        return ["pixel_values", "input_ids", "attention_mask", "state", *(["facing"] if self.turn_symmetry else [])]
 
     def _views_of(self, images: Any) -> tuple[list[tuple[np.ndarray, np.ndarray]], bool]:
         first = images[0] if isinstance(images, (list, tuple)) and images else images
