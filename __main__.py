@@ -53,6 +53,13 @@ DATA = {
         "copy a dataset with the depth that a Depth Anything checkpoint estimates",
         done="dataset: {}",
     ),
+    "view": Command(
+        "dataset_builder.formats.rerun_view:ViewOptions",
+        "dataset_builder.formats.rerun_view:view",
+        "show an episode in the Rerun viewer",
+        done="{}",
+        positional=("dataset",),
+    ),
     "check": Command(
         "dataset_builder.commands:CheckOptions",
         "dataset_builder.commands:check",
@@ -84,6 +91,9 @@ STAGES = {
 MEASURES = {
     "rollout": Command(
         "evaluation.options:RolloutOptions", "evaluation.commands:rollout", "closed-loop rollouts in the simulator"
+    ),
+    "delays": Command(
+        "evaluation.options:DelayOptions", "evaluation.commands:delays", "rollouts with a policy that answers late"
     ),
     "offline": Command(
         "evaluation.options:OfflineOptions", "evaluation.commands:offline", "errors on held-out rows of a dataset"
@@ -156,6 +166,7 @@ COMMANDS = {
     "pretrain": ("train one part or one stage", STAGES),
     "evaluate": ("measure a policy", MEASURES),
     "serve": Command("serving.serve:ServingOptions", "serving.serve:serve", "answer robots over a WebSocket"),
+    "app": Command("app.command:AppOptions", "app.command:launch", "a page to look at a policy"),
     "push": Command(
         "push_to_hub:PushOptions", "push_to_hub:push", "publish a model, an adapter or a dataset on the Hub"
     ),

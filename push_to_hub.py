@@ -1,8 +1,10 @@
 """Publishes models, adapters and datasets on the Hub: card, checks, upload, load back."""
 
+import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from huggingface_hub.errors import HTTPError
 
@@ -12,6 +14,7 @@ from stereovla.sharing.folders import (
     REFERENCE,
     base_of,
     check_folder,
+    public_datasets,
     published_files,
     replacements,
     staged,
@@ -20,6 +23,7 @@ from stereovla.sharing.fresh_load import check_fresh_load, first_rows
 from stereovla.sharing.leaks import find_leaks
 from stereovla.sharing.model_card import CardOptions, write_model_card
 from stereovla.sharing.repository import Changes, Repository, State, advice
+from stereovla.sharing.space import write_space
 from stereovla.sources import HUB_ID, Base, changed_code, code_in_words, look_at_base, remote_code
 
 
@@ -29,6 +33,7 @@ class PushOptions:
     done.
 
         stereovla push --folder OUTPUT/model --repo_id NAME/MODEL --license apache-2.0 --report REPORT --tag v1
+        stereovla push --folder OUTPUT/model --repo_id NAME/MODEL --license apache-2.0 --space NAME/SPACE
         stereovla push --folder ADAPTER --repo_id NAME/ADAPTER --license mit --base_model NAME/MODEL
         stereovla push --folder DATASET --repo_id NAME/DATASET --license cc-by-4.0 --dry_run
 
@@ -57,6 +62,9 @@ class PushOptions:
         default_factory=list,
         metadata={"help": "Further files of the folder to send: their paths in it, or patterns such as 'docs/*.md'."},
     )
+    space: str | None = option(
+        None, "Also publish a Space, NAME/SPACE, that shows the model or adapter on the page of `stereovla app`."
+    )
     run_code: bool = option(
         False, "Run the code, to load the folder, without asking, also where it is not that of this installation."
     )
@@ -65,9 +73,12 @@ class PushOptions:
     def __post_init__(self):
         if self.repo_id is None and not self.dry_run:
             raise ValueError("--repo_id is needed to upload, such as NAME/REPOSITORY; --dry_run sends nothing")
-        for name, ids in {"repo_id": [self.repo_id], "base_model": [self.base_model]}.items():
-            if ids[0] is not None and not HUB_ID.fullmatch(ids[0]):
-                raise ValueError(f"--{name} is {ids[0]!r}; an id on the Hub has the form NAME/REPOSITORY")
+        for name in ("repo_id", "base_model", "space"):
+            value = getattr(self, name)
+            if value is not None and not HUB_ID.fullmatch(value):
+                raise ValueError(f"--{name} is {value!r}; an id on the Hub has the form NAME/REPOSITORY")
+        if self.space and (self.repo_id is None or self.pull_request):
+            raise ValueError("--space shows what --repo_id has on its main branch: give that, and no --pull_request")
         if self.tag and self.pull_request:
             raise ValueError("--tag names a revision of the repository; a pull request is tagged once it is merged")
         if wrong := [entry for entry in self.weights if not all(entry.partition("="))]:
@@ -172,6 +183,8 @@ def check_and_publish(options: PushOptions) -> str:
     """`push` without its advice."""
     folder = Path(options.folder)
     kind = check_folder(folder)
+    if options.space and kind == "dataset":
+        raise ValueError(f"{folder} is a dataset; a Space shows a model or an adapter")
     replaced = replacements(folder, kind, options.base_model, options.dataset_ids)
     repository = Repository(options.repo_id, kind) if options.repo_id else None
     state = repository.state() if repository else State()
@@ -186,10 +199,52 @@ def check_and_publish(options: PushOptions) -> str:
         consent_to_code(folder, base, options)
         print(f"loads in a fresh process {load_and_compare(str(staging), staging, kind, base=base)}")
         show(folder, staging, state, changes, options)
-        if options.dry_run:
-            print("dry run: nothing sent")
-            return str(folder)
-        return publish(repository, staging, state, options, base)
+        if not options.space:
+            return str(folder) if not_sent(options) else publish(repository, staging, state, options, base)
+        with TemporaryDirectory() as page:
+            space = prepare_space(Path(page), folder, options)
+            if not_sent(options):
+                return str(folder)
+            url = publish(repository, staging, state, options, base)
+            publish_space(Path(page), *space, options)
+            return url
+
+
+def not_sent(options: PushOptions) -> bool:
+    """Says so on a dry run."""
+    if options.dry_run:
+        print("dry run: nothing sent")
+    return options.dry_run
+
+
+def prepare_space(page: Path, folder: Path, options: PushOptions) -> tuple[Repository, State]:
+    """Writes the Space of a model or an adapter, checks it as every folder that is sent, and says what is sent."""
+    repository = Repository(options.space, "space")
+    state = repository.state()
+    training = json.loads((folder / "training.json").read_text())["options"]
+    datasets = [name for name in public_datasets(training, options.dataset_ids) if HUB_ID.fullmatch(name)]
+    write_space(page, options.repo_id, datasets, options.license, state.card, options.run_code)
+    if leaks := find_leaks(page):
+        raise ValueError("the Space would hold what must not be published:\n" + "\n".join(leaks))
+    if state.head is not None and state.private == options.public:
+        is_now, wanted = ("private", "public") if state.private else ("public", "private")
+        raise ValueError(f"the Space {options.space} is {is_now}, this push is {wanted}; change that in its settings")
+    changes = repository.changes(page, state.files)
+    total = sum((page / name).stat().st_size for name in changes.sent)
+    print(f"Space {options.space}: {len(changes.sent)} files, {total:,} bytes, {len(changes.removed)} removed")
+    return repository, state
+
+
+def publish_space(page: Path, repository: Repository, state: State, options: PushOptions) -> None:
+    """Sends a Space that `prepare_space` has written, and compares what the Hub then has."""
+    if state.head is None:
+        state = repository.create(private=not options.public)
+    if repository.changes(page, state.files):
+        revision = repository.send(page, state, f"Show {options.repo_id}", pull_request=False)[1]
+        if different := repository.changes(page, repository.files(revision)):
+            names = ", ".join(different.sent)
+            raise RuntimeError(f"{options.space} has other files than were sent: {names}; push again")
+    print(f"Space {options.space}: {repository.page}")
 
 
 def publish(repository: Repository, staging: Path, state: State, options: PushOptions, base: Base | None) -> str:

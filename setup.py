@@ -18,6 +18,7 @@ ROOMS = (
     "training",
     "evaluation",
     "serving",
+    "app",
     "sharing",
 )
 EXTRAS = {
@@ -29,8 +30,10 @@ EXTRAS = {
         "av>=14",
         "h5py>=3.11",
     ],
-    "report": ["matplotlib>=3.9", "jinja2>=3.1", "tensorboard>=2.16"],
+    "report": ["matplotlib>=3.9", "jinja2>=3.1", "tensorboard>=2.16", "opencv-python-headless>=4.10,<6"],
     "serve": ["websockets>=14", "msgpack>=1.1", "prometheus-client>=0.21"],
+    "robot": ["opencv-python-headless>=4.10,<6"],  # rectification on a robot's computer
+    "app": ["gradio>=6.31,<7", "plotly>=6", "rerun-sdk>=0.41,<1"],
     "share": ["kingfisher-secret-scanner>=1.5,<2"],
     "convert": ["sentencepiece>=0.2.3", "protobuf>=7.36.1"],  # the oldest that the newest sentencepiece runs with
     "docs": ["mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1,<2"],

@@ -32,7 +32,6 @@ from stereovla.training.models import (
     give_stereo_encoder,
     give_vlm,
     is_adapter,
-    reads_depth,
     towers_of,
     trained,
     trained_adapter,
@@ -156,6 +155,11 @@ class TrainingOptions(RunOptions):
         "Fields of an untrained model's config that are not the preset's, as JSON: "
         '{"stereo_config": null, "flow_draws": 2}; of a part those that are named.',
     )
+    max_delay: int | None = option(
+        None,
+        "Longest delay of real-time chunking, in steps, that training simulates: the first 0 to so many actions of a "
+        "chunk are given. The model's config records it. Not given: the config's own.",
+    )
     batch_size: int = option(48, "Samples of one step, over all processes (preset).")
     learning_rate: float = option(3e-4, "Peak learning rate (preset).")
     part_rates: str = option("{}", 'Factors on it by part, as JSON: {"lm_head": 0.1}.')
@@ -216,6 +220,8 @@ class TrainingOptions(RunOptions):
             raise ValueError(f"--ema_decay is {self.ema_decay}; it must be in [0, 1)")
         if self.lora_rank and self.model is None:
             raise ValueError("--lora_rank needs --model: adapters change a trained model")
+        if self.lora_rank and self.max_delay is not None:
+            raise ValueError("--max_delay is recorded in a model's config, which an adapter does not have")
         names = ("views", "depth_input", "mask", "depth_loss")
         given = [f"--{name}" for name in names if getattr(self, name) is not None]
         if given and not self.preset.startswith("depthvla"):
@@ -258,6 +264,9 @@ def build(options: TrainingOptions, meta: dict) -> tuple[Policy | PeftModel, Pro
     else:
         new = options.model is None
         model, processor = untrained(options.preset, meta, **options.overrides) if new else trained(options.model, meta)
+    if options.max_delay is not None:
+        model.config.max_delay = options.max_delay
+        model.config.validate_policy()
     if options.stereo_encoder is not None:
         give_stereo_encoder(model, options.stereo_encoder)
     if options.depth_expert is not None:
@@ -370,7 +379,7 @@ def run(options: TrainingOptions, accelerator: Accelerator, told: list[int]) -> 
         share, weight = DEPTH_MAP_SHARES.get(options.preset, DEPTH_MAP_SHARE), config.disparity_loss_weight
     else:
         share, weight = 1.0, config.depth_map_loss_weight
-    depth = depth_map_share(data, options.depth_map_share, share, weight, with_pose, reads_depth(config))
+    depth = depth_map_share(data, options.depth_map_share, share, weight, with_pose, config.reads_depth)
     learned = "disparity" if with_pose else "depth"
     accelerator.print(terms(data, asked, batches_in_words(validation_batches), depth, learned))
     if not depth and getattr(config, "stereo_learns_from", "all") == "disparity":

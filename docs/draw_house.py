@@ -41,8 +41,9 @@ BOXES = {
         "#fbf0c9",
         "one loop, top to bottom, for policies and adapters;\nthe stages beside it",
     ),
-    "sharing": ((6.8, 10.8, 11.9, 12.3), "#ece2f3", "cards, checks, upload,\nloading back"),
-    "evaluation": ((12.3, 10.8, 16.4, 12.3), "#ece2f3", "policies, rollouts,\nmetrics, report"),
+    "sharing": ((6.8, 10.8, 10.6, 12.3), "#ece2f3", "cards, checks, upload,\nloading back"),
+    "app": ((11.0, 10.8, 16.4, 12.3), "#ece2f3", "a page to look at a policy,\nhere or as a Space"),
+    "evaluation": ((12.3, 7.6, 16.4, 9.1), "#ece2f3", "policies, rollouts,\nmetrics, report"),
 }
 TITLES = {
     "__main__": "stereovla",
@@ -65,6 +66,12 @@ ARROWS = {
     ("training", "processing"): 3.95,
     ("training", "dataset_builder"): 5.3,
     ("sharing", "dataset_builder"): 9.4,
+    ("app", "dataset_builder"): 11.45,
+    ("app", "evaluation"): 14.35,
+    # these go the way of the two above
+    ("app", "processing"): None,
+    ("app", "serving"): None,
+    ("app", "simulation"): None,
     ("evaluation", "simulation"): 12.65,
     ("evaluation", "serving"): 14.85,
 }

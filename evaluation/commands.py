@@ -4,13 +4,16 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from stereovla.evaluation.episode_log import EpisodeLog, write_json
 from stereovla.evaluation.options import (
+    DelayOptions,
     InsideOptions,
     OfflineOptions,
     ReportOptions,
     RolloutOptions,
+    SimulatorOptions,
 )
 from stereovla.evaluation.policy_specs import policy_identity
 from stereovla.sources import InputError, check_checkpoint, fingerprint, load_checkpoint
@@ -20,13 +23,8 @@ def rollout(options: RolloutOptions) -> None:
     """Rolls out every policy and prints its success rate."""
     from stereovla.evaluation.rollouts import RolloutConfig, config_json, summarise
     from stereovla.evaluation.workers import roll_out
-    from stereovla.simulation import WorldConfig
 
-    try:
-        world = WorldConfig.from_preset(**options.world_options())
-    except (TypeError, ValueError) as error:
-        raise InputError(str(error)) from error
-    config = RolloutConfig(world, options.execution_horizon, options.max_steps)
+    config = RolloutConfig(_world(options), options.execution_horizon, options.max_steps, options.calibration_error_deg)
     identities = {
         spec: policy_identity(spec, options.run_code, options.keys) for spec in options.specs()
     }  # a bad one ends all before an hour has passed
@@ -59,6 +57,50 @@ def rollout(options: RolloutOptions) -> None:
             f"{100 * numbers['success_rate']:.1f} % (95 % interval {100 * numbers['interval_low']:.1f} to "
             f"{100 * numbers['interval_high']:.1f} %), {time.perf_counter() - begin:.0f} s"
         )
+
+
+def delays(options: DelayOptions) -> None:
+    """Rolls out every model in every mode with every delivery, and writes delays.json and delays.png."""
+    from stereovla.evaluation.delays import deliveries
+    from stereovla.evaluation.plots import draw_delays
+    from stereovla.evaluation.rollouts import RolloutConfig, config_json, summarise
+    from stereovla.evaluation.workers import roll_out
+    from stereovla.serving.executor import MODES
+
+    world, out, rows = _world(options), Path(options.out), []
+    names = [Path(model).name if Path(model).is_dir() else model for model in options.models]
+    if len(set(names)) < len(names):
+        raise InputError(f"--models has two of one name: {', '.join(names)}")
+    identities = [policy_identity(model, options.run_code) for model in options.models]
+    policy_options = {"num_steps": options.num_steps or None, "device": options.device, "run_code": options.run_code}
+    for number, (model, name, identity) in enumerate(zip(options.models, names, identities, strict=True)):
+        for delivery_name, delivery in deliveries(options, MODES if number == 0 else MODES[-1:]).items():
+            config = RolloutConfig(world, options.execution_horizon, options.max_steps, delivery)
+            saved = {**config_json(config), **identity, "num_steps": options.num_steps}
+            log = EpisodeLog(out / "delays" / name.replace("/", "--") / delivery_name, saved, options.restart)
+            seeds = range(options.first_seed, options.first_seed + options.seeds)
+            records = roll_out(model, seeds, config, log, options.processes, options.environments, policy_options)
+            held = sum(record["executor"].get("hold", 0) for record in records)
+            held /= sum(record["executor"]["commands"] for record in records)
+            row = {"model": name, "delivery": delivery_name, **asdict(delivery), "held_share": held}
+            rows.append(row | summarise(records))
+            print(
+                f"{name}, {delivery_name}: {rows[-1]['successes']} of {rows[-1]['episodes']} succeeded, the arm stood "
+                f"still for {100 * held:.0f} % of the time"
+            )
+    write_json(out / "delays.json", rows)
+    draw_delays(rows, out / "delays.png")
+    print(f"picture: {out / 'delays.png'}")
+
+
+def _world(options: SimulatorOptions) -> Any:
+    """The simulator's config; InputError for options that it does not have."""
+    from stereovla.simulation import WorldConfig
+
+    try:
+        return WorldConfig.from_preset(**options.world_options())
+    except (TypeError, ValueError) as error:
+        raise InputError(str(error)) from error
 
 
 def offline(options: OfflineOptions) -> None:

@@ -28,8 +28,13 @@ def colour_disparity(disparity: np.ndarray, low: float, high: float) -> Image.Im
     size = (round(disparity.shape[1] * scale), round(disparity.shape[0] * scale))
     # enlarged before it is coloured: mixtures of two colours would show disparities that are not there
     enlarged = np.asarray(Image.fromarray(disparity.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
-    scaled = np.clip((enlarged - low) / max(high - low, 1e-6), 0, 1)
-    return Image.fromarray((matplotlib.colormaps["turbo"](scaled)[..., :3] * 255).astype(np.uint8))
+    return Image.fromarray(colours(enlarged, low, high))
+
+
+def colours(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """(h, w) -> uint8 (h, w, 3): blue at `low` and below, red at `high` and above."""
+    scaled = np.clip((values - low) / max(high - low, 1e-6), 0, 1)
+    return (matplotlib.colormaps["turbo"](scaled)[..., :3] * 255).astype(np.uint8)
 
 
 def compose(panels: Sequence[tuple[str, Image.Image]], caption: str, note: str) -> Image.Image:

@@ -145,15 +145,16 @@ def keyframe_errors(predicted: np.ndarray, truth: np.ndarray, turn_symmetry: int
     }
 
 
-def disparity_errors(predicted_quarter: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def disparity_errors(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Absolute errors (N,) in px of full resolution, where the truth is known.
 
     Args:
-        predicted_quarter: (B, H/4, W/4) in quarter-resolution px, as the model gives it.
-        truth: (B, H, W) in px, 0 = unknown; read at the centre of each 4x4 block.
+        predicted: (B, h, w) px, of a lower resolution, as the model gives it.
+        truth: (B, H, W) px, 0 = unknown; read at the centre of each of its blocks.
     """
-    known = truth[:, 2::4, 2::4] > 0
-    return np.abs(4 * predicted_quarter - truth[:, 2::4, 2::4])[known]
+    stride = truth.shape[-1] // predicted.shape[-1]
+    truth = truth[:, stride // 2 :: stride, stride // 2 :: stride]
+    return np.abs(predicted - truth)[truth > 0]
 
 
 def depth_map_sums(predicted: np.ndarray, truth: np.ndarray, silog_lambda: float) -> dict[str, np.ndarray]:

@@ -47,7 +47,6 @@ class ModelPolicy(Policy):
     def inputs(self, observations: Sequence[Observation]) -> Any:
         """The processor's batch for an action."""
         history = self.model.config.state_history
-        shown = {"depth_map": self.depth_maps([o.depths for o in observations])} if self.needs_depth else {}
         return self.processor(
             images=self.images([o.all_views for o in observations]),
             text=[o.instruction for o in observations],
@@ -55,8 +54,19 @@ class ModelPolicy(Policy):
             embodiment=[o.embodiment for o in observations],
             objective="action",
             check_stereo=self.check_stereo,
-            **shown,
+            **self.shown_beside(observations),
         ).to(self.model.device)
+
+    def shown_beside(self, seen: Sequence[Any]) -> dict[str, Any]:
+        """What the model is shown beside pictures, of observations or held-out rows, which have `depths` and
+        `calibration`.
+        """
+        shown: dict[str, Any] = {}
+        if self.model.config.reads_depth:
+            shown["depth_map"] = self.depth_maps([one.depths for one in seen])
+        if self.processor.points_frame is not None or ("depth_map" in shown and not self.sees_depth):
+            shown["calibration"] = [one.calibration for one in seen]
+        return shown
 
     def images(self, views: Sequence[Mapping[str, np.ndarray | None]]) -> list[Any]:
         """Views by name, None where one is absent, as the processor takes them; those that the model does not see are
@@ -73,7 +83,9 @@ class ModelPolicy(Policy):
         return [[of[name] for name in names] for of in views]
 
     def depth_maps(self, depths: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
-        """Those of the views that the language model and the depth expert see."""
+        """Those of the views that the language model and the depth expert see; of a StereoVLA the left view's."""
+        if not self.sees_depth:
+            return [of["left"] for of in depths]
         return [{name: of[name] for name in self.model.config.views if name in of} for of in depths]
 
     @property
@@ -83,14 +95,33 @@ class ModelPolicy(Policy):
 
     @property
     def needs_depth(self) -> bool:
-        """Whether it is shown true depth, not pictures."""
-        depth = self.model.config.depth_config if self.sees_depth else None
-        return depth is not None and depth.input == "depth"
+        """Whether it is shown true depth."""
+        return self.model.config.reads_depth
 
     def act(self, observations: Sequence[Observation]) -> list[np.ndarray]:
-        noise = self.noise([(o.seed, o.step) for o in observations])
-        chunks = self.model.predict_action(**self.inputs(observations), noise=noise, num_steps=self.num_steps)
-        return list(self.processor.decode_actions(chunks, [o.embodiment for o in observations]))
+        chunks: dict[int, np.ndarray] = {}
+        for rows in self._continued_alike(observations):
+            chunks |= dict(zip(rows, self._act([observations[row] for row in rows]), strict=True))
+        return [chunks[row] for row in range(len(observations))]
+
+    def _continued_alike(self, observations: Sequence[Observation]) -> list[list[int]]:
+        """Rows of those that continue no chunk, of those that are given one, and of those that are guided by one."""
+        kinds: dict[tuple[bool, bool], list[int]] = {}
+        trained = getattr(self.model.config, "max_delay", 0)  # absent from the code of older checkpoints
+        for row, o in enumerate(observations):
+            kinds.setdefault((o.running_actions is None, o.delay <= trained), []).append(row)
+        return list(kinds.values())
+
+    def _act(self, observations: Sequence[Observation]) -> list[np.ndarray]:
+        noise, names = self.noise([(o.seed, o.step) for o in observations]), [o.embodiment for o in observations]
+        running = {}
+        if observations[0].running_actions is not None:
+            actions = self.processor.encode_running_actions([o.running_actions for o in observations], names)
+            delay = torch.tensor([o.delay for o in observations])
+            running = {"running_actions": actions.to(self.model.device), "delay": delay.to(self.model.device)}
+        inputs = self.inputs(observations)
+        chunks = self.model.predict_action(**inputs, noise=noise, num_steps=self.num_steps, **running)
+        return list(self.processor.decode_actions(chunks, names))
 
     def noise(self, keys: Sequence[tuple[int, int]]) -> torch.Tensor:
         """(B, chunk_size, action_dim) float32, row by row a function of its (seed, step)."""
@@ -100,9 +131,9 @@ class ModelPolicy(Policy):
 
     @torch.inference_mode()
     def disparity(self, observations: Sequence[Observation]) -> np.ndarray | None:
-        """(B, H/4, W/4) float32: the disparity that the model sees, in px of the processed left view; None if it has
-        none.
+        """(B, h, w) float32, at a half or a quarter of the resolution: the disparity that the model sees, in px of the
+        processed left view; None if it has none.
         """
         if self.sees_depth or self.model.config.stereo_config is None:
             return None
-        return 4 * self.model(**self.inputs(observations), output_disparity=True).disparity[:, 0].float().cpu().numpy()
+        return self.model(**self.inputs(observations), output_disparity=True).disparity.float().cpu().numpy()

@@ -112,20 +112,17 @@ class OfflineEvaluation:
             calibration=[row.calibration for row in rows],
             check_stereo=False,
         )
-        truth = inputs.pop("disparity").numpy()
+        truth = (inputs["disparity"] if self.policy.needs_depth else inputs.pop("disparity")).numpy()
         with torch.inference_mode():
-            predicted = (
-                self.model(**inputs.to(self.model.device), output_disparity=True).disparity[:, 0].float().cpu().numpy()
-            )
-        self.collected.add(disparity_px=metrics.disparity_errors(predicted, truth))
+            predicted = self.model(**inputs.to(self.model.device), output_disparity=True).disparity
+        self.collected.add(disparity_px=metrics.disparity_errors(predicted.float().cpu().numpy(), truth))
 
     def history(self, row: HeldOutRow) -> np.ndarray:
         return row.states[-self.model.config.state_history :]
 
     def answer(self, rows: Sequence[HeldOutRow], objective: str, tokens: int, **arguments: Any) -> torch.Tensor:
         """Greedily generated ids (B, at most `tokens`) of a question, on the CPU."""
-        if self.policy.needs_depth:
-            arguments["depth_map"] = self.policy.depth_maps([row.depths for row in rows])
+        arguments |= self.policy.shown_beside(rows)
         inputs = self.processor(
             images=self.policy.images([row.views for row in rows]),
             embodiment=[row.embodiment for row in rows],

@@ -67,6 +67,7 @@ def observations(rows: Sequence[HeldOutRow]) -> list[Observation]:
             row.views.get("right"),
             {name: view for name, view in row.views.items() if name not in ("left", "right")},
             row.depths,
+            row.calibration,
         )
         for row in rows
     ]
@@ -136,7 +137,7 @@ class DepthExpertEvaluation:
             embodiment=[row.embodiment for row in rows],
             objective="action",
             check_stereo=False,
-            **({"depth_map": known} if any(known) or self.policy.needs_depth else {}),
+            **(self.policy.shown_beside(rows) | ({"depth_map": known} if any(known) else {})),
         ).to(self.model.device)
 
     def pictures(

@@ -18,20 +18,20 @@ ROLLOUT_PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass
-class RolloutOptions:
-    """Closed-loop rollouts in the simulator on seeds that training never saw; success is counted by physics."""
+DELAY_PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"seeds": 1, "max_steps": 8, "image_size": 64, "processes": 1, "latencies_ms": [0, 300]},
+    "demo": {"seeds": 100},
+    "lab": {"seeds": 200},
+}
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = ROLLOUT_PRESETS
+
+@dataclass
+class SimulatorOptions:
+    """Episodes in the simulator."""
 
     out: str = option("", "Folder of the results; finished episodes in it are kept, the same command does the rest.")
-    model: str = option("", "Checkpoint, folder or Hub id: rolls out expert, this model, and the same model untrained.")
-    policies: list[str] = option(
-        [], "Policies instead: expert, still, untrained:PATH, PATH of a checkpoint, or ws://HOST:PORT."
-    )
-    preset: str = option("demo", "Values of the options below.", choices=list(ROLLOUT_PRESETS))
+    preset: str = option("demo", "Values of the options marked (preset).", choices=list(ROLLOUT_PRESETS))
     seeds: int = option(100, "Episodes of a trained model (preset).")
-    baseline_seeds: int = option(40, "Episodes of every other policy, on the first of the same seeds (preset).")
     first_seed: int = option(0, "Seed of the first episode.")
     execution_horizon: int = option(3, "Actions executed of each predicted chunk.")
     max_steps: int = option(120, "Steps of 0.1 s after which an episode has failed (preset).")
@@ -43,33 +43,23 @@ class RolloutOptions:
     image_size: int = option(128, "Side of the square views, px (preset).")
     num_objects: int = option(3, "Objects on the table, the target included.")
     world: str = option("{}", 'More options of simulation.WorldConfig as JSON, such as \'{"preset": "geometry"}\'.')
-    keys: str = option("", "JSON file of the keys that a server of openpi's at ws://HOST:PORT is told under.")
     restart: bool = option(False, "Forget the results that are there.")
     run_code: bool = option(False, RUN_CODE)
 
     def __post_init__(self):
         require_out(self)
-        if bool(self.model) == bool(self.policies):
-            raise InputError("give --model CHECKPOINT, or --policies POLICY ..., and not both")
-        for name in (
-            "seeds",
-            "baseline_seeds",
-            "execution_horizon",
-            "max_steps",
-            "processes",
-            "environments",
-            "image_size",
-        ):
+        for name in ("seeds", "execution_horizon", "max_steps", "processes", "environments", "image_size"):
             at_least(self, name, 1)
         at_least(self, "num_steps", 0)
         at_least(self, "first_seed", 0)
-        last = self.first_seed + max(self.seeds, self.baseline_seeds) - 1
+        last = self.first_seed + self.most_seeds - 1
         if last >= MAX_SEED:
             raise InputError(f"the last seed is {last}; seeds from 2**32 on belong to recorded data, take smaller ones")
 
-    def specs(self) -> list[str]:
-        """The policies to roll out."""
-        return self.policies or ["expert", self.model, f"untrained:{self.model}"]
+    @property
+    def most_seeds(self) -> int:
+        """Episodes of the policy that has most."""
+        return self.seeds
 
     def world_options(self) -> dict[str, Any]:
         """Keyword arguments of `simulation.WorldConfig`; InputError for JSON that is none."""
@@ -83,6 +73,63 @@ class RolloutOptions:
                 f"--world {self.world!r} must be a JSON object without {', '.join(own)}, which are options"
             )
         return own | {key: tuple(value) if isinstance(value, list) else value for key, value in extra.items()}
+
+
+@dataclass
+class RolloutOptions(SimulatorOptions):
+    """Closed-loop rollouts in the simulator on seeds that training never saw; success is counted by physics."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = ROLLOUT_PRESETS
+
+    model: str = option("", "Checkpoint, folder or Hub id: rolls out expert, this model, and the same model untrained.")
+    policies: list[str] = option(
+        [], "Policies instead: expert, still, untrained:PATH, PATH of a checkpoint, or ws://HOST:PORT."
+    )
+    baseline_seeds: int = option(40, "Episodes of every other policy, on the first of the same seeds (preset).")
+    keys: str = option("", "JSON file of the keys that a server of openpi's at ws://HOST:PORT is told under.")
+    calibration_error_deg: float = option(
+        0.0, "Angle by which the camera's rotation is wrong that a model is told, about an axis that the seed draws."
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if bool(self.model) == bool(self.policies):
+            raise InputError("give --model CHECKPOINT, or --policies POLICY ..., and not both")
+        at_least(self, "baseline_seeds", 1)
+        at_least(self, "calibration_error_deg", 0)
+
+    @property
+    def most_seeds(self) -> int:
+        return max(self.seeds, self.baseline_seeds)
+
+    def specs(self) -> list[str]:
+        """The policies to roll out."""
+        return self.policies or ["expert", self.model, f"untrained:{self.model}"]
+
+
+@dataclass
+class DelayOptions(SimulatorOptions):
+    """Success in the simulator where the policy answers late, with jitter, with pictures that are missing, and from a
+    server that restarts, for an arm that waits for each chunk and for one that does not. Time is simulated.
+    """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = DELAY_PRESETS
+
+    models: list[str] = option(
+        [], "Checkpoints, folders or Hub ids; the first is tried in all modes, others with real-time chunking alone."
+    )
+    latencies_ms: list[int] = option([0, 100, 200, 300, 500], "From an observation to its answer, ms (preset).")
+    disturbed_ms: int = option(200, "Latency at which the disturbances below are tried, ms.")
+    jitter_ms: int = option(150, "By how much the latency of each answer may differ, ms.")
+    dropped_frames: float = option(0.3, "Share of the periods of 0.1 s without a new picture.")
+    restart_ms: int = option(1000, "How long the server is away, once in each episode, ms.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.models:
+            raise InputError("--models is missing: CHECKPOINT ..., folders or Hub ids")
+        if not self.latencies_ms:
+            raise InputError("--latencies_ms is empty: which latencies are tried?")
 
 
 @dataclass

@@ -161,3 +161,38 @@ def plot_errors(histograms: Mapping[str, Mapping[str, Sequence[float]] | None], 
     for axis in axes[len(shown) :]:
         axis.set_visible(False)
     save(figure, path)
+
+
+def draw_delays(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Success and time to it against the latency, and success under disturbances, of the rows of delays.json."""
+    figure, (over, time, bars) = new_figure(1, 3, 13, 3.6)
+    series: dict[str, list[Mapping[str, Any]]] = {}
+    first = rows[0]["model"]
+    for row in rows:
+        name = row["mode"].replace("_", "-") + ("" if row["model"] == first else f", {row['model']}")
+        series.setdefault(name, []).append(row)
+    colours = (GREY, "#3d6b8e", ACCENT, "#8e5a3d", "#5a8e3d")
+    kinds = [row["delivery"].partition("-")[2] for row in next(iter(series.values()))]
+    disturbed = [kind for kind in kinds if not kind.endswith("ms")]
+    for number, (name, found) in enumerate(series.items()):
+        colour = colours[number % len(colours)]
+        late = [row for row in found if row["delivery"].endswith("ms")]
+        places = [1000 * row["latency_s"] for row in late]
+        over.plot(places, [100 * row["success_rate"] for row in late], "o-", color=colour, label=name)
+        steps = [np.nan if row["mean_steps_to_success"] is None else row["mean_steps_to_success"] for row in late]
+        time.plot(places, 0.1 * np.array(steps, float), "o-", color=colour)
+        by_kind = {row["delivery"].partition("-")[2]: 100 * row["success_rate"] for row in found}
+        width = 0.8 / len(series)
+        shift = (number - (len(series) - 1) / 2) * width
+        bars.bar(np.arange(len(disturbed)) + shift, [by_kind[kind] for kind in disturbed], width, color=colour)
+    entitle(over, "Success, %")
+    entitle(time, "Time to success, s")
+    entitle(bars, "Success under disturbance, %")
+    for axis in (over, time):
+        axis.set_xlabel("latency, ms")
+    for axis in (over, bars):
+        axis.set_ylim(0, 100)
+    time.set_ylim(bottom=0)
+    bars.set_xticks(np.arange(len(disturbed)), disturbed)
+    over.legend(frameon=False, fontsize=8, loc="lower left")
+    save(figure, path)

@@ -1,5 +1,5 @@
-"""Where a policy's pointers say that the next keyframe is: what its action expert is told, beside what it answers in
-words.
+"""Where a policy's pointers look, and where they say that the next keyframe is: what its action expert is told, beside
+what it answers in words.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,6 +29,32 @@ def told_displacements(model: Any) -> Iterator[list[torch.Tensor]]:
         hook.remove()
 
 
+@contextmanager
+def pointing_maps(model: Any) -> Iterator[list[torch.Tensor]]:
+    """Within, where the pointers look is noted: (B, 2, grid, grid) each time, for target and gripper the shares of the
+    visual tokens of the processed left view, which sum to 1; nothing where the model has none.
+    """
+    maps: list[torch.Tensor] = []
+    if model.pointers is None:
+        yield maps
+        return
+    grid = model.pointers.grid
+    hook = model.pointers.register_forward_hook(
+        lambda _, inputs, output: maps.append(output[0].float().softmax(-1).unflatten(-1, (grid, grid)).cpu())
+    )
+    try:
+        yield maps
+    finally:
+        hook.remove()
+
+
+def way_in_metres(processor: Any, way: np.ndarray, embodiment: str) -> np.ndarray:
+    """(3,) m from the tool to the keyframe that the pointers tell, (pose_dim,) of `told_displacements`."""
+    # differences of normalised values are those of robot units times this
+    scale = processor.normalizer.scale(np.ones(processor.state_dim), embodiment, "state")[:3]
+    return np.divide(way[:3], scale, out=np.zeros(3), where=scale > 0)
+
+
 def position_errors(processor: Any, rows: Sequence[HeldOutRow], ways: torch.Tensor) -> dict[str, list[float]]:
     """{"xy_cm", "z_cm"}: errors of the keyframe's position of the rows that have one.
 
@@ -39,9 +65,7 @@ def position_errors(processor: Any, rows: Sequence[HeldOutRow], ways: torch.Tens
     for row, way in zip(rows, ways.double().numpy(), strict=True):
         if row.keyframe_pose is None:
             continue
-        # differences of normalised values are those of robot units times this
-        scale = processor.normalizer.scale(np.ones(processor.state_dim), row.embodiment, "state")[:3]
-        metres = np.divide(way[:3], scale, out=np.zeros(3), where=scale > 0)
+        metres = way_in_metres(processor, way, row.embodiment)
         error = 100 * (metres - (row.keyframe_pose[:3] - row.states[-1, :3]))
         errors["xy_cm"].append(float(np.linalg.norm(error[:2])))
         errors["z_cm"].append(abs(float(error[2])))

@@ -17,6 +17,9 @@ class Observation:
     left, right: (H, W, 3) uint8 RGB; None unless the policy needs images. views: further ones by name, None where one
     is absent.
     depths: {name of a view: (H, W) float32 m, 0 = unknown}, where they are known.
+    calibration: of the left view and the pair, as processors take it, where it is known.
+    running_actions: (n, A) float32, what is left of the chunk that is executed, from the present state on, which the
+    next chunk shall continue; delay: how many of them will have been executed when it is there. None = nothing is.
     """
 
     slot: int
@@ -29,6 +32,9 @@ class Observation:
     right: np.ndarray | None = None
     views: Mapping[str, np.ndarray | None] = field(default_factory=dict)
     depths: Mapping[str, np.ndarray] = field(default_factory=dict)
+    calibration: Mapping[str, Any] | None = None
+    running_actions: np.ndarray | None = None
+    delay: int = 0
 
     @property
     def all_views(self) -> dict[str, np.ndarray | None]:

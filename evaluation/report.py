@@ -166,7 +166,9 @@ def film_episode(out: Path, results: dict[str, Any], seed: int) -> dict[str, Any
         )
     world = {key.removeprefix("world."): value for key, value in saved.items() if key.startswith("world.")}
     world = {key: tuple(value) if isinstance(value, list) else value for key, value in world.items()}
-    config = RolloutConfig(WorldConfig(**world), saved["execution_horizon"], saved["max_steps"])
+    config = RolloutConfig(
+        WorldConfig(**world), saved["execution_horizon"], saved["max_steps"], saved["calibration_error_deg"]
+    )
     # of the revision that was rolled out: an adapter's weights are those of its model too
     policy = make_policy(spec, num_steps=saved["num_steps"] or None, run_code=run.get("run_code", False))
     for number in seeds:

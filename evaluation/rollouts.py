@@ -1,5 +1,6 @@
 """Closed-loop rollouts: many worlds in lockstep with one policy, success counted by physics."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -7,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from stereovla.evaluation.delays import DelayedArm, Delivery
 from stereovla.evaluation.metrics import success_rate
 from stereovla.evaluation.policies import Observation, Policy
 from stereovla.simulation import World, WorldConfig
+from stereovla.simulation.geometry import rotation_matrix
 
+RUNNING = ("running_actions", "delay")  # what a request says of the chunk that is executed
 WRONG_LIFT_M = 0.05  # another object held this high was picked by mistake; the target counts from the same height
 
 
@@ -20,16 +24,23 @@ class RolloutConfig:
 
     execution_horizon: actions executed of each predicted chunk before the policy looks again.
     max_steps: steps of 0.1 s after which an episode has failed.
+    calibration_error_deg: by so much the camera's rotation that the policy is told is wrong, about an axis that follows
+        from the seed: what an extrinsic calibration that has slipped costs.
+    delivery: how late the answers are and what the arm does meanwhile; None = the world waits for the policy.
     """
 
     world: WorldConfig = field(default_factory=WorldConfig)
     execution_horizon: int = 3
     max_steps: int = 60
+    calibration_error_deg: float = 0.0
+    delivery: Delivery | None = None
 
     def __post_init__(self):
         for name in ("execution_horizon", "max_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.calibration_error_deg <= 180:
+            raise ValueError(f"calibration_error_deg is {self.calibration_error_deg}; it must be in [0, 180]")
 
 
 class Episode:
@@ -46,6 +57,11 @@ class Episode:
         self.wrong_object: str | None = None
         self.best_progress = self.world.progress
         self.done = self.success = False
+        self.arm: DelayedArm | None = None
+        if self.config.delivery is not None:
+            axes, horizon = self.world.robot.axes, self.config.execution_horizon
+            self.arm = DelayedArm(self.config.delivery, axes, horizon, seed)
+            self.arm.begin(self.world.state())
 
     @property
     def steps(self) -> int:
@@ -64,15 +80,28 @@ class Episode:
             left=views["left"],
             right=views["right"],
             depths={"left": views["depth"]} if depth else {},
+            calibration=self.told_calibration(views.get("calibration")),
+            **({} if self.arm is None else {name: getattr(self.arm.request, name) for name in RUNNING}),
         )
 
+    def told_calibration(self, calibration: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The calibration with the config's error: the camera turned where it stands."""
+        if calibration is None or not self.config.calibration_error_deg:
+            return calibration
+        axis = np.random.default_rng(self.seed).standard_normal(3)
+        axis *= math.radians(self.config.calibration_error_deg) / np.linalg.norm(axis)
+        pose = np.array(calibration["transform_camera_to_base"], dtype=np.float64)
+        pose[:3, :3] = pose[:3, :3] @ rotation_matrix(axis)
+        return {**calibration, "transform_camera_to_base": pose}
+
     def execute(self, chunk: np.ndarray) -> Iterator[None]:
-        """Executes the chunk's first `execution_horizon` actions, fewer where the episode ends; yields after each."""
-        if len(chunk) < self.config.execution_horizon:
-            raise ValueError(
-                f"execution_horizon is {self.config.execution_horizon}, but the policy predicts {len(chunk)} actions"
-            )
-        for action in chunk[: self.config.execution_horizon]:
+        """Executes the chunk's first `execution_horizon` actions, or what the arm does until it asks again, less where
+        the episode ends; yields after each.
+        """
+        horizon = self.config.execution_horizon
+        if len(chunk) < horizon:
+            raise ValueError(f"execution_horizon is {horizon}, but the policy predicts {len(chunk)} actions")
+        for action in chunk[:horizon] if self.arm is None else self.arm.actions(chunk, self.world.state):
             self.world.step(action)
             self.states.append(self.world.state())
             self.best_progress = max(self.best_progress, self.world.progress)
@@ -95,6 +124,7 @@ class Episode:
             "objects": [item.name for item in self.world.objects],
             "wrong_object": self.wrong_object,
             "shortened_moves": int(self.world.robot.shortened),
+            **({} if self.arm is None else {"executor": dict(sorted(self.arm.executor.counts.items()))}),
         }
 
 

@@ -109,9 +109,11 @@ class ActionExpert(nn.Module):
         return embedded.to(dtype)
 
     def embed_actions(self, noisy_actions: torch.Tensor, embedded_time: torch.Tensor) -> torch.Tensor:
-        """noisy_actions (..., chunk, action_dim), embedded_time (..., width) -> (..., chunk, width)."""
+        """noisy_actions (..., chunk, action_dim), embedded_time (width,), (..., 1, width) or one for each step ->
+        (..., chunk, width).
+        """
         actions = self.action_in_proj(noisy_actions)
-        time = embedded_time[..., None, :].to(actions.dtype).expand_as(actions)
+        time = embedded_time.to(actions.dtype).expand_as(actions)
         merged = torch.cat([actions, time], dim=-1)
         return self.action_time_mlp_out(nn.functional.silu(self.action_time_mlp_in(merged)))
 
@@ -123,10 +125,11 @@ class ActionExpert(nn.Module):
         Args:
             state_tokens: (B, S, width), the embedded state history (and pointers).
             noisy_actions: (B, K, chunk, action_dim): K flow-matching draws of each sample.
-            time: (B, K).
+            time: (B, K), or (B, K, chunk) where steps have times of their own.
         """
         _, draws, chunk, _ = noisy_actions.shape
         num_state = state_tokens.shape[1]
+        time = time[..., None] if time.ndim == 2 else time
         actions = self.embed_actions(noisy_actions, self.embed_time(time)).flatten(1, 2)  # (B, K * chunk, width)
         embeds = torch.cat([state_tokens.to(actions.dtype), actions], dim=1)
         # the draws all take the same positions
@@ -152,7 +155,9 @@ class ActionExpert(nn.Module):
         return ReadPrefix(cache, mask, (cosines[:, num_state:], sines[:, num_state:]))
 
     def denoise(self, prefix: ReadPrefix, noisy_actions: torch.Tensor, embedded_time: torch.Tensor) -> torch.Tensor:
-        """Velocity of chunks (B, chunk, action_dim) at one time, embedded: (width,). Compiles in one graph."""
+        """Velocity of chunks (B, chunk, action_dim) at one time, embedded: (width,), or at one for each step: (B,
+        chunk, width). Compiles in one graph.
+        """
         embeds = self.embed_actions(noisy_actions, embedded_time)
         hidden = run_layers(self.transformer, embeds, prefix.cache, prefix.mask, prefix.position_embeddings)
         return self.action_out_proj(hidden)

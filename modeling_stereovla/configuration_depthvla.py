@@ -193,6 +193,11 @@ class DepthVLAConfig(PolicyConfig):
         return None if self.depth_config is None else self.depth_config.stereo_config
 
     @property
+    def reads_depth(self) -> bool:
+        """Whether the model must be shown true depth (an ablation)."""
+        return self.depth_config is not None and self.depth_config.input == "depth"
+
+    @property
     def writes_pose(self) -> bool:
         """Whether the keyframe pose stands in the sequence of a sample that acts."""
         return False

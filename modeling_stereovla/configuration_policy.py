@@ -34,6 +34,9 @@ class PolicyConfig(PreTrainedConfig):
             released code does.
         flow_draws (`int`):
             Noise and time draws of each sample in one training step.
+        max_delay (`int`, below chunk_size):
+            Longest delay, in steps, that training simulates for real-time chunking: the first 0 to `max_delay` actions
+            of each noisy chunk are given as they are. 0 = not trained so; such a model is guided instead.
         use_pointers (`bool`):
             The pointing loss and its read-out tokens (`pointing.py`); not in the papers.
         turn_symmetry, num_turns (`int`):
@@ -66,6 +69,7 @@ class PolicyConfig(PreTrainedConfig):
     max_period: float = 4.0
     time_embedding_dtype: str = "float32"
     flow_draws: int = 1
+    max_delay: int = 0
     use_pointers: bool = False
     turn_symmetry: int = 0
     num_turns: int = 1
@@ -111,6 +115,10 @@ class PolicyConfig(PreTrainedConfig):
         if self.turn_symmetry not in (0, 1, 2):
             raise ValueError(
                 f"turn_symmetry is {self.turn_symmetry}; it must be 0 (yaw is a number), 1 or 2 (of two fingers)"
+            )
+        if not 0 <= self.max_delay < self.chunk_size:
+            raise ValueError(
+                f"max_delay is {self.max_delay}; it must be at least 0 and below chunk_size ({self.chunk_size})"
             )
         sizes = ("state_dim", "state_history", "action_dim", "chunk_size", "pose_dim", "num_turns", "flow_draws")
         for name in (*sizes, "num_inference_steps"):

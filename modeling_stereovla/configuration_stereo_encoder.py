@@ -12,6 +12,7 @@ logger = logging.get_logger(__name__)
 
 FEATURE_CHOICES = ("correlation", "cost_volume", "filtered_cost_volume", "lookup")
 ATTENTION_LAYOUTS = ("disparity", "heads")
+DISPARITY_PATCH = 4  # voxels of the filtered volume, along each side, that one token of the transformer stands for
 
 # ViT and DPT of the two releases: hidden size, layers, heads, tapped blocks (counted from 1), neck sizes, fusion size.
 FOUNDATIONSTEREO_RELEASES = {
@@ -66,8 +67,9 @@ class StereoEncoderConfig(PreTrainedConfig):
     [`StereoEncoderConfig.foundationstereo`] gives the two releases in full.
 
     max_disparity (`int`, defaults to 416):
-        Largest disparity in px of the input image that the volume holds, exclusive; a multiple of 32. The volume has
-        D = max_disparity / 4 bins.
+        Largest disparity in px of the input image that the volume holds, exclusive. The volume has
+        D = max_disparity / 4 bins, which the hourglass must be able to halve at each of its levels: with three levels a
+        multiple of 32 px.
     features (`str`, defaults to `"filtered_cost_volume"`):
         What the model returns as features: "correlation", "cost_volume", "filtered_cost_volume" or "lookup".
     edgenext_depths, edgenext_channels, edgenext_kernel_sizes (`list[int]`):
@@ -111,6 +113,11 @@ class StereoEncoderConfig(PreTrainedConfig):
         the mean of these, so that their number stays.
     num_classifier_blocks (`int`, defaults to 1), classifier_kernel_sizes (`list[int]`, defaults to `[3, 7]`):
         Residual blocks, and first and last kernel, of the head that scores each disparity.
+    refinement_channels (`int`, defaults to 0):
+        Width of the search around the filtered volume's disparity at half of the resolution, which then is the
+        disparity that the model returns; 0 = none. Not in FoundationStereo.
+    refinement_radius (`int`, defaults to 3):
+        How far this search looks, px at half of the resolution.
     lookup_levels, lookup_radius (`int`, defaults to 2 and 4):
         Pyramid levels and radius of the "lookup" features.
     image_mean, image_std (`list[float]`):
@@ -148,6 +155,8 @@ class StereoEncoderConfig(PreTrainedConfig):
     reachable_bins_only: bool = False
     num_classifier_blocks: int = 1
     classifier_kernel_sizes: list[int] | tuple[int, ...] = (3, 7)
+    refinement_channels: int = 0
+    refinement_radius: int = 3
     lookup_levels: int = 2
     lookup_radius: int = 4
     image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)
@@ -217,8 +226,14 @@ class StereoEncoderConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Part of `@strict`-powered validation: what the fields must satisfy together."""
-        if self.max_disparity <= 0 or self.max_disparity % 32:
-            raise ValueError(f"max_disparity is {self.max_disparity} px; it must be a positive multiple of 32")
+        step = 4 * max(2 ** len(self.hourglass_channels), DISPARITY_PATCH if self.num_disparity_layers else 1)
+        if self.max_disparity <= 0 or self.max_disparity % step:
+            raise ValueError(f"max_disparity is {self.max_disparity} px; it must be a positive multiple of {step}")
+        if self.refinement_channels < 0 or self.refinement_channels % 2 or self.refinement_radius < 1:
+            raise ValueError(
+                f"refinement_channels and refinement_radius are {self.refinement_channels} and "
+                f"{self.refinement_radius}; valid: an even number or 0 (none), and 1 or more"
+            )
         if self.features not in FEATURE_CHOICES:
             raise ValueError(f"features is {self.features!r}; valid: {', '.join(map(repr, FEATURE_CHOICES))}")
         if self.attention_layout not in ATTENTION_LAYOUTS:

@@ -8,6 +8,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_policy import PolicyConfig, with_overrides
 from .configuration_stereo_encoder import StereoEncoderConfig, known_keys, refuse_unknown_keys
+from .view_points import NUM_CHANNELS
 
 
 @strict
@@ -37,6 +38,22 @@ class StereoVLAConfig(PolicyConfig):
             and runs without gradients on the others, which makes a training step cheaper.
         disparity_loss_weight (`float`):
             Weight of the stereo encoder's loss in the sum.
+        points_frame (`str`, *optional*):
+            "base" or "camera": points of the disparity and the calibration, in this frame, are channels of the visual
+            tokens, and the pointers read them out (`view_points.py`). None: none, as in the paper.
+        points_of (`str`):
+            "encoder": the stereo encoder's disparity; "given": one that comes with the pair, for a camera that measures
+            depth.
+        calibration_dropout (`float` in [0, 1)):
+            Share of the training samples whose calibration the model is not told, so that it can do without.
+        language_pointing_layer (`int`), language_pointing_loss_weight (`float`):
+            The layer of the language model whose attention learns to find what an answer is about
+            (`language_pointing.py`), None = no layer, and the weight of that loss; not in the papers.
+        visual_position_code (`bool`):
+            Whether visual tokens are told their place in the picture, by fixed sines and cosines that are added to
+            them; not in the papers.
+        bin_smoothing (`float`):
+            Standard deviation in bins of the targets of poses and boxes; 0 = the true bin alone, as in the papers.
 
     The other fields are those of `PolicyConfig`.
     """
@@ -59,6 +76,13 @@ class StereoVLAConfig(PolicyConfig):
     direct_probability: float = 0.0
     stereo_learns_from: str = "all"
     disparity_loss_weight: float = 0.0
+    points_frame: str | None = None
+    points_of: str = "encoder"
+    calibration_dropout: float | int = 0.0
+    language_pointing_layer: int | None = None
+    language_pointing_loss_weight: float = 0.0
+    visual_position_code: bool = False
+    bin_smoothing: float = 0.0
 
     def __post_init__(self, **kwargs):
         refuse_unknown_keys(self, kwargs)
@@ -103,7 +127,22 @@ class StereoVLAConfig(PolicyConfig):
         widths = [tower.hidden_sizes[-1] if hasattr(tower, "hidden_sizes") else tower.hidden_size for tower in towers]
         if self.stereo_config is not None:
             widths.append(self.stereo_config.num_feature_channels(self.image_size))
+        if self.points_frame is not None:
+            widths.append(NUM_CHANNELS)
         return sum(widths)
+
+    @property
+    def point_cells(self) -> int:
+        """Points of a visual token along each of its sides; 0 = none."""
+        if self.points_frame is None:
+            return 0
+        finest = 2 if self.points_of == "given" or self.stereo_config.refinement_channels else 4
+        return self.patch_size // finest
+
+    @property
+    def reads_depth(self) -> bool:
+        """Whether the model must be shown true depth."""
+        return self.points_frame is not None and self.points_of == "given"
 
     def validate_architecture(self):
         """Part of `@strict`-powered validation."""
@@ -139,6 +178,26 @@ class StereoVLAConfig(PolicyConfig):
                 f"{self.stereo_learns_from!r}, but stereo_config is None: without a stereo encoder they must be 0 and "
                 "'all'"
             )
+        if self.points_frame not in (None, "camera", "base"):
+            raise ValueError(f"points_frame is {self.points_frame!r}; it must be None, 'camera' or 'base'")
+        if self.points_of not in ("encoder", "given"):
+            raise ValueError(f"points_of is {self.points_of!r}; it must be 'encoder' or 'given'")
+        if self.points_frame is not None and self.points_of == "encoder" and self.stereo_config is None:
+            raise ValueError("points_frame needs a disparity: give stereo_config, or set points_of to 'given'")
+        if self.points_frame is not None and self.patch_size % 4:
+            raise ValueError(f"patch_size is {self.patch_size}; with points_frame it must be a multiple of 4")
+        if not 0 <= self.calibration_dropout < 1:
+            raise ValueError(f"calibration_dropout is {self.calibration_dropout}; it must be in [0, 1)")
+        layers, layer = self.text_config.num_hidden_layers, self.language_pointing_layer
+        if layer is not None and not 0 <= layer < layers:
+            raise ValueError(f"language_pointing_layer is {layer}; it must be None or one of 0 ... {layers - 1}")
+        if layer is None and self.language_pointing_loss_weight:
+            raise ValueError(
+                f"language_pointing_loss_weight is {self.language_pointing_loss_weight}, but language_pointing_layer "
+                "is None: without a layer that learns to point it must be 0"
+            )
+        if not self.bin_smoothing >= 0:
+            raise ValueError(f"bin_smoothing is {self.bin_smoothing}; it must be at least 0 bins")
         if not 0 <= self.direct_probability <= 1:
             raise ValueError(f"direct_probability is {self.direct_probability}; it must be in [0, 1]")
 

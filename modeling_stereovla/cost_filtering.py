@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .configuration_stereo_encoder import DISPARITY_PATCH
+
 
 class OneTapConvolution(nn.Conv3d):
     """3-D convolution with a single tap across the image: (taps, 1, 1), padded to keep the size."""
@@ -149,12 +151,10 @@ class DisparityLayer(nn.Module):
 class DisparityTransformer(nn.Module):
     """Attention along the disparity at a quarter of the volume's resolution; (B, C, D, H, W) in and out."""
 
-    PATCH = 4
-
     def __init__(self, config):
         super().__init__()
         channels = config.volume_channels
-        self.patch = nn.Conv3d(channels, channels, self.PATCH, stride=self.PATCH, groups=channels)
+        self.patch = nn.Conv3d(channels, channels, DISPARITY_PATCH, stride=DISPARITY_PATCH, groups=channels)
         self.patch_norm = nn.BatchNorm3d(channels)
         self.layers = nn.Sequential(
             *(
@@ -169,7 +169,7 @@ class DisparityTransformer(nn.Module):
         tokens = patches.permute(0, 3, 4, 2, 1).reshape(-1, depth, channels)
         tokens = self.layers(tokens + sinusoidal_positions(depth, channels, tokens.device).to(tokens.dtype))
         patches = tokens.view(batch, height, width, depth, channels).permute(0, 4, 3, 1, 2)
-        return F.interpolate(patches, scale_factor=self.PATCH, mode="trilinear", align_corners=False)
+        return F.interpolate(patches, scale_factor=DISPARITY_PATCH, mode="trilinear", align_corners=False)
 
 
 class HourglassDown(nn.Module):

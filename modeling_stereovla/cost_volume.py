@@ -110,26 +110,42 @@ def regress_disparity(logits: torch.Tensor) -> torch.Tensor:
     return torch.einsum("bcdhw,d->bchw", logits.float().softmax(2), bins)
 
 
-def known_disparity(disparity_px: torch.Tensor, max_disparity: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What predictions at a quarter of the resolution are compared with.
+def known_disparity(
+    disparity_px: torch.Tensor, max_disparity: int, stride: int = 4
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What predictions at 1/stride of the resolution are compared with.
 
     Args:
-        disparity_px: true disparity (B, H, W) in px of the left view, 0 = unknown; H and W multiples of 4.
+        disparity_px: true disparity (B, H, W) in px of the left view, 0 = unknown; H and W multiples of the stride.
         max_disparity: of the volume, px, exclusive.
     Returns:
-        truth (B, 1, H/4, W/4) float32 in quarter-resolution px, taken at the centre of each 4x4 block, and where it is
-        known and within the volume, bool of the same shape.
+        truth (B, 1, H/stride, W/stride) float32 in px of that resolution, taken at the centre of each block, and where
+        it is known and within the volume, bool of the same shape.
     """
-    truth = disparity_px[:, None, 2::4, 2::4].float() / 4
-    return truth, (truth > 0) & (truth < max_disparity / 4)
+    middle = stride // 2
+    truth = disparity_px[:, None, middle::stride, middle::stride].float() / stride
+    return truth, (truth > 0) & (truth < max_disparity / stride)
 
 
-def disparity_loss(predicted: torch.Tensor, disparity_px: torch.Tensor, max_disparity: int) -> torch.Tensor:
-    """Sum of the smooth L1 losses of the known pixels, in quarter-resolution px: FoundationStereo's loss of its initial
-    disparity, `predicted` (B, 1, H/4, W/4).
+def disparity_loss(
+    predicted: torch.Tensor,
+    disparity_px: torch.Tensor,
+    max_disparity: int,
+    weight: torch.Tensor | None = None,
+    beta: float = 1.0,
+) -> torch.Tensor:
+    """Sum of the smooth L1 losses of the known pixels, in px of the prediction's resolution: FoundationStereo's loss of
+    its initial disparity, `predicted` (B, 1, H/4, W/4). At half of the resolution four pixels count as one.
+
+    Args:
+        weight: (B, H, W), factors on the losses; None = 1. beta: the error from which on the loss is linear.
     """
-    truth, known = known_disparity(disparity_px, max_disparity)
-    return (F.smooth_l1_loss(predicted.float(), truth, reduction="none") * known).sum()
+    stride = disparity_px.shape[-2] // predicted.shape[-2]
+    truth, known = known_disparity(disparity_px, max_disparity, stride)
+    losses = F.smooth_l1_loss(predicted.float(), truth, reduction="none", beta=beta) * known
+    if weight is not None:
+        losses = losses * weight[:, None, stride // 2 :: stride, stride // 2 :: stride]
+    return losses.sum() * (stride / 4) ** 2
 
 
 def sample_rows(rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

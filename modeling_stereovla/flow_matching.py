@@ -38,15 +38,18 @@ class Draws:
         noise: (B, K, chunk_size, action_dim), standard normal. time: (B, K).
         hide_pose: (B,) bool, the samples whose action expert does not see the keyframe pose; it stays None where
             `config.direct_probability` is 0, or where the policy writes no pose.
+        delay: (B, K) int64, the first steps of the chunk that are given without noise; it stays None where
+            `config.max_delay` is 0.
     """
 
     noise: torch.Tensor | None
     time: torch.Tensor | None
     hide_pose: torch.Tensor | None
+    delay: torch.Tensor | None = None
 
     def completed(self, config: Any, actions: torch.Tensor, generator: torch.Generator | None) -> "Draws":
         """With what is missing drawn for `actions` (B, chunk_size, action_dim)."""
-        noise, time, hide_pose = self.noise, self.time, self.hide_pose
+        noise, time, hide_pose, delay = self.noise, self.time, self.hide_pose, self.delay
         draws, device = (len(actions), config.flow_draws), actions.device
         hidden = config.direct_probability if config.writes_pose else 0.0
         if hide_pose is None and hidden:
@@ -56,7 +59,9 @@ class Draws:
         if time is None:
             interval = (config.time_alpha, config.time_beta, config.time_min, config.time_max)
             time = sample_time(draws, *interval, device, generator)
-        return Draws(noise, time, hide_pose)
+        if delay is None and config.max_delay:
+            delay = torch.randint(config.max_delay + 1, draws, generator=generator, device=device)
+        return Draws(noise, time, hide_pose, delay)
 
 
 def interpolate(noise: torch.Tensor, actions: torch.Tensor, time: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -76,6 +76,10 @@ class ChunkCache(Cache):
             self.buffers[layer_idx] = tuple(map(self._copied, zip(*(s[layer_idx] for s in self.streams), strict=True)))
         end = self.begin + key_states.shape[2]
         keys, values = self.buffers[layer_idx]
+        if key_states.requires_grad and torch.is_grad_enabled():
+            # a step whose gradient is wanted: what it wrote would belong to its graph, which ends with it
+            before = slice(0, self.begin)
+            return torch.cat([keys[:, :, before], key_states], 2), torch.cat([values[:, :, before], value_states], 2)
         keys[:, :, self.begin : end] = key_states
         values[:, :, self.begin : end] = value_states
         return keys[:, :, :end], values[:, :, :end]

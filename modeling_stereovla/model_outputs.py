@@ -16,11 +16,13 @@ class StereoVLAModelOutput(BaseModelOutputWithPast):
     """
     last_hidden_state: (B, L, hidden), one state for each input id.
     visual_tokens: (B, N, hidden), the projected tokens, when images were given.
-    disparity: (B, 1, H/4, W/4), initial disparity in quarter-resolution px, when images were given.
+    disparity: maps (B', 1, h, w), each in px of its own resolution, the finest last, where asked for.
+    points: (B, 3, h, w), see `view_points`, where the config has them.
     """
 
     visual_tokens: torch.Tensor | None = None
-    disparity: torch.Tensor | None = None
+    disparity: list[torch.Tensor] | None = None
+    points: torch.Tensor | None = None
 
 
 @dataclass
@@ -34,7 +36,7 @@ class StereoVLAOutput(CausalLMOutputWithPast):
     logits: (B, L, vocabulary) or the part that `logits_to_keep` names; with labels, only those of the labelled tokens
         (T, vocabulary).
     velocity: (B', K, chunk, action_dim) of the samples that have an action loss.
-    disparity: (B, 1, H/4, W/4), quarter-resolution px.
+    disparity: (B', H/4, W/4), or (B', H/2, W/2) where the stereo encoder refines it, in px of the given left view.
     """
 
     action_loss: torch.Tensor | None = None
@@ -42,7 +44,9 @@ class StereoVLAOutput(CausalLMOutputWithPast):
     disparity_loss: torch.Tensor | None = None
     pointing_loss: torch.Tensor | None = None
     keyframe_loss: torch.Tensor | None = None
+    language_pointing_loss: torch.Tensor | None = None
     pointing_accuracy: torch.Tensor | None = None
+    language_pointing_accuracy: torch.Tensor | None = None
     sample_action_loss: torch.Tensor | None = None
     sample_language_loss: torch.Tensor | None = None
     sample_token_accuracy: torch.Tensor | None = None

@@ -296,6 +296,7 @@ class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPredic
         equal_turns: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
         time: torch.Tensor | None = None,
+        delay: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
         language_weights: torch.Tensor | None = None,
         counts: dict[str, torch.Tensor] | None = None,
@@ -325,7 +326,7 @@ class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPredic
             turns: (B, T), the turns to it in rad where they are apart (`config.turn_symmetry`), NaN = unknown;
                 equal_turns: (B,), how many turns in a whole one are as right (default: `turn_symmetry`).
             noise: (B, K, chunk_size, action_dim) and time: (B, K), of flow matching; drawn (with `generator`) when
-                absent.
+                absent. delay: (B, K) int64, the first steps that are given without noise, up to `config.max_delay`.
             language_weights: (B,), factors on the language losses of the samples (default: 1).
             counts: what each sum of losses is divided by, those of `loss_counts` when absent (see StereoVLA).
             output_depth: return the predicted depth also where there is no true one.
@@ -373,12 +374,12 @@ class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPredic
         if acts:
             is_prompt = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             is_prompt = is_prompt if token_type_ids is None else is_prompt * (token_type_ids == 0)
-            state_tokens, predictions.pointing, predictions.displacement, predictions.turns = self._state_tokens(
-                state, input_ids, is_prompt, outputs.visual_tokens, facing, targets
+            state_tokens, predictions.pointed = self._state_tokens(
+                state, input_ids, is_prompt, outputs, targets=targets, facing=facing
             )
-            draws = Draws(noise, time, None).completed(self.config, actions, generator)
-            predictions.velocity, predictions.flow = self._velocities(
-                self._prompt_alone(outputs.prefix, token_type_ids), state_tokens, targets, draws
+            draws = Draws(noise, time, None, delay).completed(self.config, actions, generator)
+            self._predict_velocities(
+                predictions, self._prompt_alone(outputs.prefix, token_type_ids), state_tokens, targets, draws
             )
         losses = sum_losses(self.objectives, predictions, targets, counts)
         if acts and labels is None and self.training:
@@ -416,6 +417,8 @@ class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPredic
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
         facing: torch.Tensor | None = None,
+        running_actions: torch.Tensor | None = None,
+        delay: torch.Tensor | int | None = None,
         **unused,
     ) -> torch.Tensor:
         """Action chunks (B, chunk_size, action_dim), normalised; `processor.decode_actions` gives robot units.
@@ -429,6 +432,9 @@ class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPredic
             num_steps: Euler steps (default: `config.num_inference_steps`).
             noise: (B, chunk_size, action_dim), standard normal, where the integration starts once it is multiplied by
                 `config.noise_scale`; drawn with `generator` when absent.
+            running_actions: (B, chunk_size, action_dim), normalised, what is left of the chunk that is executed, which
+                the new one continues; NaN = no such step. delay: (B,) int64, or one for all, how many of them will
+                have been executed by then; see `_integrate`.
         """
         if unused:
             raise TypeError(
@@ -444,8 +450,8 @@ class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPredic
             depth_map=depth_map,
         )
         is_prompt = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        state_tokens, *_ = self._state_tokens(state, input_ids, is_prompt, outputs.visual_tokens, facing)
-        return self._integrate(outputs.prefix, state_tokens, num_steps, noise, generator)
+        state_tokens, _ = self._state_tokens(state, input_ids, is_prompt, outputs, facing=facing)
+        return self._integrate(outputs.prefix, state_tokens, num_steps, noise, generator, running_actions, delay)
 
     def prepare_inputs_for_generation(self, input_ids, pixel_values=None, is_first_iteration=False, **kwargs):
         """Images enter with the prompt only; later steps read them from the cache."""

@@ -1,5 +1,7 @@
 """StereoVLA (arXiv 2512.21970): a vision-language-action model that sees with two eyes."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from transformers import GenerationMixin, LlamaModel
 from transformers.cache_utils import Cache, DynamicCache
@@ -7,9 +9,11 @@ from transformers.cache_utils import Cache, DynamicCache
 from .action_expert import Prefix
 from .configuration_stereovla import StereoVLAConfig
 from .flow_matching import Draws
+from .language_pointing import attention_logits, recorded_outputs
 from .layer_caches import CACHE, RecordingCache
 from .model_outputs import StereoVLAModelOutput, StereoVLAOutput, refuse_unknown_inputs
 from .objectives import Predictions, Targets, sum_losses
+from .pointing import in_picture
 from .policy import PolicyForActionPrediction, PolicyPreTrainedModel, valid_positions
 from .visual_tokens import StereoVisualTokens
 
@@ -72,6 +76,9 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
         use_cache: bool | None = None,
         output_disparity: bool = False,
         disparity_rows: torch.Tensor | None = None,
+        disparity: torch.Tensor | None = None,
+        point_transform: torch.Tensor | None = None,
+        point_frame: torch.Tensor | None = None,
         **kwargs,
     ) -> StereoVLAModelOutput:
         """
@@ -83,8 +90,9 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
             output_disparity: also return the stereo encoder's disparity.
             disparity_rows: (B,) bool, the samples that the stereo encoder learns from, and whose disparity is returned,
                 where `config.stereo_learns_from` is "disparity"; None = all.
+            disparity, point_transform, point_frame: see `StereoVisualTokens`.
         """
-        tokens = predicted_disparity = None
+        seen = None
         if pixel_values is not None:
             size = self.config.image_size
             if pixel_values.ndim != 5 or tuple(pixel_values.shape[1:]) != (2, 3, size, size):
@@ -92,10 +100,10 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
                     f"pixel_values has shape {tuple(pixel_values.shape)}; it must be (batch, 2, 3, {size}, "
                     f"{size}), left view first"
                 )
-            tokens, predicted_disparity = self.visual_tokens(
-                pixel_values.to(self.dtype), output_disparity, disparity_rows
+            seen = self.visual_tokens(
+                pixel_values.to(self.dtype), output_disparity, disparity_rows, disparity, point_transform, point_frame
             )
-        inputs_embeds = self.embed(input_ids, tokens, inputs_embeds)
+        inputs_embeds = self.embed(input_ids, None if seen is None else seen.tokens, inputs_embeds)
         if position_ids is None and attention_mask is not None:
             position_ids = valid_positions(attention_mask)[:, -inputs_embeds.shape[1] :]
         outputs = self.language_model(
@@ -110,8 +118,9 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
             last_hidden_state=outputs.last_hidden_state,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            visual_tokens=tokens,
-            disparity=predicted_disparity,
+            visual_tokens=None if seen is None else seen.tokens,
+            disparity=None if seen is None else seen.disparity,
+            points=None if seen is None else seen.points,
             **{CACHE: outputs[CACHE] if CACHE in outputs else None},
         )
 
@@ -158,9 +167,13 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         displacement: torch.Tensor | None = None,
         turns: torch.Tensor | None = None,
         equal_turns: torch.Tensor | None = None,
+        point_transform: torch.Tensor | None = None,
+        point_frame: torch.Tensor | None = None,
+        answer_points: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
         time: torch.Tensor | None = None,
         hide_pose: torch.Tensor | None = None,
+        delay: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
         language_weights: torch.Tensor | None = None,
         counts: dict[str, torch.Tensor] | None = None,
@@ -193,11 +206,16 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             displacement: (B, pose_dim), the way to the keyframe (see the processor), NaN = unknown.
             turns: (B, T), the turns to it in rad where they are apart (`config.turn_symmetry`), NaN = unknown;
                 equal_turns: (B,), how many turns in a whole one are as right (default: `turn_symmetry`).
+            point_transform, point_frame: (B, 3, 4) and (B,) of the processor, for a model with `config.points_frame`;
+                without them it sees no points.
+            answer_points: (B, L, 2), pixels in the left view that the labels are about, NaN = nothing, or not seen.
             output_disparity: return the predicted disparity also where there is no true one.
             noise: (B, K, chunk_size, action_dim) and time: (B, K), one row for each sample, of which those with an
                 action loss are read; drawn (with `generator`) when absent.
             hide_pose: (B,) bool, the samples whose action expert does not see the keyframe pose; drawn with
                 `config.direct_probability` when absent.
+            delay: (B, K) int64, the first steps of a chunk that are given without noise and have no loss; drawn up to
+                `config.max_delay` when absent.
             language_weights: (B,), factors on the language losses of the samples (default: 1).
             counts: what each sum of losses is divided by, those of `loss_counts` when absent. Where a batch is split
                 over processes or accumulation steps, the counts of the whole batch make the losses, and their
@@ -215,25 +233,36 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             displacement,
             turns,
             equal_turns,
+            answer_points=answer_points,
         )
-        acts = actions is not None
+        acts, looks = actions is not None, answer_points is not None and self.config.language_pointing_layer is not None
+        point_frame = self._told_frame(point_frame, generator)
         disparity_rows = self._choose_disparity(targets, pixel_values) if acts else None
-        if acts and attention_mask is None:
+        if (acts or looks) and attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        recorder = RecordingCache() if acts else None
-        outputs = self.model(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            cache=recorder if acts else past_key_values if cache is None else cache,
-            inputs_embeds=inputs_embeds,
-            use_cache=False if acts or labels is not None else use_cache,
-            output_disparity=output_disparity or targets.disparity is not None,
-            disparity_rows=disparity_rows,
-            **kwargs,
-        )
+        recorder = RecordingCache() if acts or looks else None
+        with self._recorded_queries(looks) as queries:
+            outputs = self.model(
+                input_ids=input_ids,
+                pixel_values=pixel_values,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                cache=recorder if acts or looks else past_key_values if cache is None else cache,
+                inputs_embeds=inputs_embeds,
+                use_cache=False if acts or labels is not None else use_cache,
+                output_disparity=output_disparity or self._compares(targets),
+                disparity_rows=disparity_rows,
+                disparity=disparity,
+                point_transform=point_transform,
+                point_frame=point_frame,
+                **kwargs,
+            )
         predictions = Predictions(disparity=outputs.disparity)
+        if looks:
+            positions = valid_positions(attention_mask) if position_ids is None else position_ids
+            predictions.language_pointing = self._pointing_in_language(
+                queries[0], recorder, positions, input_ids, answer_points
+            )
         hidden = outputs.last_hidden_state
         if labels is None:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -242,24 +271,64 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             # computed for the labelled tokens alone
             logits = predictions.logits = self.lm_head(hidden[:, :-1][targets.labelled])
         if acts:
-            state_tokens, predictions.pointing, predictions.displacement, predictions.turns = self._state_tokens(
-                state, input_ids, attention_mask, outputs.visual_tokens, facing, targets
+            state_tokens, predictions.pointed = self._state_tokens(
+                state, input_ids, attention_mask, outputs, point_frame, targets, facing
             )
-            draws = Draws(noise, time, hide_pose).completed(self.config, actions, generator)
+            draws = Draws(noise, time, hide_pose, delay).completed(self.config, actions, generator)
             mask = attention_mask if draws.hide_pose is None else self._without_pose(attention_mask, draws.hide_pose)
-            predictions.velocity, predictions.flow = self._velocities(
-                Prefix.of(recorder.stream, mask), state_tokens, targets, draws
-            )
+            self._predict_velocities(predictions, Prefix.of(recorder.stream, mask), state_tokens, targets, draws)
         output = StereoVLAOutput(
             logits=logits,
             velocity=predictions.velocity[: len(targets.acting)] if acts else None,
-            disparity=outputs.disparity,
+            disparity=self._finest(outputs.disparity),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             **{CACHE: None if acts or CACHE not in outputs else outputs[CACHE]},
             **sum_losses(self.objectives, predictions, targets, counts),
         )
         return output if return_dict is not False else output.to_tuple()
+
+    def _compares(self, targets: Targets) -> bool:
+        """Whether there is a disparity to learn from; that which a model without stereo encoder is shown is none."""
+        return targets.disparity is not None and not (self.config.reads_depth and self.config.stereo_config is None)
+
+    def _finest(self, maps: list[torch.Tensor] | None) -> torch.Tensor | None:
+        """(B', h, w) px of the view, of its disparity maps."""
+        return None if maps is None else (maps[-1] * (self.config.image_size / maps[-1].shape[-1])).squeeze(1)
+
+    def _told_frame(self, point_frame: torch.Tensor | None, generator: torch.Generator | None) -> torch.Tensor | None:
+        """`point_frame` with that of a share of the training samples dropped (`config.calibration_dropout`)."""
+        dropped = self.config.calibration_dropout
+        if point_frame is None or not self.training or not dropped:
+            return point_frame
+        drawn = torch.rand(len(point_frame), generator=generator, device=point_frame.device)
+        return point_frame * (drawn >= dropped)
+
+    def _recorded_queries(self, wanted: bool) -> AbstractContextManager[list[torch.Tensor]]:
+        """Records the queries of the layer that learns to point."""
+        if not wanted:
+            return nullcontext([])
+        layer = self.model.language_model.layers[self.config.language_pointing_layer]
+        return recorded_outputs(layer.self_attn.q_proj)
+
+    def _pointing_in_language(
+        self,
+        queries: torch.Tensor,
+        recorder: RecordingCache,
+        position_ids: torch.Tensor,
+        input_ids: torch.Tensor,
+        answer_points: torch.Tensor,
+    ) -> torch.Tensor:
+        """`Predictions.language_pointing` from the queries (B, L, heads * head_dim) of the layer that learns to point;
+        the other arguments as in `forward`.
+        """
+        keys, _ = recorder.states[self.config.language_pointing_layer]  # (B, kv_heads, L, head_dim)
+        seen = (input_ids == self.config.image_token_id)[:, None, :, None].expand_as(keys)
+        keys = keys[seen].view(*keys.shape[:2], -1, keys.shape[-1])
+        rows, places = in_picture(answer_points[:, 1:], self.config.image_size).nonzero(as_tuple=True)
+        cosines, sines = self.model.language_model.rotary_emb(queries, position_ids)
+        asking = queries[rows, places].unflatten(-1, (-1, keys.shape[-1]))
+        return attention_logits(asking, (cosines[rows, places], sines[rows, places]), keys, rows)
 
     def _choose_disparity(self, targets: Targets, pixel_values: torch.Tensor) -> torch.Tensor | None:
         """The samples (B,) bool that the stereo encoder learns from, to which the target is cut; None = all."""
@@ -294,7 +363,12 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
         facing: torch.Tensor | None = None,
+        running_actions: torch.Tensor | None = None,
+        delay: torch.Tensor | int | None = None,
         chain_of_thought: bool | None = None,
+        point_transform: torch.Tensor | None = None,
+        point_frame: torch.Tensor | None = None,
+        disparity: torch.Tensor | None = None,
         **unused,
     ) -> torch.Tensor:
         """Action chunks (B, chunk_size, action_dim), normalised; `processor.decode_actions` gives robot units.
@@ -307,7 +381,11 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             num_steps: Euler steps (default: `config.num_inference_steps`).
             noise: (B, chunk_size, action_dim), standard normal, where the integration starts once it is multiplied by
                 `config.noise_scale`; drawn with `generator` when absent.
+            running_actions: (B, chunk_size, action_dim), normalised, what is left of the chunk that is executed, which
+                the new one continues; NaN = no such step. delay: (B,) int64, or one for all, how many of them will
+                have been executed by then; see `_integrate`.
             chain_of_thought: generate the keyframe pose first (default: `config.chain_of_thought`).
+            point_transform, point_frame, disparity: as in `forward`; the last where `config.points_of` is "given".
         """
         if unused:
             raise TypeError(
@@ -324,6 +402,9 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             attention_mask=attention_mask,
             cache=cache,
             use_cache=chain_of_thought,
+            disparity=disparity,
+            point_transform=point_transform,
+            point_frame=point_frame,
         )
         prefix_mask = attention_mask
         if chain_of_thought:
@@ -331,8 +412,10 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             stream = [(layer.keys, layer.values) for layer in cache.layers]
         else:
             stream = cache.stream
-        state_tokens, *_ = self._state_tokens(state, input_ids, attention_mask, outputs.visual_tokens, facing)
-        return self._integrate(Prefix.of(stream, prefix_mask), state_tokens, num_steps, noise, generator)
+        state_tokens, _ = self._state_tokens(state, input_ids, attention_mask, outputs, point_frame, facing=facing)
+        return self._integrate(
+            Prefix.of(stream, prefix_mask), state_tokens, num_steps, noise, generator, running_actions, delay
+        )
 
     def _generate_pose(
         self, cache: DynamicCache, hidden: torch.Tensor, attention_mask: torch.Tensor

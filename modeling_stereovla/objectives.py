@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from .cost_volume import disparity_loss, known_disparity
 from .depth_loss import known_depth, scale_invariant_losses
-from .pointing import in_picture, soft_token_targets
+from .pointing import Pointed, cells_of_points, in_picture, soft_token_targets
 from .turns import turn_losses
 
 IGNORED = -100  # label of a token without a loss, as in transformers
@@ -31,6 +31,7 @@ class Targets:
         turns: (B, T) rad, the turns that are apart from it, NaN = unknown. equal_turns: (B,), how many turns in a whole
             one are as right (see `turn_losses`).
         depth_map: (B, V, H, W) m of each view, 0 = unknown.
+        answer_points: (B, L, 2) px in the left view, what each label is about, NaN = nothing, or it is not seen.
     """
 
     labels: torch.Tensor | None = None
@@ -44,6 +45,7 @@ class Targets:
     turns: torch.Tensor | None = None
     equal_turns: torch.Tensor | None = None
     depth_map: torch.Tensor | None = None
+    answer_points: torch.Tensor | None = None
 
     @classmethod
     def of(cls, inputs: Mapping[str, Any]) -> "Targets":
@@ -83,21 +85,23 @@ class Predictions:
     Args:
         logits: (T, vocabulary), before the labelled tokens, in the order of `Targets.labelled`.
         velocity: (R', K, chunk, action_dim), of the samples `Targets.acting`, or of any one sample where there are
-            none. flow: the same shape, the velocity that is to be learned.
-        disparity: (B', 1, H/4, W/4), quarter-resolution px.
+            none. flow: the same shape, the velocity that is to be learned. given: (R', K, chunk) bool, the steps that
+            entered without noise, which teach nothing; None = none did.
+        disparity: maps (B', 1, h, w), each in px of its own resolution.
         log_depth: (B, V, H, W), log of m.
-        pointing: (B, 2, N), attention logits of target and gripper over the visual tokens.
-        displacement: (B, pose_dim), as in `Targets`. turns: (B, T, 2), vectors (`turns.py`).
+        pointed: what the pointers say.
+        language_pointing: (T, heads, N), attention logits of the tokens before the labels whose point is in the
+            picture, over the visual tokens.
     """
 
     logits: torch.Tensor | None = None
     velocity: torch.Tensor | None = None
     flow: torch.Tensor | None = None
-    disparity: torch.Tensor | None = None
+    given: torch.Tensor | None = None
+    disparity: list[torch.Tensor] | None = None
     log_depth: torch.Tensor | None = None
-    pointing: torch.Tensor | None = None
-    displacement: torch.Tensor | None = None
-    turns: torch.Tensor | None = None
+    pointed: Pointed | None = None
+    language_pointing: torch.Tensor | None = None
 
 
 class Objective(ABC):
@@ -148,7 +152,13 @@ class ActionObjective(Objective):
             return None
         rows = targets.acting
         errors = (predictions.velocity.float() - predictions.flow.float()).square()
-        if targets.action_mask is None:
+        if predictions.given is not None:
+            learned = ~predictions.given[: len(rows)]  # (R, K, chunk)
+            if targets.action_mask is not None:
+                learned = learned & targets.action_mask[rows][:, None]
+            steps = errors.mean(3)[: len(rows)] * learned
+            losses = steps.sum((1, 2)) / learned.sum((1, 2)).clamp(min=1)  # all valid steps of a sample may be given
+        elif targets.action_mask is None:
             losses = errors.mean((1, 2, 3))[: len(rows)]
         else:
             valid = targets.action_mask[rows].float()
@@ -175,7 +185,7 @@ class LanguageObjective(Objective):
             return None
         labelled, logits = targets.labelled, predictions.logits
         labels, rows = targets.labels[:, 1:][labelled], labelled.nonzero()[:, 0]
-        losses = F.cross_entropy(logits.float(), labels, reduction="none")
+        losses = self.token_losses(logits.float(), labels)
         weighted = losses if targets.language_weights is None else losses * targets.language_weights[rows]
         with torch.no_grad():
             tokens = labelled.sum(-1).float()
@@ -191,9 +201,28 @@ class LanguageObjective(Objective):
             "sample_token_accuracy": sample_accuracy,
         }
 
+    def token_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """(T,) from logits (T, vocabulary) and labels (T,). With `bin_smoothing` a label that is a bin is spread over
+        its neighbours, a Gaussian of so many bins, and the entropy of that is subtracted: 0 stays the least loss.
+        """
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        width = getattr(self.config, "bin_smoothing", 0.0)
+        if not width:
+            return losses
+        first = self.config.action_vocab_size - self.config.num_bins
+        bins = (labels >= first) & (labels < self.config.action_vocab_size)
+        places = torch.arange(self.config.num_bins, device=labels.device)
+        distance = (places - (labels[bins] - first)[:, None]).float() / width  # (bins, num_bins)
+        wanted = (-0.5 * distance.square()).softmax(-1)
+        predicted = logits[bins].log_softmax(-1)[:, first : first + self.config.num_bins]
+        smooth = (wanted * (wanted.clamp(min=1e-12).log() - predicted)).sum(-1)
+        return losses.masked_scatter(bins, smooth)
+
 
 class DisparityObjective(Objective):
-    """Smooth L1 of the initial disparity, a mean over the pixels whose true one is known and within the volume."""
+    """Smooth L1 of the initial disparity, and of the refined one where there is one, a mean over the pixels whose true
+    one is known and within the volume.
+    """
 
     name = "disparity"
 
@@ -205,8 +234,9 @@ class DisparityObjective(Objective):
     def outputs(self, predictions, targets, count):
         if predictions.disparity is None or targets.disparity is None:
             return None
-        losses = disparity_loss(predictions.disparity, targets.disparity, self.config.stereo_config.max_disparity)
-        return {"disparity_loss": losses / count}
+        limit = self.config.stereo_config.max_disparity
+        losses = [disparity_loss(found, targets.disparity, limit) for found in predictions.disparity]
+        return {"disparity_loss": sum(losses) / count}
 
 
 class DepthMapObjective(Objective):
@@ -243,14 +273,53 @@ class PointingObjective(Objective):
 
     def outputs(self, predictions, targets, count):
         """Also pointing_accuracy: the share of the points that lie in the token with the largest logit."""
-        if predictions.pointing is None or targets.points is None:
+        if predictions.pointed is None or targets.points is None:
             return None
-        logits, patch = predictions.pointing, self.config.patch_size
+        logits, patch = predictions.pointed.logits, self.config.patch_size
         wanted, known = soft_token_targets(targets.points.to(logits.dtype), self.config.image_size // patch, patch)
         losses = -(wanted * logits.log_softmax(-1)).sum(-1)
+        if (cells := predictions.pointed.cells) is not None:
+            losses = losses + self._cell_losses(cells, targets.points) * known
         with torch.no_grad():
             hits = (logits.argmax(-1) == wanted.argmax(-1)) & known
         return {"pointing_loss": losses.sum() / count, "pointing_accuracy": hits.sum() / count}
+
+    def _cell_losses(self, cells: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy (B, 2) of the cell within the token that holds each of `points` (B, 2, 2) px."""
+        patch = self.config.patch_size
+        token, cell = cells_of_points(points, self.config.image_size // patch, patch, self.config.point_cells)
+        index = token[..., None, None].expand(-1, -1, 1, cells.shape[-1])
+        of_token = cells.float().gather(2, index).squeeze(2)  # (B, 2, C)
+        return -of_token.log_softmax(-1).gather(-1, cell[..., None]).squeeze(-1)
+
+
+class LanguagePointingObjective(Objective):
+    """Cross-entropy of the language model's attention in one layer with the visual tokens that hold what an answer is
+    about, a mean over the answers' tokens whose point is in the picture, and over the heads.
+    """
+
+    name = "language_pointing"
+    accuracy = "language_pointing_accuracy"
+
+    def count(self, targets):
+        if targets.answer_points is None:
+            return None
+        return in_picture(targets.answer_points[:, 1:], self.config.image_size).sum()
+
+    def outputs(self, predictions, targets, count):
+        """Also language_pointing_accuracy: the share of the tokens whose attention, a mean over the heads, is largest
+        where the point lies.
+        """
+        if predictions.language_pointing is None or targets.answer_points is None:
+            return None
+        points, patch = targets.answer_points[:, 1:], self.config.patch_size
+        points = points[in_picture(points, self.config.image_size)]
+        logits = predictions.language_pointing.float()  # (T, heads, N)
+        wanted, _ = soft_token_targets(points.to(logits.dtype), self.config.image_size // patch, patch)
+        losses = -(wanted[:, None] * logits.log_softmax(-1)).sum(-1).mean(-1)
+        with torch.no_grad():
+            hits = logits.softmax(-1).mean(1).argmax(-1) == wanted.argmax(-1)
+        return {"language_pointing_loss": losses.sum() / count, "language_pointing_accuracy": hits.sum() / count}
 
 
 class KeyframeObjective(Objective):
@@ -264,19 +333,20 @@ class KeyframeObjective(Objective):
         return None if targets.displacement is None else targets.displacement.isfinite().all(-1).sum()
 
     def outputs(self, predictions, targets, count):
-        if predictions.displacement is None or targets.displacement is None:
+        pointed = predictions.pointed
+        if pointed is None or targets.displacement is None:
             return None
         known = targets.displacement.isfinite().all(-1)
         truth = torch.where(known[:, None], targets.displacement.float(), 0.0)
-        losses = F.smooth_l1_loss(predictions.displacement.float(), truth, reduction="none", beta=0.1).mean(-1)
-        if (predictions.turns is None) != (targets.turns is None):
+        losses = F.smooth_l1_loss(pointed.displacement.float(), truth, reduction="none", beta=0.1).mean(-1)
+        if (pointed.turns is None) != (targets.turns is None):
             has = "no turns" if targets.turns is None else "turns"
             raise ValueError(
                 f"turn_symmetry is {self.config.turn_symmetry} and the batch has {has} beside its displacement; the "
                 "model's turn_symmetry and its processor's must be equal"
             )
         if targets.turns is not None:
-            apart = turn_losses(predictions.turns, targets.turns, self.config.turn_symmetry, targets.equal_turns)
+            apart = turn_losses(pointed.turns, targets.turns, self.config.turn_symmetry, targets.equal_turns)
             losses = losses + apart / truth.shape[-1]  # a part of a vector counts as a number of the way does
         return {"keyframe_loss": (losses * known).sum() / count}
 
@@ -289,6 +359,7 @@ OBJECTIVES = (
     DepthMapObjective,
     PointingObjective,
     KeyframeObjective,
+    LanguagePointingObjective,
 )
 
 
@@ -301,6 +372,8 @@ def objectives_of(config: Any) -> list[Objective]:
         absent |= {PointingObjective, KeyframeObjective}
     if getattr(config, "depth_config", None) is None:
         absent.add(DepthMapObjective)
+    if getattr(config, "language_pointing_layer", None) is None:
+        absent.add(LanguagePointingObjective)
     weighted = [kind for kind in OBJECTIVES if hasattr(config, f"{kind.name}_loss_weight")]
     return [kind(config) for kind in weighted if kind not in absent]
 

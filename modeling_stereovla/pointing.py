@@ -7,13 +7,17 @@ expert's state tokens. The difference, not the pose: told the exact poses as two
 is still 6 mm off when the keyframe is within 3 cm (the action itself is 5 mm); told their difference, 2.4 mm.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
 from .turns import TurnHead
+from .view_points import in_tokens
 
 # the last centimetres before a keyframe are the ones that matter: a few hundredths of the range
 DISPLACEMENT_GAIN = 4.0
+POINT_NUMBERS = 5  # of a point that is read out: x, y, z, and which of two frames
 
 
 def in_picture(points: torch.Tensor, size: int) -> torch.Tensor:
@@ -41,6 +45,34 @@ def soft_token_targets(points: torch.Tensor, grid: int, patch_size: int) -> tupl
     return weights * known[..., None], known
 
 
+def cells_of_points(points: torch.Tensor, grid: int, patch_size: int, cells: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The token, and the cell in it, that pixel positions (..., 2) in the picture lie in: int64 (...) each, in row
+    order; of positions outside, those nearest to them.
+    """
+    fine = (points.nan_to_num(0.0) * (cells / patch_size)).long().clamp(0, grid * cells - 1)  # (u, v) in cells
+    token, cell = fine // cells, fine % cells
+    return token[..., 1] * grid + token[..., 0], cell[..., 1] * cells + cell[..., 0]
+
+
+@dataclass
+class Pointed:
+    """What the pointers say, target first.
+
+    logits: (B, 2, N), attention over the visual tokens. tokens: (B, S, width), what the action expert is told.
+    cells: (B, 2, N, C), logits of the cells within each token; points: (B, 2, 3), the mean point under the attention,
+        as `view_points` has them. None where the model has no points.
+    displacement: (B, pose_dim), the way from the present state to the keyframe, in the state's scales. turns: (B, T,
+        2), the vectors of its turns where these are apart from it.
+    """
+
+    logits: torch.Tensor
+    cells: torch.Tensor | None = None
+    points: torch.Tensor | None = None
+    tokens: torch.Tensor | None = None
+    displacement: torch.Tensor | None = None
+    turns: torch.Tensor | None = None
+
+
 class Pointers(nn.Module):
     """Two queries over the visual tokens: the instruction's (for the target) and a learned one (for the gripper)."""
 
@@ -54,9 +86,13 @@ class Pointers(nn.Module):
         self.token_norm = nn.LayerNorm(hidden)
         self.key = nn.Linear(hidden, hidden)
         self.value = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, width))
-        self.place = nn.Sequential(nn.Linear(2, width), nn.GELU(), nn.Linear(width, width))
+        # (u, v), and of a model with points (x, y, z) and which frame that is in
+        self.cells = getattr(config, "point_cells", 0)
+        self.cell = nn.Linear(hidden, 2 * self.cells**2) if self.cells else None
+        known = POINT_NUMBERS if self.cells else 0
+        self.place = nn.Sequential(nn.Linear(2 + known, width), nn.GELU(), nn.Linear(width, width))
         self.displacement = nn.Sequential(
-            nn.Linear(3 * width, 2 * width),
+            nn.Linear(3 * width + 2 * known, 2 * width),
             nn.GELU(),
             nn.Linear(2 * width, width),
             nn.GELU(),
@@ -74,13 +110,26 @@ class Pointers(nn.Module):
         return torch.stack([u, v], dim=-1).flatten(0, 1)
 
     def forward(
-        self, visual_tokens: torch.Tensor, text: torch.Tensor, text_mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Attention logits (B, 2, N) and read-out tokens (B, 2, width), target first.
-
+        self,
+        visual_tokens: torch.Tensor,
+        text: torch.Tensor,
+        text_mask: torch.Tensor,
+        state: torch.Tensor,
+        state_token: torch.Tensor,
+        points: torch.Tensor | None = None,
+        frame: torch.Tensor | None = None,
+        facing: torch.Tensor | None = None,
+        turns: torch.Tensor | None = None,
+        equal_turns: torch.Tensor | None = None,
+    ) -> Pointed:
+        """
         Args:
             visual_tokens: (B, N, hidden).
             text: (B, L, hidden) token embeddings; text_mask: (B, L) bool, True = a word of the prompt.
+            state: (B, state_dim), the present one, normalised; state_token: (B, width), embedded.
+            points: (B, 3, h, w) and frame: (B,), of a model that has points (see `view_points`).
+            facing: (B, T) rad, where the tool faces now, for a model that tells turns apart.
+            turns, equal_turns: (B, T) rad and (B,), in training those of the label (see `TurnHead.embed`).
         """
         # every word asks on its own and the evidence adds up: "red" and "cube" together point at the red cube. A
         # query of the mean embedding dilutes the two words that matter in a dozen that are always there
@@ -90,30 +139,39 @@ class Pointers(nn.Module):
         tokens = self.token_norm(visual_tokens)
         logits = torch.stack([instruction, gripper], dim=1) @ self.key(tokens).transpose(1, 2) / tokens.shape[-1] ** 0.5
         attention = logits.softmax(-1)
+        pointed = Pointed(logits)
+        place, known = attention @ self.centres(attention), []
+        if self.cells:
+            pointed.cells = self.cell(tokens).unflatten(-1, (2, -1)).transpose(1, 2)
+            pointed.points, ways = self.read_points(attention, pointed.cells, points, frame, state)
+            known = [ways.to(place.dtype)]
+        place = torch.cat([place, *known], dim=-1)
         # value first, attention after: the MLP sees single tokens, as an offset within a token is not linear in them
-        return logits, attention @ self.value(tokens) + self.place(attention @ self.centres(attention))
-
-    def predict_displacement(
-        self,
-        read_out: torch.Tensor,
-        state_token: torch.Tensor,
-        facing: torch.Tensor | None = None,
-        turns: torch.Tensor | None = None,
-        equal_turns: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """The way from the present state to the keyframe (B, pose_dim), in the state's scales, the vectors (B, T, 2) of
-        its turns where these are apart from it, and the token (B, 1, width) that tells both to the action expert.
-
-        Args:
-            read_out: (B, 2, width) of `forward`; state_token: (B, width), the embedded present state.
-            facing: (B, T) rad, where the tool faces now, of a model that tells turns apart.
-            turns, equal_turns: (B, T) rad and (B,), in training those of the label (see `TurnHead.embed`).
-        """
-        features = torch.cat([read_out.flatten(1), state_token], dim=-1)
-        displacement = self.displacement(features)
-        token = self.displacement_token(DISPLACEMENT_GAIN * displacement)
-        vectors = None
+        read_out = (attention @ self.value(tokens) + self.place(place)).to(state_token.dtype)
+        features = torch.cat([read_out.flatten(1), state_token, *(part.flatten(1) for part in known)], dim=-1)
+        pointed.displacement = self.displacement(features)
+        told = self.displacement_token(DISPLACEMENT_GAIN * pointed.displacement)
         if self.turns is not None:
-            vectors = self.turns(read_out[:, 0], facing)
-            token = token + self.turns.embed(vectors, turns, equal_turns, DISPLACEMENT_GAIN)
-        return displacement, vectors, token[:, None]
+            pointed.turns = self.turns(read_out[:, 0], facing)
+            told = told + self.turns.embed(pointed.turns, turns, equal_turns, DISPLACEMENT_GAIN)
+        pointed.tokens = torch.cat([read_out, told[:, None]], dim=1)
+        return pointed
+
+    def read_points(
+        self,
+        attention: torch.Tensor,
+        cells: torch.Tensor,
+        points: torch.Tensor,
+        frame: torch.Tensor,
+        state: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean points (B, 2, 3) under the attention, at the resolution of the points, and `POINT_NUMBERS` of each (B, 2,
+        5): the way to it, from the tool in the base frame and from the camera in its own, and which of the two it is.
+        """
+        in_cells = in_tokens(points, self.grid)  # (B, N, C, 3)
+        weights = attention[..., None].float() * cells.float().softmax(-1)
+        mean = torch.einsum("bpnc,bnck->bpk", weights, in_cells)
+        in_base = (frame == 2).view(-1, 1, 1)
+        ways = mean - state[:, None, :3].float() * in_base
+        which = torch.stack([frame == 1, frame == 2], dim=-1).to(mean.dtype)[:, None].expand(-1, 2, -1)
+        return mean, torch.cat([ways * (frame > 0).view(-1, 1, 1), which], dim=-1)

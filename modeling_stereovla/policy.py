@@ -11,13 +11,14 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import cached_file
+from transformers.utils import ModelOutput, cached_file
 
 from .action_expert import ActionExpert, Prefix
 from .flow_matching import Draws, euler_integrate, euler_times, interpolate
-from .objectives import Targets, count_targets, objectives_of
-from .pointing import Pointers
+from .objectives import Predictions, Targets, count_targets, objectives_of
+from .pointing import Pointed, Pointers
 from .quantization import WHOLE, input_dtype
+from .real_time_chunking import RunningChunk, guided
 from .robot_heads import resize_heads, sizes_in_tensors, sizes_of_robot
 
 
@@ -147,17 +148,19 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
         state: torch.Tensor | None,
         input_ids: torch.Tensor,
         is_text: torch.Tensor,
-        visual_tokens: torch.Tensor,
-        facing: torch.Tensor | None,
+        seen: ModelOutput,
+        point_frame: torch.Tensor | None = None,
         targets: Targets | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """The expert's state tokens (B, S, width), the pointers' among them; pointing logits, displacement and the
-        vectors of its turns.
+        facing: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, Pointed | None]:
+        """The expert's state tokens (B, S, width), the pointers' among them, and what these say.
 
         Args:
             is_text: (B, L), nonzero = what the pointers may read of `input_ids`, but for bins and image tokens.
-            facing: (B, num_turns) rad, where the tool faces now.
+            seen: outputs of `self.model`, with visual tokens and, where the model has them, points.
+            point_frame: (B,), of the points.
             targets: in training, whose turns decide which of those that hold alike the expert is told.
+            facing: (B, num_turns) rad, where the tool faces now.
         """
         expected = (self.config.state_history, self.config.state_dim)
         if state is None or tuple(state.shape[1:]) != expected:
@@ -167,7 +170,7 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
             )
         tokens = self.action_expert.state_proj(state.to(input_dtype(self.action_expert.state_proj, self.dtype)))
         if self.pointers is None:
-            return tokens, None, None, None
+            return tokens, None
         if self.config.turn_symmetry and facing is None:
             raise ValueError(
                 f"facing is missing; a model of turn_symmetry {self.config.turn_symmetry} needs it, as its processor "
@@ -176,21 +179,27 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
         # poses and states are written with the last `num_bins` ids: the pointers must not read the answer from them
         is_word = (input_ids < self.config.action_vocab_size - self.config.num_bins) & is_text.bool()
         is_word &= input_ids != self.config.image_token_id
-        logits, read_out = self.pointers(visual_tokens, self.get_input_embeddings()(input_ids), is_word)
-        read_out = read_out.to(tokens.dtype)
-        displacement, turns, told = self.pointers.predict_displacement(
-            read_out,
+        points = getattr(seen, "points", None)
+        if points is not None and point_frame is None:
+            point_frame = torch.zeros(len(state), dtype=torch.int64, device=state.device)
+        pointed = self.pointers(
+            seen.visual_tokens,
+            self.get_input_embeddings()(input_ids),
+            is_word,
+            state[:, -1],
             tokens[:, -1],
+            points,
+            point_frame,
             facing,
             None if targets is None else targets.turns,
             None if targets is None else targets.equal_turns,
         )
-        return torch.cat([tokens, read_out, told], dim=1), logits, displacement, turns
+        return torch.cat([tokens, pointed.tokens.to(tokens.dtype)], dim=1), pointed
 
-    def _velocities(
-        self, prefix: Prefix, state_tokens: torch.Tensor, targets: Targets, draws: Draws
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Velocities (R, K, chunk, action_dim) of the samples that act, predicted and true.
+    def _predict_velocities(
+        self, predictions: Predictions, prefix: Prefix, state_tokens: torch.Tensor, targets: Targets, draws: Draws
+    ) -> None:
+        """Velocities of the samples that act, predicted and true, into `predictions`.
 
         Args:
             prefix: of all samples.
@@ -201,8 +210,17 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
             # waits for the others there
             rows = rows.new_zeros(1)
         noise, time = draws.noise[rows], draws.time[rows]
-        noisy, flow = interpolate(noise, targets.actions[rows][:, None].expand_as(noise), time)
-        return self.action_expert(prefix.rows(rows), state_tokens[rows], noisy.to(state_tokens.dtype), time), flow
+        actions = targets.actions[rows][:, None].expand_as(noise)
+        noisy, predictions.flow = interpolate(noise, actions, time)
+        if draws.delay is not None:
+            # executed before the chunk is there: given as they are, at the time of data
+            steps = torch.arange(noise.shape[2], device=noise.device)
+            predictions.given = steps < draws.delay[rows][..., None]  # (R, K, chunk)
+            noisy = torch.where(predictions.given[..., None], actions, noisy)
+            time = torch.where(predictions.given, 0.0, time[..., None])
+        predictions.velocity = self.action_expert(
+            prefix.rows(rows), state_tokens[rows], noisy.to(state_tokens.dtype), time
+        )
 
     def _integrate(
         self,
@@ -211,8 +229,22 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
         num_steps: int | None,
         noise: torch.Tensor | None,
         generator: torch.Generator | None,
+        running_actions: torch.Tensor | None = None,
+        delay: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Action chunks (B, chunk_size, action_dim) from noise; arguments as in `predict_action`."""
+        """Action chunks (B, chunk_size, action_dim) from noise.
+
+        Args:
+            num_steps, noise, generator: as in `predict_action`.
+            running_actions: (B, chunk_size, action_dim), normalised, what is left of the chunk that is executed, the
+                present step first; NaN = no such step. The new chunk continues it (`real_time_chunking`): where the
+                model was trained with so long delays (`config.max_delay`) they are given to it, else it is guided,
+                which takes a backward pass in each step.
+            delay: (B,) int64, or one for all: how many of the running actions will have been executed when the chunk
+                is there. The chunk has these as they are.
+        """
+        if (running_actions is None) != (delay is None):
+            raise ValueError("running_actions and delay belong together; give both, or none of them")
         config, expert = self.config, self.action_expert
         num_steps = config.num_inference_steps if num_steps is None else num_steps
         device = state_tokens.device
@@ -227,4 +259,23 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
         def velocity(x: torch.Tensor, step: int) -> torch.Tensor:
             return expert.denoise(read, x.to(state_tokens.dtype), embedded_times[step])
 
-        return euler_integrate(velocity, config.noise_scale * noise.float(), num_steps)
+        start = config.noise_scale * noise.float()
+        if running_actions is None:
+            return euler_integrate(velocity, start, num_steps)
+        running = RunningChunk.checked(running_actions, delay, shape)
+        if bool((running.delay <= config.max_delay).all()) and config.max_delay:
+            frozen = running.frozen[..., None]
+            at_data = torch.where(frozen, expert.embed_time(torch.zeros((), device=device)), 0)
+            embedded = [torch.where(frozen, at_data, time) for time in embedded_times]  # (B, chunk, width)
+
+            def velocity_after(x: torch.Tensor, step: int) -> torch.Tensor:
+                return expert.denoise(read, running.kept(x).to(state_tokens.dtype), embedded[step])
+
+            return running.kept(euler_integrate(velocity_after, start, num_steps))
+        if torch.is_inference_mode_enabled():
+            raise ValueError(
+                "running_actions guide this model through gradients, which torch.inference_mode has not; call "
+                "predict_action without it, or train the model with max_delay"
+            )
+        times = euler_times(num_steps).tolist()
+        return running.kept(euler_integrate(guided(velocity, running, times), start, num_steps))

@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput
 from .configuration_stereo_encoder import StereoEncoderConfig
 from .cost_filtering import CostFilter, DisparityClassifier
 from .cost_volume import all_pairs_correlation, disparity_to_depth, lookup_features, matching_volume, regress_disparity
+from .disparity_refinement import DisparityRefinement
 from .edgenext import CrossCovarianceAttention, LayerScale, StereoFeatures
 from .monocular_prior import MonocularPrior
 from .running_statistics import hold_running_statistics
@@ -29,8 +30,10 @@ class StereoEncoderOutput(ModelOutput):
         The filtered volume is (B, F, H/8, W/8) with volume_stride 2.
     initial_disparity: (B, 1, H/4, W/4) float32, in px at a quarter of the resolution; None where neither the disparity
         is asked for nor the features need it.
-    disparity: (B, H, W) float32, in px of the given left view: the initial disparity times 4, resized bilinearly; None
-        if not asked for.
+    refined_disparity: (B, 1, H/2, W/2) float32, in px at half of the resolution; None without
+        config.refinement_channels, or if no disparity is asked for.
+    disparity: (B, H, W) float32, in px of the given left view: the refined disparity times 2, or the initial one times
+        4, resized bilinearly; None if not asked for.
     depth: (B, H, W) float32, planar depth of the left view in m, infinite where the disparity is 0; None without
         calibration.
     logits: (B, 1, D, h, w), the score of each disparity before the softmax, at the filtered volume's resolution; with
@@ -39,9 +42,15 @@ class StereoEncoderOutput(ModelOutput):
 
     features: torch.FloatTensor | None = None
     initial_disparity: torch.FloatTensor | None = None
+    refined_disparity: torch.FloatTensor | None = None
     disparity: torch.FloatTensor | None = None
     depth: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
+
+    @property
+    def maps(self) -> list[torch.Tensor]:
+        """The disparities that it learns, each in px of its own resolution, the finest last."""
+        return [found for found in (self.initial_disparity, self.refined_disparity) if found is not None]
 
 
 def split_views(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,6 +104,7 @@ class StereoEncoderModel(StereoEncoderPreTrainedModel):
         self.match_projection = nn.Conv2d(config.map_channels[0], config.num_concat_channels, 1)
         self.filter = CostFilter(config)
         self.classifier = DisparityClassifier(config)
+        self.refinement = DisparityRefinement(config) if config.refinement_channels else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -134,11 +144,14 @@ class StereoEncoderModel(StereoEncoderPreTrainedModel):
             if tuple(value.shape) != (batch,):
                 raise ValueError(f"{name} has shape {tuple(value.shape)}; expected ({batch},), one for each pair")
 
-    def extract_features(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-        """Maps at 1/4, 1/8, ... of the image, each (2B, C, h, w): left and right view of each pair in turn."""
+    def normalized_views(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, 2, 3, H, W) in [0, 1] -> (2B, 3, H, W): left and right view of each pair in turn."""
         views = pixel_values.flatten(0, 1)
         mean, std = (views.new_tensor(v)[:, None, None] for v in (self.config.image_mean, self.config.image_std))
-        views = (views - mean).div_(std).to(self.dtype)
+        return (views - mean).div_(std).to(self.dtype)
+
+    def extract_features(self, views: torch.Tensor) -> list[torch.Tensor]:
+        """Maps at 1/4, 1/8, ... of normalised views (2B, 3, H, W), each (2B, C, h, w)."""
         prior = None if self.prior is None else self.prior(views)
         return self.backbone(views, prior)
 
@@ -169,10 +182,11 @@ class StereoEncoderModel(StereoEncoderPreTrainedModel):
         self.check_inputs(pixel_values)
         self.check_calibration(len(pixel_values), focal_length_px, baseline_m, output_disparity)
         chosen = self.config.features
-        maps = self.extract_features(pixel_values)
+        views = self.normalized_views(pixel_values)
+        maps = self.extract_features(views)
         left_maps = [split_views(features)[0] for features in maps]
         correlation = all_pairs_correlation(*split_views(maps[0])) if chosen in ("correlation", "lookup") else None
-        volume = filtered = logits = initial = disparity = depth = None
+        volume = filtered = logits = initial = refined = disparity = depth = None
         if chosen != "correlation" or output_disparity:
             volume = self.raw_volume(maps)
         if chosen in ("filtered_cost_volume", "lookup") or output_disparity:
@@ -184,7 +198,11 @@ class StereoEncoderModel(StereoEncoderPreTrainedModel):
             # the same where volume_stride is 1
             initial = F.interpolate(regressed, size=maps[0].shape[-2:], mode="bilinear")
         if output_disparity:
-            disparity = F.interpolate(4 * regressed, size=pixel_values.shape[-2:], mode="bilinear").squeeze(1)
+            finest = 4 * regressed
+            if self.refinement is not None:
+                refined = self.refinement(views, maps[0], initial)
+                finest = 2 * refined
+            disparity = F.interpolate(finest, size=pixel_values.shape[-2:], mode="bilinear").squeeze(1)
         if focal_length_px is not None:
             focal, baseline = (value.float().view(-1, 1, 1) for value in (focal_length_px, baseline_m))
             depth = disparity_to_depth(disparity, focal, baseline)
@@ -197,7 +215,7 @@ class StereoEncoderModel(StereoEncoderPreTrainedModel):
         else:
             volume = volume if chosen == "cost_volume" else fill_bins(filtered, self.config.num_disparities)
             features = volume.flatten(1, 2)
-        output = StereoEncoderOutput(features.to(self.dtype), initial, disparity, depth, logits)
+        output = StereoEncoderOutput(features.to(self.dtype), initial, refined, disparity, depth, logits)
         return output if return_dict is not False else output.to_tuple()
 
 

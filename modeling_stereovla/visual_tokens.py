@@ -7,6 +7,7 @@ the language model's width. Each of the three may be absent, as in the paper's a
 """
 
 import copy
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from transformers import AutoModel
 from .running_statistics import hold_running_statistics
 from .saved_names import accept_saved_names
 from .stereo_encoder import StereoEncoderModel
+from .view_points import point_channels, points_of_disparity
 
 # mean and standard deviation of the pixels that encoders were trained with, RGB in [0, 1]; ImageNet's unless named here
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -41,6 +43,20 @@ def pool_to_grid(features: torch.Tensor, grid: int) -> torch.Tensor:
     else:
         pooled = F.adaptive_avg_pool2d(features, grid)
     return pooled.flatten(2).transpose(1, 2)
+
+
+def position_code(grid: int, width: int, like: torch.Tensor) -> torch.Tensor:
+    """Where the tokens of a grid are: sines and cosines (grid * grid, width) of u and of v, of waves from twice the
+    picture's side, of which the sine is nearly linear, down to two tokens; 0 where `width` is no multiple of 4.
+    """
+    count = width // 4
+    cells = (torch.arange(grid, device=like.device, dtype=torch.float32) + 0.5) * 2 / grid - 1
+    frequencies = torch.pi / 2 * grid ** (torch.arange(count, device=like.device) / max(1, count - 1))
+    angles = cells[:, None] * frequencies  # (grid, count)
+    waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
+    of_v, of_u = waves[:, None].expand(-1, grid, -1), waves[None].expand(grid, -1, -1)
+    code = torch.cat([of_u, of_v], dim=-1).flatten(0, 1).to(like.dtype)
+    return nn.functional.pad(code, (0, width - 4 * count))
 
 
 class SemanticEncoder(nn.Module):
@@ -105,59 +121,103 @@ class Projector(nn.Module):
         return self.layers(features)
 
 
+@dataclass
+class VisualTokens:
+    """What is seen of a batch of pairs.
+
+    tokens: (B, N, hidden).
+    disparity: maps (B', 1, h, w) float32, each in px of its own resolution, from the coarsest on, of the samples that
+        the stereo encoder learns from; None where no disparity is asked for.
+    points: (B, 3, h, w) float32, see `view_points`; None where the config has no `points_frame`.
+    """
+
+    tokens: torch.Tensor
+    disparity: list[torch.Tensor] | None = None
+    points: torch.Tensor | None = None
+
+
 class StereoVisualTokens(nn.Module):
-    """Image pair -> visual tokens (B, grid * grid, hidden) and disparity.
+    """Image pair -> visual tokens (B, grid * grid, hidden), disparity and points.
 
     Channel order of the fused features: [semantic | spatial | stereo], as [SigLIP | DINOv2 | stereo] in the paper;
-    stereo flattened channel-major (c * D + d). What the config leaves out is None. Without a stereo encoder the right
-    view is not looked at.
+    stereo flattened channel-major (c * D + d); then those of the points where there are any. What the config leaves out
+    is None. Without a stereo encoder the right view is not looked at.
     """
 
     def __init__(self, config):
         super().__init__()
-        self.grid = config.image_size // config.patch_size
+        self.size, self.grid = config.image_size, config.image_size // config.patch_size
+        self.with_points, self.given_disparity = config.points_frame is not None, config.points_of == "given"
         semantic, spatial, stereo = config.semantic_config, config.spatial_config, config.stereo_config
         self.semantic = None if semantic is None else SemanticEncoder(semantic, self.grid)
         self.spatial = None if spatial is None else SemanticEncoder(spatial, self.grid)
         self.stereo = None if stereo is None else StereoEncoderModel(stereo)
         self.projector = Projector(config.fused_size, config.projector_hidden_size, config.text_config.hidden_size)
+        self.tell_positions = config.visual_position_code
 
     def forward(
         self,
         pixel_values: torch.Tensor,
         output_disparity: bool = False,
         disparity_rows: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Visual tokens (B, N, hidden) and, if asked for, the disparity (B, 1, H/4, W/4) in quarter-resolution px.
-
+        disparity: torch.Tensor | None = None,
+        point_transform: torch.Tensor | None = None,
+        point_frame: torch.Tensor | None = None,
+    ) -> VisualTokens:
+        """
         Args:
             pixel_values: (B, 2, 3, H, W) RGB in [0, 1], left first.
             disparity_rows: (B,) bool; if given, the stereo encoder gets gradients through these samples' disparity
                 alone, and disparity is returned for them alone. On the others it runs without gradients, at a third of
                 the cost.
+            disparity: (B, H, W), the true one in px, of which the points are where the config says so.
+            point_transform, point_frame: (B, 3, 4) and (B,), see `view_points`; None = no calibration.
         """
-        left, disparity = pixel_values[:, 0], None
+        left, found, seen, points = pixel_values[:, 0], None, None, None
         fused = [encoder(left) for encoder in (self.semantic, self.spatial) if encoder is not None]
         if self.stereo is not None:
-            features, disparity = self.stereo_features(pixel_values, output_disparity, disparity_rows)
+            sees = self.with_points and not self.given_disparity
+            features, found, seen = self.stereo_features(pixel_values, output_disparity, disparity_rows, sees)
             fused.append(pool_to_grid(features, self.grid))
         elif output_disparity or disparity_rows is not None:
             raise ValueError("disparity is asked for, but this model has no stereo encoder (stereo_config is None)")
-        return self.projector(torch.cat([part.to(fused[0].dtype) for part in fused], dim=-1)), disparity
+        if self.with_points:
+            if self.given_disparity:
+                if disparity is None:
+                    raise ValueError('disparity is missing: the points of this model (points_of "given") are of it')
+                seen = F.avg_pool2d(disparity[:, None].float(), 2)
+            if point_frame is None:
+                point_frame = torch.zeros(len(left), dtype=torch.int64, device=left.device)
+                point_transform = left.new_zeros(len(left), 3, 4)
+            points = points_of_disparity(seen, point_transform, point_frame, self.size)
+            fused.append(point_channels(points, point_frame, self.grid))
+        tokens = self.projector(torch.cat([part.to(fused[0].dtype) for part in fused], dim=-1))
+        if self.tell_positions:
+            tokens = tokens + position_code(self.grid, tokens.shape[-1], tokens)
+        return VisualTokens(tokens, found, points)
 
     def stereo_features(
-        self, pixel_values: torch.Tensor, output_disparity: bool, disparity_rows: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Features (B, C, h, w) and disparity of the stereo encoder; see `forward`."""
+        self, pixel_values: torch.Tensor, output_disparity: bool, disparity_rows: torch.Tensor | None, sees: bool
+    ) -> tuple[torch.Tensor, list[torch.Tensor] | None, torch.Tensor | None]:
+        """Features (B, C, h, w) and disparity maps of the stereo encoder, see `forward`; and where it `sees` points,
+        (B, 1, h', w') px of the view, the finest map of all samples, without gradients.
+        """
         if disparity_rows is None:
-            stereo = self.stereo(pixel_values, output_disparity=output_disparity)
-            return stereo.features, stereo.initial_disparity
-        parts, disparity = [], None
+            stereo = self.stereo(pixel_values, output_disparity=output_disparity or sees)
+            return stereo.features, stereo.maps if output_disparity else None, self.finest(stereo) if sees else None
+        found, parts, maps, rows_of = None, [], [], []
         for rows, learns in ((disparity_rows, True), (~disparity_rows, False)):
             if rows.any():
                 with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-                    stereo = self.stereo(pixel_values[rows], output_disparity=learns)
-                disparity = stereo.initial_disparity if learns else disparity
-                parts.append((rows.nonzero()[:, 0], stereo.features.detach()))
-        order = torch.cat([index for index, _ in parts]).argsort()
-        return torch.cat([part for _, part in parts])[order], disparity
+                    stereo = self.stereo(pixel_values[rows], output_disparity=learns or sees)
+                found = stereo.maps if learns else found
+                rows_of.append(rows.nonzero()[:, 0])
+                parts.append(stereo.features.detach())
+                maps.append(self.finest(stereo) if sees else None)
+        order = torch.cat(rows_of).argsort()
+        return torch.cat(parts)[order], found, torch.cat(maps)[order] if sees else None
+
+    def finest(self, stereo) -> torch.Tensor:
+        """The finest disparity map of the stereo encoder's output, in px of the view."""
+        finest = stereo.maps[-1].detach()
+        return finest * (self.size / finest.shape[-1])

@@ -8,13 +8,14 @@ import torch
 from transformers.image_processing_utils import BatchFeature
 
 from .answers import CameraParameters, box_prompt, camera_prompt, depth_prompt, parse_values, value_text
-from .camera_geometry import check_stereo_pair
+from .camera_geometry import Calibration, check_stereo_pair
 from .image_processing_stereovla import ViewGeometry
 from .normalization import Normalizer
+from .point_transforms import point_transform
 from .processor_options import ProcessorOptions
 from .prompt_tokens import PromptTokens
 from .sample_values import OBJECTIVES, SampleReader, required, split_batch
-from .state_entries import differences, differences_and_turns, written_alike
+from .state_entries import begins_with_position, differences, differences_and_turns, written_alike
 
 PER_SAMPLE = (
     "text state embodiment objective actions action_mask keyframe_pose keyframe_symmetry boxes points_px depths_m "
@@ -56,9 +57,16 @@ class PolicyProcessor(ProcessorOptions):
         raise NotImplementedError
 
     def _own_inputs(
-        self, views: list[tuple[np.ndarray | None, ...]], labels: np.ndarray, maps: list[Any] | None
+        self,
+        rows: list[dict[str, Any]],
+        views: list[tuple[np.ndarray | None, ...]],
+        labels: np.ndarray,
+        maps: list[Any] | None,
+        with_answer: bool,
     ) -> dict[str, Any]:
-        """Inputs that only this policy takes, `maps` of `_read_depth` among them; None where none was asked for."""
+        """Inputs that only this policy takes: of checked values (`_read`), and of `maps` of `_read_depth`, None where
+        none was asked for.
+        """
         raise NotImplementedError
 
     # ---------------------------------------------------------------------------------------------------- for all
@@ -159,7 +167,9 @@ class PolicyProcessor(ProcessorOptions):
             data["facing"] = self._facing(rows, names)
         data |= tokens.pad(sequences, padding_side or ("right" if return_labels else "left"))
         maps = None if depth_map is None else [row.get("depth_map") for row in rows]
-        data |= self._own_inputs(views, data["labels"], maps)
+        data |= self._own_inputs(rows, views, data["labels"], maps, return_labels)
+        if self.points_frame is not None:
+            data |= self._point_transforms(samples, geometries, normalizer)
         if not return_labels:
             del data["labels"]
         if outputs["actions"]:
@@ -212,7 +222,7 @@ class PolicyProcessor(ProcessorOptions):
             if with_answer:
                 row["boxes"] = reader.boxes(sample, geometry)
         elif objective == "depth":
-            points = reader.question_points(sample, geometry)
+            points = row["asked"] = reader.question_points(sample, geometry)
             row["prompt"] = depth_prompt(points, form)
             if with_answer:
                 row["answer"] = value_text(reader.depths(sample, len(points)), self.depth_decimals)
@@ -267,6 +277,23 @@ class PolicyProcessor(ProcessorOptions):
         apart = {"turns": turns, "equal_turns": equal} if self.turn_symmetry else {}
         return {"displacement": ways, **apart}
 
+    def _point_transforms(
+        self, samples: list[dict[str, Any]], geometries: list[ViewGeometry], normalizer: Normalizer
+    ) -> dict[str, np.ndarray]:
+        """point_transform float32 (B, 3, 4) and point_frame int64 (B,), see `point_transforms`."""
+        transforms, frames = [], []
+        for sample, geometry in zip(samples, geometries, strict=True):
+            given = sample["calibration"]
+            camera = None if given is None else geometry.calibration(Calibration.from_mapping(given))
+            name, scale, shift = sample["embodiment"], None, None
+            if name is not None and begins_with_position(self.state_names, name, self.state_dim):
+                to = normalizer.scaling(name, "state")
+                scale, shift = to.scale[:3], (to.shift - to.scale * normalizer.base)[:3]
+            transform, frame = point_transform(camera, self.points_frame, scale, shift)
+            transforms.append(transform)
+            frames.append(frame)
+        return {"point_transform": np.stack(transforms).astype(np.float32), "point_frame": np.array(frames)}
+
     def _sequences(
         self,
         tokens: PromptTokens,
@@ -301,6 +328,27 @@ class PolicyProcessor(ProcessorOptions):
         opens, anything between keeps.
         """
         return self._decoded(chunk, embodiment, "action", ndim=3)
+
+    def encode_running_actions(self, actions: Sequence[Any], embodiment: str | Sequence[str]) -> torch.Tensor:
+        """What is left of running chunks, one (n, action_dim) in robot units for each sample, 0 < n <= chunk_size ->
+        float32 (B, chunk_size, action_dim), normalised, NaN behind them, as `predict_action` takes it.
+        """
+        names = [embodiment] * len(actions) if isinstance(embodiment, str) else list(embodiment)
+        if len(names) != len(actions):
+            raise ValueError(f"{len(names)} embodiments for a batch of {len(actions)}")
+        steps, held = np.arange(self.chunk_size), []
+        for number, given in enumerate(actions):
+            chunk = np.asarray(given, dtype=np.float64)
+            if chunk.ndim != 2 or chunk.shape[1] != self.action_dim or not 0 < len(chunk) <= self.chunk_size:
+                raise ValueError(
+                    f"running_actions of sample {number} has shape {chunk.shape}; expected (n, {self.action_dim}), n "
+                    f"from 1 to {self.chunk_size}"
+                )
+            held.append(chunk[np.minimum(steps, len(chunk) - 1)])
+        values = self.normalizer.normalize_batch(held, names, "action", (self.chunk_size, self.action_dim))
+        for row, given in zip(values, actions, strict=True):
+            row[len(given) :] = np.nan
+        return torch.from_numpy(values.astype(np.float32))
 
     def decode_poses(self, ids: Any, embodiment: str | Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Generated pose ids (B, pose_dim, or more) -> (float32 (B, pose_dim) in robot units, valid bool (B,)).

@@ -157,9 +157,11 @@ class DepthVLAProcessor(PolicyProcessor):
 
     def _own_inputs(
         self,
+        rows: list[dict[str, Any]],
         views: list[tuple[np.ndarray | None, ...]],
         labels: np.ndarray,
         maps: list[dict[str, np.ndarray] | None] | None,
+        with_answer: bool,
     ) -> dict[str, Any]:
         present = [[view is not None for view in found[: len(self.views)]] for found in views]
         inputs = {"view_mask": np.array(present), "token_type_ids": (labels != IGNORE_INDEX).astype(np.int64)}

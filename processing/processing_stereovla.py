@@ -9,7 +9,7 @@ import torch
 from .answers import action_prompt
 from .image_processing_stereovla import as_pairs, as_views
 from .policy_processor import PolicyProcessor
-from .prompt_tokens import PromptTokens
+from .prompt_tokens import IGNORE_INDEX, PromptTokens
 from .sample_values import SampleReader
 
 
@@ -31,6 +31,9 @@ class StereoProcessor(PolicyProcessor):
     - actions float32 (B, chunk_size, action_dim): normalised; zeros after the steps that were given. action_mask bool
       (B, chunk_size): valid steps. is_action bool (B,): sample has an action loss. With `actions` or `return_labels`.
     - disparity float32 (B, H, W), with `depth_map` only: px of the processed left view, 0 = unknown.
+    - point_transform float32 (B, 3, 4), point_frame int64 (B,), with `points_frame` only: what makes points of the
+      processed left view's pixels and disparities (`point_transforms.point_transform`); zeros for a sample without
+      calibration.
     - points float32 (B, 2, 2), with `target_px` or `gripper_px` only: (u, v) of the target and of the gripper in px
       of the processed left view, NaN = not visible.
     - displacement float32 (B, pose_dim), with points and `return_labels`, where pose_dim equals state_dim: the way from
@@ -40,6 +43,11 @@ class StereoProcessor(PolicyProcessor):
       the turn of the tool about its own axis, rad, which displacement then has not
       (`state_entries.differences_and_turns`); NaN = none. equal_turns float32 (B,): how many turns in a whole one are
       as right.
+
+    - answer_points float32 (B, L, 2), with points and `return_labels`: (u, v) in px of the processed left view that
+      each label is about. Of a box and of a pose (but not of the present state before it) the target, of a depth
+      question the pixel that it asks about; NaN where that is not visible, and for labels about nothing, or about
+      several pixels.
 
     Objectives and their answers:
 
@@ -98,13 +106,32 @@ class StereoProcessor(PolicyProcessor):
 
     def _own_inputs(
         self,
+        rows: list[dict[str, Any]],
         views: list[tuple[np.ndarray, np.ndarray]],
         labels: np.ndarray,
         maps: list[tuple[np.ndarray, float] | None] | None,
+        with_answer: bool,
     ) -> dict[str, Any]:
-        """The disparity: of depth maps of the processed views, each with p = disparity * depth, px, 0 = unknown."""
-        if maps is None:
-            return {}
+        inputs = {} if maps is None else self._disparity(maps)
+        if with_answer and "points" in rows[0]:
+            inputs["answer_points"] = self._answer_points(rows, labels)
+        return inputs
+
+    def _answer_points(self, rows: list[dict[str, Any]], labels: np.ndarray) -> np.ndarray:
+        """float32 (B, L, 2), see the class."""
+        points = np.full((*labels.shape, 2), np.nan, dtype=np.float32)
+        for number, row in enumerate(rows):
+            places = np.flatnonzero(labels[number] != IGNORE_INDEX)
+            if row["objective"] in self.pose_answers:
+                places = places[self.state_dim :]  # the present state is no question
+            if "asked" not in row:
+                points[number, places] = row["points"][0]
+            elif len(row["asked"]) == 1:
+                points[number, places] = row["asked"][0]
+        return points
+
+    def _disparity(self, maps: list[tuple[np.ndarray, float] | None]) -> dict[str, torch.Tensor]:
+        """Of depth maps of the processed views, each with p = disparity * depth, px, 0 = unknown."""
         depth = np.zeros((len(maps), *self.image_processor.target_size), dtype=np.float32)
         product = torch.zeros(len(maps), 1, 1)
         for row, entry in enumerate(maps):

@@ -10,6 +10,7 @@ from transformers.processing_utils import ProcessorMixin
 from .answers import BinTokens
 from .image_processing_stereovla import StereoImageProcessorPil
 from .normalization import Normalizer
+from .point_transforms import FRAMES
 from .prompt_tokens import PromptTokens
 from .sample_values import SampleReader
 from .state_entries import check_state_names, rotations_of_states
@@ -42,6 +43,7 @@ class ProcessorOptions(ProcessorMixin):
         depth_unit_m: float = 1e-4,
         max_length: int | None = None,
         check_stereo: bool = True,
+        points_frame: str | None = None,
     ):
         """Everything but the two parts is saved in processor_config.json. Every option may be assigned or edited later:
         what counts, and what is saved, is what stands there at that moment.
@@ -71,6 +73,8 @@ class ProcessorOptions(ProcessorMixin):
             max_length: longest sequence allowed, visual tokens included; None takes the tokenizer's model_max_length.
             check_stereo: look at every pair outside training for swapped or unrectified views (5 to 7 ms a pair).
                 In a control loop pass check_stereo=False after the first observation.
+            points_frame: "base" or "camera" for a model that sees points (`point_transforms`), which then wants the
+                calibration of every sample that it is asked about; None for one that does not.
         """
         self.norm_stats = norm_stats
         self.normalization = normalization
@@ -90,6 +94,7 @@ class ProcessorOptions(ProcessorMixin):
         self.depth_unit_m = depth_unit_m
         self.max_length = max_length
         self.check_stereo = check_stereo
+        self.points_frame = points_frame
         super().__init__(image_processor, tokenizer)
         self._tokens: tuple[tuple, PromptTokens] | None = None
         self._check()
@@ -134,6 +139,8 @@ class ProcessorOptions(ProcessorMixin):
         for name in ("chunk_size", "state_history", "state_dim", "action_dim", "pose_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.points_frame not in (None, *FRAMES):
+            raise ValueError(f"points_frame is {self.points_frame!r}; valid: {', '.join(map(repr, FRAMES))}, or None")
         if self.turn_symmetry not in (0, 1, 2):
             raise ValueError(f"turn_symmetry is {self.turn_symmetry}; it must be 0, 1 or 2")
         check_state_names(self.state_names, self.state_dim)

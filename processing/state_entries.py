@@ -35,6 +35,12 @@ def rotations_of_states(
     return rotations_in(POSES.get(size, ()) if names is None else names)
 
 
+def begins_with_position(state_names: Mapping[str, Sequence[str]] | None, embodiment: str, size: int) -> bool:
+    """Whether the first three numbers of a robot's state are the tool's x, y, z."""
+    names = (state_names or {}).get(embodiment)
+    return [name.lower() for name in (POSES.get(size, ()) if names is None else names)][:3] == ["x", "y", "z"]
+
+
 def check_state_names(state_names: Mapping[str, Sequence[str]] | None, size: int) -> None:
     """ValueError if `state_names` are not {embodiment: as many different names as a state has numbers, or none}."""
     for embodiment, names in (state_names or {}).items():

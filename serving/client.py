@@ -105,6 +105,8 @@ class PolicyClient:
         views: Mapping[str, Any] | None = None,
         depths: Mapping[str, Any] | None = None,
         outputs: tuple[str, ...] = (),
+        running_actions: Any = None,
+        delay: int | None = None,
     ) -> Prediction:
         """The action chunk for one stereo pair, or what else `metadata["views"]` names.
 
@@ -117,6 +119,8 @@ class PolicyClient:
             views: further ones by their names, those that are there.
             depths: {view: (H, W) float m, 0 = unknown}, for a model that is shown the true depth.
             outputs: of `metadata["outputs"]`, wanted beside the actions.
+            running_actions: (n, A), robot units, what is left of the chunk that is executed, as actions that begin at
+                `state`; the answer continues it. delay: how many of them will have been executed when it comes.
         """
         pictures = {"left": left, "right": right, **(views or {})}
         values: dict[str, Any] = {
@@ -127,6 +131,8 @@ class PolicyClient:
             "embodiment": embodiment,
             "seed": seed,
             "outputs": list(outputs) or None,
+            "running_actions": None if running_actions is None else np.asarray(running_actions, dtype=np.float32),
+            "delay": delay,
         }
         try:
             message = self._keys.message(**{name: value for name, value in values.items() if value is not None})

@@ -27,10 +27,13 @@ KEYS: dict[str, list[str | list[str]]] = {
     "embodiment": ["embodiment"],
     "outputs": ["outputs"],
     "seed": ["seed"],
+    "running_actions": ["running_actions"],
+    "delay": ["delay"],
 }
 # what a server hears that sends no keys of its own
 OPENPI = {name: [keys[1] if len(keys) > 1 else keys[0]] for name, keys in KEYS.items()}
-OTHERS = ("state", "instruction", "embodiment", "outputs", "seed")  # but for views and depths
+# but for views and depths
+OTHERS = ("state", "instruction", "embodiment", "outputs", "seed", "running_actions", "delay")
 ENDPOINT, ENDPOINTS = "endpoint", ("infer", "reset")  # RoboArena's way to say that an episode begins
 IGNORED = "ignored"
 
@@ -41,6 +44,8 @@ class Observation:
 
     images: {view: uint8 RGB (H, W, 3), or the bytes of a JPEG or PNG}; depths: {view: (H, W) m, 0 = unknown}.
     state: (S,) or (k, S), oldest first. outputs: what is asked for beside the actions. seed: of the noise.
+    running_actions: (n, A), what is left of the chunk that is executed, which the next one continues; delay: how many
+    of them will have been executed when it is there.
     """
 
     images: dict[str, Any]
@@ -50,6 +55,8 @@ class Observation:
     depths: dict[str, Any] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
     seed: int | None = None
+    running_actions: Any = None
+    delay: int = 0
 
 
 def read_keys(path: str | Path) -> dict[str, Any]:
@@ -130,6 +137,8 @@ class ObservationKeys:
         missing = [name for name in self._needed if values.get(name) is None]
         if missing:
             raise ValueError(f"the observation lacks {'; '.join(self._described(name) for name in missing)}; {self}")
+        if (values.get("running_actions") is None) != (values.get("delay") is None):
+            raise ValueError(f"running_actions and delay belong together; send both, or none of them; {self}")
         instruction = values["instruction"]
         return Observation(
             images={name: values[name] for name in self.views if name in values},
@@ -138,7 +147,9 @@ class ObservationKeys:
             embodiment=values.get("embodiment", self.embodiment),
             depths={name: values[key] for name in self.depths if (key := f"depth.{name}") in values},
             outputs=_outputs(values.get("outputs"), self.outputs),
-            seed=_seed(values.get("seed")),
+            seed=_whole(values.get("seed"), "seed"),
+            running_actions=values.get("running_actions"),
+            delay=_whole(values.get("delay"), "delay") or 0,
         )
 
     def reset_seed(self, message: Mapping[str, Any]) -> int | None:
@@ -146,7 +157,7 @@ class ObservationKeys:
         values = self._values({key: value for key, value in message.items() if key != ENDPOINT})
         if set(values) - {"seed"}:
             raise ValueError(f"a reset has {', '.join(values)}; it may have a seed alone")
-        return _seed(values.get("seed"))
+        return _whole(values.get("seed"), "seed")
 
     def message(self, **values: Any) -> dict[str, Any]:
         """The message of an observation, by names as those of `keys`: each under the first of its keys."""
@@ -229,7 +240,7 @@ def _outputs(value: Any, known: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in known if name in value)
 
 
-def _seed(value: Any) -> int | None:
+def _whole(value: Any, name: str) -> int | None:
     if value is not None and (type(value) is not int or value < 0):
-        raise ValueError(f"seed is {shown(value)}; it must be an integer of at least 0, or absent")
+        raise ValueError(f"{name} is {shown(value)}; it must be an integer of at least 0, or absent")
     return value

@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ class Prepared:
     """The model's inputs for one observation, batch 1, on the CPU.
 
     noise: float32 (1, chunk, action_dim). question: inputs that ask for the keyframe, where that is asked for.
+    running: what `predict_action` is told of the chunk that is executed, `running_actions` and `delay`; {} = nothing.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -35,6 +36,7 @@ class Prepared:
     embodiment: str
     outputs: tuple[str, ...]
     question: dict[str, torch.Tensor] | None = None
+    running: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def kind(self) -> tuple:
@@ -42,7 +44,8 @@ class Prepared:
         asked = {**self.inputs, **{f"question.{name}": value for name, value in (self.question or {}).items()}}
         shapes = tuple((name, tuple(value.shape)) for name, value in sorted(asked.items()))
         views = self.inputs.get("view_mask")
-        return shapes, self.outputs, None if views is None else tuple(views.flatten().tolist())
+        delay = self.running["delay"].item() if self.running else None  # it decides how the chunk is continued
+        return shapes, self.outputs, None if views is None else tuple(views.flatten().tolist()), delay
 
 
 class ServedModel:
@@ -65,20 +68,18 @@ class ServedModel:
         limit: int = DEFAULT_LIMIT,
     ):
         self.model, self.processor, self.name, self.revision, self.limit = (
-            model.eval(),
+            model.eval().requires_grad_(False),
             processor,
             name,
             revision,
             limit,
         )
         self.named = hasattr(processor, "views")  # whether the processor takes views by name; else it takes a pair
-        depth = getattr(model.config, "depth_config", None)
-        self.reads_depth = depth is not None and depth.input == "depth"
         if not processor.norm_stats:
             raise ValueError(f"{name} has no statistics of any robot (norm_stats): its actions have no units")
         self.keys = ObservationKeys(
             views=tuple(processor.pixel_views) if self.named else PAIR,
-            depths=tuple(processor.views) if self.reads_depth else (),
+            depths=tuple(processor.views) if model.config.reads_depth else (),
             outputs=self._outputs(),
             embodiments=tuple(processor.norm_stats),
             keys=keys,
@@ -99,6 +100,7 @@ class ServedModel:
             "model": self.name,
             "revision": self.revision,
             "chunk_size": config.chunk_size,
+            "max_delay": getattr(config, "max_delay", None),  # absent from the code of older checkpoints
             "state_history": config.state_history,
             "image_size": [config.image_size, config.image_size],
             "views": list(keys.views),
@@ -126,11 +128,14 @@ class ServedModel:
 
     # ------------------------------------------------------------------ observations
 
-    def prepare(self, observation: Observation, generator: np.random.Generator) -> Prepared:
+    def prepare(
+        self, observation: Observation, generator: np.random.Generator, check_stereo: bool | None = None
+    ) -> Prepared:
         """The model's inputs; ValueError or TypeError for what cannot be used.
 
         Args:
             generator: of the noise of an observation that has no seed.
+            check_stereo: look for swapped or unrectified views; None = where the processor does.
         """
         own = observation.seed is not None
         shape = (1, self.model.config.chunk_size, self.model.config.action_dim)
@@ -142,18 +147,32 @@ class ServedModel:
             "state": observation.state,
             "embodiment": observation.embodiment,
         }
-        if self.reads_depth:
+        if self.model.config.reads_depth:
             given["depth_map"] = observation.depths
         try:
-            inputs = dict(self.processor(**given))
+            inputs = dict(self.processor(**given, check_stereo=check_stereo))
             asks = "keyframe" in observation.outputs
             question = dict(self.processor(**given, objective="pose", check_stereo=False)) if asks else None
+            running = self._running(observation)
         except (ValueError, TypeError):
             raise
         except Exception as error:
             raise InternalError(f"{type(error).__name__}: {error}") from error
         noise = torch.from_numpy(noise)
-        return Prepared(inputs, noise, observation.embodiment, observation.outputs, question)
+        return Prepared(inputs, noise, observation.embodiment, observation.outputs, question, running)
+
+    def _running(self, observation: Observation) -> dict[str, torch.Tensor]:
+        if observation.running_actions is None:
+            return {}
+        if not hasattr(self.model.config, "max_delay"):
+            raise ValueError(
+                f"the code in {self.name} is older than real-time chunking; save it anew, or send no running_actions"
+            )
+        actions = self.processor.encode_running_actions([observation.running_actions], observation.embodiment)
+        length = len(observation.running_actions)
+        if observation.delay > length:
+            raise ValueError(f"delay is {observation.delay}; it must be at most {length}, the steps of running_actions")
+        return {"running_actions": actions, "delay": torch.tensor([observation.delay])}
 
     def _pictures(self, images: Mapping[str, Any]) -> dict[str, Any]:
         """Views as the processor takes them; those of files decoded, once their sizes are known to be bounded."""
@@ -187,23 +206,23 @@ class ServedModel:
         device, names = self.model.device, [one.embodiment for one in batch]
         inputs = _batched([one.inputs for one in batch], device)
         noise = torch.cat([one.noise for one in batch]).to(device)
-        chunks = self.model.predict_action(**inputs, noise=noise)
+        running = _batched([one.running for one in batch], device)
+        chunks = self.model.predict_action(**inputs, noise=noise, **running)
         finite = chunks.isfinite().all(dim=-1).all(dim=-1).tolist()
         good = [row for row, fine in enumerate(finite) if fine]
         decoded = self.processor.decode_actions(chunks[good], [names[row] for row in good]) if good else []
         found = dict(zip(good, decoded, strict=True))
-        further = self._further(batch, inputs, device)
+        further = self.further(batch) if batch[0].outputs else [{}] * len(batch)
         lost = InternalError("the model's actions are not finite for these inputs")
         return [{"actions": found[row], **further[row]} if row in found else lost for row in range(len(batch))]
 
     @torch.inference_mode()
-    def _further(
-        self, batch: Sequence[Prepared], inputs: dict[str, torch.Tensor], device: torch.device
-    ) -> list[dict[str, Any]]:
-        """What was asked for beside actions."""
-        asked, rows = batch[0].outputs, [dict[str, Any]() for _ in batch]
-        if "disparity" in asked:  # of a quarter of the resolution
-            disparity = 4 * self.model(**inputs, output_disparity=True).disparity[:, 0].float().cpu().numpy()
+    def further(self, batch: Sequence[Prepared]) -> list[dict[str, Any]]:
+        """What observations of one kind ask for beside actions."""
+        device, asked, rows = self.model.device, batch[0].outputs, [dict[str, Any]() for _ in batch]
+        inputs = _batched([one.inputs for one in batch], device)
+        if "disparity" in asked:  # of a half or a quarter of the resolution
+            disparity = self.model(**inputs, output_disparity=True).disparity.float().cpu().numpy()
             for row, found in zip(rows, disparity, strict=True):
                 row["disparity"] = found
         if "depth" in asked:
@@ -244,12 +263,16 @@ class ServedModel:
             "state": self.processor.normalizer.unnormalize(middle, embodiment, "state").astype(np.float32),
             "embodiment": embodiment,
         }
-        if self.reads_depth:
+        if self.model.config.reads_depth:
             given["depth_map"] = {name: np.ones((size, size), np.float32) for name in self.keys.depths}
         inputs = dict(self.processor(**given, check_stereo=False))
         noise = torch.zeros(1, self.model.config.chunk_size, self.model.config.action_dim)
-        for count in sizes:
-            (*_, answer) = self._predict([Prepared(inputs, noise, embodiment, ())] * count)
+        batches = [[Prepared(inputs, noise, embodiment, ())] * count for count in sizes]
+        if hasattr(self.model.config, "max_delay"):  # and one that continues a chunk
+            running = {"running_actions": noise, "delay": torch.ones(1, dtype=torch.long)}
+            batches.append([Prepared(inputs, noise, embodiment, (), running=running)])
+        for batch in batches:
+            (*_, answer) = self._predict(batch)
             if isinstance(answer, Exception):
                 raise answer
 

@@ -16,6 +16,7 @@ OUTDATED = {
     "model": r"model[\w-]*\.safetensors(\.index\.json)?|\.eval_results/stereovla\.yaml",
     "adapter": r"adapter_model[\w-]*\.safetensors(\.index\.json)?|\.eval_results/stereovla\.yaml",
     "dataset": r"data/[^/]+\.parquet",
+    "space": r"stereovla/.+",
 }
 WAITS_S = (1.0, 2.0, 4.0)
 
@@ -62,11 +63,11 @@ class Changes:
 
 
 class Repository:
-    """One repository, of a "model", an "adapter" (which is a model to the Hub) or a "dataset"."""
+    """One repository, of a "model", an "adapter" (which is a model to the Hub), a "dataset" or a "space"."""
 
     def __init__(self, repo_id: str, kind: str):
         self.api, self.kind = HfApi(), kind
-        self.which = {"repo_id": repo_id, "repo_type": "dataset" if kind == "dataset" else "model"}
+        self.which = {"repo_id": repo_id, "repo_type": "model" if kind == "adapter" else kind}
 
     def state(self) -> State:
         """What is there now; an empty `State` where there is no such repository."""
@@ -93,8 +94,15 @@ class Repository:
         files = [entry for entry in entries if hasattr(entry, "blob_id")]
         return {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in files}
 
+    @property
+    def page(self) -> str:
+        """Its address."""
+        kind, name = self.which["repo_type"], self.which["repo_id"]
+        return f"{self.api.endpoint}/{'' if kind == 'model' else kind + 's/'}{name}"
+
     def create(self, private: bool) -> State:
-        patiently(lambda: self.api.create_repo(**self.which, private=private, exist_ok=True))
+        sdk = {"space_sdk": "gradio"} if self.kind == "space" else {}
+        patiently(lambda: self.api.create_repo(**self.which, private=private, exist_ok=True, **sdk))
         return self.state()
 
     def changes(self, folder: Path, files: dict[str, str]) -> Changes:

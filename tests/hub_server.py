@@ -19,7 +19,9 @@ import yaml
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 WRITER, READER = "writer", "reader"  # the tokens that it knows
-API = r"/api/(model|dataset)s/([^/]+/[^/]+)(?:/([\w-]+)(?:/(refs/\w+/\w+|[^/]+)(?:/(.*))?)?)?"
+API = r"/api/(model|dataset|space)s/([^/]+/[^/]+)(?:/([\w-]+)(?:/(refs/\w+/\w+|[^/]+)(?:/(.*))?)?)?"
+COLOURS = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
+SPACE = {"sdk": ("gradio", "docker", "static"), "colorFrom": COLOURS, "colorTo": COLOURS}
 LARGE = (".safetensors", ".parquet", ".png", ".gif")
 
 
@@ -153,11 +155,11 @@ class Hub:
             return validate(json.loads(request.content))
         if found := re.fullmatch(r"/lfs/(\w+)", path):
             return self.put(found[1], request.content)
-        if found := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
-            self.repo(request, "dataset" if found[1] else "model", found[2], write=True)
+        if found := re.fullmatch(r"/(?:(dataset|space)s/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
+            self.repo(request, found[1] or "model", found[2], write=True)
             return self.batch(json.loads(request.content))
-        if found := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/(refs/\w+/\w+|[^/]+)/(.+)", path):
-            repo = self.repo(request, "dataset" if found[1] else "model", found[2])
+        if found := re.fullmatch(r"/(?:(dataset|space)s/)?([^/]+/[^/]+)/resolve/(refs/\w+/\w+|[^/]+)/(.+)", path):
+            repo = self.repo(request, found[1] or "model", found[2])
             return self.resolve(request, repo, *found.groups()[2:])
         if found := re.fullmatch(API, path):
             kind, name, action, revision, rest = found.groups()
@@ -186,12 +188,17 @@ class Hub:
         token = (request.headers.get("Authorization") or "").removeprefix("Bearer ")
         if token != WRITER:
             return Answer(403 if token else 401, {"error": "no write access"})
-        address = {"url": f"{self.url}/{'datasets/' if kind == 'dataset' else ''}{name}"}
+        if kind == "space" and body.get("sdk") not in ("gradio", "docker", "static"):
+            return Answer(400, {"error": "a Space needs an sdk"})
+        address = {"url": self.page(kind, name)}
         if (kind, name) in self.repos:
             return Answer(409, address)
         repo = self.repos[kind, name] = Repo(body.get("visibility") == "private")
         repo.commit("main", {".gitattributes": Blob(b"*.safetensors filter=lfs\n", False)})
         return Answer(200, address)
+
+    def page(self, kind: str, name: str) -> str:
+        return f"{self.url}/{'' if kind == 'model' else kind + 's/'}{name}"
 
     def put(self, oid: str, content: bytes) -> Answer:
         if hashlib.sha256(content).hexdigest() != oid:
@@ -317,7 +324,7 @@ class Hub:
             repo.pulls.append(header["summary"])
             revision = f"refs/pr/{len(repo.pulls)}"
         sha = repo.commit(revision, files)
-        page = f"{self.url}/{'datasets/' if name[0] == 'dataset' else ''}{name[1]}"
+        page = self.page(*name)
         answer = {"success": True, "commitOid": sha, "commitUrl": f"{page}/commit/{sha}"}
         return Answer(200, answer | ({"pullRequestUrl": f"{page}/discussions/{len(repo.pulls)}"} if pull else {}))
 
@@ -337,11 +344,16 @@ def entry_of(path: str, blob: Blob) -> dict:
 
 
 def validate(body: dict) -> Answer:
-    """The Hub checks more; this refuses what is no mapping, or lacks a licence."""
+    """The Hub checks more; this refuses what is no mapping, lacks a licence, or is no header of a Space."""
     found = REGEX_YAML_BLOCK.search(body["content"])
     data = yaml.safe_load(found[2]) if found else None
     if not isinstance(data, dict) or not data.get("license"):
         return Answer(400, {"errors": [{"message": '"license" is required'}], "warnings": []})
+    if body.get("repoType") == "space":
+        wrong = [f'"{key}" must be one of {of}' for key, of in SPACE.items() if data.get(key) not in of]
+        wrong += [f'"{key}" is required' for key in ("title", "emoji", "app_file", "sdk_version") if not data.get(key)]
+        if wrong:
+            return Answer(400, {"errors": [{"message": message} for message in wrong], "warnings": []})
     return Answer(200, {"errors": [], "warnings": []})
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
-from stereovla.dataset_builder.dataset.schema import CALIBRATION_KEYS
+from stereovla.dataset_builder.dataset.schema import BASELINE, CALIBRATION_KEYS
 from stereovla.dataset_builder.streaming.augmentation import PhotometricAugmentation
 from stereovla.dataset_builder.streaming.lanes import LaneStream
 from stereovla.processing import StereoImageProcessorPil
@@ -75,23 +75,28 @@ class Framing(ABC):
             width=self.width,
         )
 
-    def apply(self, sample: dict[str, Any], random: bool) -> tuple[np.ndarray, np.ndarray]:
-        """A sample of a stream -> views uint8 (V, height, width, 3) and true values float32 (height, width) of them,
-        0 = unknown. What is drawn follows from the sample's `seed`.
+    def more(self, sample: dict[str, Any], geometry: ViewGeometry) -> dict[str, np.ndarray]:
+        """What else a sample has, by the names that it gets among the inputs."""
+        return {}
+
+    def apply(self, sample: dict[str, Any], random: bool) -> dict[str, np.ndarray]:
+        """A sample of a stream -> "views" uint8 (V, height, width, 3), under the name that `truth` has their true
+        values float32 (height, width), 0 = unknown, and what `more` adds. What is drawn follows from the sample's
+        `seed`.
         """
         truth = self.true_values(sample)
         geometry = self.geometry(truth.shape, np.random.default_rng(sample["seed"]) if random else None)
         resample = int(StereoImageProcessorPil.resample)
         views = np.stack([geometry.image(sample[view], resample) for view in self.views])
-        return views, self.scaled(geometry.labels(truth), np.float32(geometry.scale[0]))
+        values = self.scaled(geometry.labels(truth), np.float32(geometry.scale[0]))
+        return {"views": views, self.truth: values, **self.more(sample, geometry)}
 
-    def collate(self, framed: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, torch.Tensor]:
-        """Results of `apply` -> inputs {"pixel_values": float32 (B, V, 3, H, W) in [0, 1], and under the name that
-        `truth` has: float32 (B, H, W)}.
-        """
-        views, truths = zip(*framed, strict=True)
-        pixel_values = torch.from_numpy(np.stack(views)).permute(0, 1, 4, 2, 3).float().div_(255)
-        return {"pixel_values": pixel_values, self.truth: torch.from_numpy(np.stack(truths))}
+    def collate(self, framed: Iterable[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+        """Results of `apply` -> inputs: "pixel_values" float32 (B, V, 3, H, W) in [0, 1], and the others stacked."""
+        framed = list(framed)
+        stacked = {name: torch.from_numpy(np.stack([one[name] for one in framed])) for name in framed[0]}
+        pixel_values = stacked.pop("views").permute(0, 1, 4, 2, 3).float().div_(255)
+        return {"pixel_values": pixel_values} | stacked
 
 
 class DisparityFraming(Framing):
@@ -99,15 +104,30 @@ class DisparityFraming(Framing):
 
     truth = "disparity"
 
+    def more(self, sample: dict[str, Any], geometry: ViewGeometry) -> dict[str, np.ndarray]:
+        """segmentation uint8 (height, width), 0 where nothing is known, and depth_times_disparity float32 (), px m, NaN
+        where it is not known.
+        """
+        product, segmentation = np.float32(np.nan), np.zeros((self.height, self.width), np.uint8)
+        if "segmentation" in sample:
+            segmentation = geometry.labels(sample["segmentation"])
+        if BASELINE in sample:
+            camera = geometry.calibration(_calibration(sample))
+            product = np.float32(camera.focal_length_px[0] * camera.baseline_m)
+        return {"segmentation": segmentation, "depth_times_disparity": product}
+
     def true_values(self, sample: dict[str, Any]) -> np.ndarray:
         """As in `Framing`; of our own datasets' windows from depth and calibration."""
         if "disparity" in sample:
             return sample["disparity"]
-        calibration = Calibration.from_mapping({key: sample[f"calibration.{key}"] for key in CALIBRATION_KEYS})
-        return depth_to_disparity(sample["depth"], calibration)
+        return depth_to_disparity(sample["depth"], _calibration(sample))
 
     def scaled(self, truth: np.ndarray, factor: np.float32) -> np.ndarray:
         return truth * factor
+
+
+def _calibration(sample: dict[str, Any]) -> Calibration:
+    return Calibration.from_mapping({key: sample[f"calibration.{key}"] for key in CALIBRATION_KEYS})
 
 
 class DepthFraming(Framing):

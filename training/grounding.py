@@ -18,7 +18,6 @@ from stereovla.training.checkpoint_folders import last_checkpoint, step_of
 from stereovla.training.checkpoints import load_stream
 from stereovla.training.feed import Batches, Feed
 from stereovla.training.losses import validate
-from stereovla.training.models import reads_depth
 from stereovla.training.options import at_least_one, dataset_mixture, with_depthvla
 from stereovla.training.running import own_folder
 from stereovla.training.stage import (
@@ -129,7 +128,7 @@ def run(options: GroundingOptions, state: PartialState) -> Path:
     views = config.pixel_views
     asked = questions(data, options.mixture, MIXTURE, options.depth_points, OBJECTIVES, 0, views)
     # for the model's eyes, not a loss
-    shown = depth_map_share(data, None, 0.0, 0.0, calibrated=False, shown=reads_depth(config))
+    shown = depth_map_share(data, None, 0.0, 0.0, calibrated=False, shown=config.reads_depth)
     validation_batches = held_out_batches(data, options.validation_batches, VALIDATION_BATCHES)
     state.print(terms(data, asked, batches_in_words(validation_batches)))
     model, processor = starting_model(options, checkpoint, meta)

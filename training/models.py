@@ -75,11 +75,6 @@ def config_of(preset: str, **overrides: Any) -> StereoVLAConfig | DepthVLAConfig
     return kind.from_preset(preset, **overrides)
 
 
-def reads_depth(config: StereoVLAConfig | DepthVLAConfig) -> bool:
-    """Whether the policy is shown the true depth (an ablation of DepthVLA)."""
-    return getattr(getattr(config, "depth_config", None), "input", None) == "depth"
-
-
 def towers_of(model: Policy) -> list[str]:
     """The `towers` that the model has, as `freeze` names them."""
     modules = dict(model.named_modules())
@@ -93,6 +88,8 @@ def untrained(preset: str, meta: dict, **overrides: Any) -> tuple[Policy, Proces
     of_views = {}
     if processor_class is DepthVLAProcessor:
         of_views = {"views": list(config.views), "stereo": config.stereo_config is not None}
+    else:
+        of_views = {"points_frame": config.points_frame}
     images_first = processor_class.images_first
     tokenizer = build_tokenizer(meta["tasks"], num_bins=config.num_bins, images_first=images_first)
     processor = processor_class(

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from stereovla.dataset_builder.streaming.questions import depth_of, view_key, views_of
+from stereovla.dataset_builder.streaming.questions import calibration_of, depth_of, view_key, views_of
 from stereovla.training.checkpoints import write_tensors
-from stereovla.training.models import Policy, Processor, load_policy, load_processor, reads_depth
+from stereovla.training.models import Policy, Processor, load_policy, load_processor
 
 # of normalised actions: the same weights on the same device, by other kernels or orders of summation; another model's
 # actions differ by 0.1 and more
@@ -38,7 +38,8 @@ def predict_one(model: Policy | PeftModel, processor: Processor, window: dict) -
     config, device = model.eval().config, next(model.parameters()).device
     inputs = processor(
         images=views_of(window, processor.pixel_views),
-        depth_map=depth_of(window) if reads_depth(config) else None,
+        depth_map=depth_of(window) if config.reads_depth else None,
+        calibration=calibration_of(window) if processor.points_frame else None,
         text=window["task"],
         state=window["state_history"],
         embodiment=window["embodiment"],
@@ -79,8 +80,9 @@ def complete(
             f"at most {SAME_MODEL:g} is rounding) from those of the trained model; please report this"
         )
     keys = [view_key(view) for view in processor.pixel_views]
-    keys += [key for key in window if key.partition(".")[0] == "depth" and reads_depth(loaded.config)]
-    tensors = {key: torch.from_numpy(window[key]) for key in keys if window.get(key) is not None}
+    kinds = [*(["depth"] if loaded.config.reads_depth else []), *(["calibration"] if processor.points_frame else [])]
+    keys += [key for key in window if key.partition(".")[0] in kinds]
+    tensors = {key: torch.as_tensor(window[key]) for key in keys if window.get(key) is not None}
     tensors |= {
         "state": torch.from_numpy(window["state_history"]),
         "noise": prediction.noise,

@@ -15,7 +15,7 @@ from stereovla.dataset_builder.streaming.mixture import load_meta
 from stereovla.dataset_builder.streaming.questions import processor_arguments
 from stereovla.dataset_builder.streaming.window_stream import WindowStream
 from stereovla.training.checkpoint_folders import last_checkpoint
-from stereovla.training.models import Processor, reads_depth, towers_of
+from stereovla.training.models import Processor, towers_of
 from stereovla.training.options import at_least_one, dataset_mixture, with_depthvla
 from stereovla.training.rewards import box_reward, depth_reward
 from stereovla.training.running import own_folder
@@ -98,7 +98,7 @@ def check_model(config: Any, source: str) -> None:
     names = ", ".join(config.views)
     reasons = {
         f"sees the views {names}, of which some may be absent, and TRL's trainer hands on one": several,
-        "is shown the true depth, and TRL's trainer hands on pictures alone": reads_depth(config),
+        "is shown the true depth, and TRL's trainer hands on pictures alone": config.reads_depth,
         "has the mask 'full', with which answers cannot be drawn from a cache": whole,
     }
     if found := [reason for reason, holds in reasons.items() if holds]:

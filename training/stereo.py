@@ -11,8 +11,10 @@ from typing import Any, ClassVar
 import torch
 
 from stereovla.command_line import option
+from stereovla.dataset_builder.dataset.schema import SEGMENTATION
 from stereovla.dataset_builder.formats.disparity_sets import FORMATS, open_pairs
 from stereovla.dataset_builder.formats.labelled_sets import Samples
+from stereovla.dataset_builder.streaming.window_stream import WindowStream
 from stereovla.modeling_stereovla import StereoEncoderModel, StereoVLAConfig
 from stereovla.modeling_stereovla.cost_volume import disparity_loss, known_disparity
 from stereovla.processing import StereoImageProcessorPil
@@ -21,6 +23,8 @@ from stereovla.training.disparity_errors import (
     draw_disparities,
     error_numbers,
     error_sums,
+    errors_where_it_matters,
+    semi_global_matching,
 )
 from stereovla.training.framing import DisparityFraming
 from stereovla.training.models import trained_stereo_encoder
@@ -72,11 +76,20 @@ class StereoOptions(PartOptions):
         "Pairs of other sizes are scaled until they just fill height and width, or keep their px; the rest is cut off.",
         choices=["fit", "native"],
     )
+    interaction_weight: float = option(
+        1.0,
+        "How often an error at gripper, target and other objects counts, where the data has a segmentation (preset).",
+    )
+    loss_beta: float = option(
+        1.0, "Px of the predicted resolution from which on an error counts by its size, not by its square (preset)."
+    )
     validation_pairs: int = option(64, "Held-out pairs that are scored at a checkpoint.")
 
     def __post_init__(self):
         super().__post_init__()
-        at_least_one(self, "validation_pairs")
+        at_least_one(self, "validation_pairs", "interaction_weight")
+        if not self.loss_beta > 0:
+            raise ValueError(f"--loss_beta is {self.loss_beta} px; it must be above 0")
         for name in ("height", "width"):
             if getattr(self, name) < 32 or getattr(self, name) % 32:
                 raise ValueError(f"--{name} is {getattr(self, name)} px; it must be a multiple of 32")
@@ -115,16 +128,32 @@ class StereoTraining(PartTraining):
         self.max_disparity = model.config.max_disparity
         super().__init__(options, model, options.framing, options.validation_pairs)
         self.constant = best_constant(self.held_out["disparity"], self.max_disparity)
-        self.constant_errors = self.errors(self.constant)
+        truth = self.held_out["disparity"]
+        matched = semi_global_matching(self.held_out["pixel_values"], self.max_disparity)
+        self.constant_errors = self.errors(torch.full_like(truth, self.constant))
+        self.matching_errors = self.errors(matched)
 
     def open_set(self, split: str) -> Samples:
         options = self.options
         names = options.columns.split(",")
         return open_pairs(options.dataset, options.format, split, options.held_out, names, options.disparity_unit)
 
+    def windows(self, split: str, **more: Any) -> WindowStream:
+        return super().windows(split, segmentation=True, **more)
+
     def loss(self, model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        predicted = model(inputs["pixel_values"]).initial_disparity
-        return disparity_loss(predicted, inputs["disparity"], self.max_disparity)
+        output, options = model(inputs["pixel_values"]), self.options
+        weight = None
+        if options.interaction_weight != 1:
+            matters = inputs["segmentation"] >= SEGMENTATION["gripper"]
+            weight = 1 + (options.interaction_weight - 1) * matters
+        maps = [output.initial_disparity, output.refined_disparity]
+        losses = [
+            disparity_loss(found, inputs["disparity"], self.max_disparity, weight, options.loss_beta)
+            for found in maps
+            if found is not None
+        ]
+        return sum(losses)
 
     def counted(self, truth: torch.Tensor) -> torch.Tensor:
         return known_disparity(truth, self.max_disparity)[1].sum()
@@ -135,8 +164,12 @@ class StereoTraining(PartTraining):
     def predict_part(self, model, pixel_values: torch.Tensor) -> torch.Tensor:
         return model(pixel_values).disparity
 
-    def errors(self, predicted: torch.Tensor | float) -> dict[str, float]:
-        return error_numbers(error_sums(predicted, self.held_out["disparity"], self.max_disparity))
+    def errors(self, predicted: torch.Tensor) -> dict[str, float]:
+        truth = self.held_out["disparity"]
+        places = errors_where_it_matters(
+            predicted, truth, self.held_out["segmentation"], self.held_out["depth_times_disparity"]
+        )
+        return error_numbers(error_sums(predicted, truth, self.max_disparity)) | places
 
     def draw(self, path: Path, predicted: torch.Tensor) -> None:
         draw_disparities(path, self.held_out["pixel_values"][:, 0], self.held_out["disparity"], predicted)
@@ -155,15 +188,26 @@ class StereoTraining(PartTraining):
             "held_out_pairs": len(self.held_out["disparity"]),
             "errors": errors,
             "best_constant": {"px": self.constant, **self.constant_errors},
+            "semi_global_matching": self.matching_errors,
         }
 
     def in_words(self, errors: dict[str, float]) -> str:
-        return f"held-out pairs: {in_words(errors)}; the best constant: {in_words(self.constant_errors)}"
+        lines = {"held-out pairs": errors, **self.beside()}
+        return "\n".join(f"{what}: {in_words(numbers)}" for what, numbers in lines.items())
+
+    def beside(self) -> dict[str, dict[str, float]]:
+        """Errors of what needs no training, by what it is."""
+        return {
+            f"the best constant, {self.constant:.1f} px": self.constant_errors,
+            "semi-global matching": self.matching_errors,
+        }
 
     def card(self, summary: dict[str, Any]) -> str:
+        columns = [summary["errors"], *self.beside().values()]
         rows = [
-            ("end-point error, px", *(f"{of['end_point_px']:.3f}" for of in (summary["errors"], self.constant_errors))),
-            ("off by more than 2 px", *(f"{of['bad_2']:.1%}" for of in (summary["errors"], self.constant_errors))),
+            (words, *(form.format(numbers[name]) for numbers in columns))
+            for name, (words, form) in MEASURES.items()
+            if name in summary["errors"]
         ]
         return part_card(
             "Stereo encoder",
@@ -172,15 +216,33 @@ class StereoTraining(PartTraining):
             "inputs = processor([left, right])  # PIL images or uint8 arrays",
             "disparity = model(**inputs).disparity[0]  # (height, width) px of the processed left view",
             summary,
-            ("", "this model", f"the best constant, {self.constant:.1f} px"),
+            ("", "this model", *self.beside()),
             rows,
         )
+
+
+# of the card, in its order: what each error is, and how it is written
+MEASURES = {
+    "end_point_px": ("end-point error, px", "{:.3f}"),
+    "bad_2": ("off by more than 2 px", "{:.1%}"),
+    "target_px": ("at the target, median, px", "{:.3f}"),
+    "target_cm": ("at the target, median, cm of depth", "{:.2f}"),
+    "gripper_px": ("at the gripper, median, px", "{:.3f}"),
+    "gripper_cm": ("at the gripper, median, cm of depth", "{:.2f}"),
+    "border_px": ("within 2 px of a border, mean, px", "{:.3f}"),
+    "elsewhere_px": ("elsewhere, mean, px", "{:.3f}"),
+}
 
 
 def in_words(errors: dict[str, float]) -> str:
     text = f"end-point error {errors['end_point_px']:.2f} px, {100 * errors['bad_2']:.1f} % off by more than 2 px"
     if errors["beyond_range"]:
         text += f" ({100 * errors['beyond_range']:.1f} % beyond the volume left out)"
+    for name in ("target", "gripper"):
+        if f"{name}_cm" in errors:
+            text += f", {name} {errors[f'{name}_cm']:.2f} cm ({errors[f'{name}_px']:.2f} px)"
+    if "border_px" in errors:
+        text += f", borders {errors['border_px']:.2f} px, elsewhere {errors['elsewhere_px']:.2f} px"
     return text
 
 

@@ -167,6 +167,7 @@ WINDOW: tuple[Column, ...] = (
     Column("boxes", "float32", (2, 4), "px", note="of the target in the left and right view; NaN = not visible"),
     Column("points", "float32", (2, 2), "px", note="(u, v) of target and tool in the left view; NaN = not visible"),
     Column("depth", "float32", ("H", "W"), "m", low=0.0, optional=True, note="where the stream was asked for it"),
+    Column("segmentation", "uint8", ("H", "W"), optional=True, note="where the stream was asked for it"),
     Column("points_px", "float32", ("N", 2), "px", optional=True, note="(u, v) that a depth question asks about"),
     Column("depths_m", "float32", ("N",), "m", low=0.0, optional=True, note="the answer: planar depth at points_px"),
     Column("task", "string"),

@@ -204,15 +204,19 @@ def read_rows(path: Path, start: int = 0, count: int | None = None) -> Iterator[
         yield decode_row(row)
 
 
-def decode_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of python values -> numpy arrays with the dtypes of the schema; columns that are null are left out."""
+def decode_row(row: Mapping[str, Any], images: bool = True) -> dict[str, Any]:
+    """A row of python values -> numpy arrays with the dtypes of the schema; columns that are null are left out.
+
+    Args:
+        images: decode them; else they are the bytes of their files.
+    """
     decoded = {}
     for column in schema.columns_of(row):
         value = row.get(column.key)
         if value is None:
             continue
         if column.image:
-            decoded[column.key] = decode_image(column.key, value["bytes"])
+            decoded[column.key] = decode_image(column.key, value["bytes"]) if images else value["bytes"]
         else:
             decoded[column.key] = np.asarray(value, dtype=column.dtype) if column.shape else value
     return decoded

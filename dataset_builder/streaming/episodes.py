@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -22,7 +23,7 @@ from stereovla.dataset_builder.dataset.manifest import (
     read_manifest,
     shard_problems,
 )
-from stereovla.dataset_builder.dataset.shards import MANIFEST, ShardError, numbers, read_json
+from stereovla.dataset_builder.dataset.shards import MANIFEST, ShardError, decode_row, numbers, read_json
 from stereovla.sources import source_of
 from stereovla.untrusted import inside, open_parquet
 
@@ -77,33 +78,51 @@ def open_shards(path: str | Path, split: str) -> OpenedShards:
 
 
 def _open_shards(path: str | Path, folder: Path | None, split: str) -> OpenedShards:
+    whole, name = _manifest(path, folder)
+    entries = _of_split(whole, split, path)
     if folder is not None:
-        whole = read_manifest(folder)
-        entries = _of_split(whole, split, path)
         found = {file.relative_to(folder).as_posix() for file in (folder / "data").glob("*.parquet")}
         for entry in entries:
             inside(folder, entry["path"])
         problems, start = shard_problems(folder, entries), f"{folder}/"
     else:
-        name, revision = split_revision(path)
-        sha = HfApi().dataset_info(name, revision=revision).sha  # what is read later is of this state too
-        file = hf_hub_download(name, MANIFEST.as_posix(), repo_type="dataset", revision=sha)
-        whole = parse_manifest(read_json(Path(file)), f"{MANIFEST} of {path}")
-        entries = _of_split(whole, split, path)
-        tree = HfApi().list_repo_tree(name, "data", repo_type="dataset", revision=sha)
+        repository, _, sha = name.partition("@")
+        tree = HfApi().list_repo_tree(repository, "data", repo_type="dataset", revision=sha)
         files = {item.path: item for item in tree if isinstance(item, RepoFile)}
-        found, start = set(files), f"hf://datasets/{name}@{sha}/"
+        found, start = set(files), f"hf://datasets/{name}/"
         problems = {entry["path"]: text for entry in entries if (text := _remote_problem(files, entry))}
     known = {entry["path"] for entry in entries}
     more = sorted(name for name in found if name.startswith(f"data/{split}-") and name not in known)
     if more:
         raise ValueError(f"dataset {path} has {', '.join(more[:5])}, which {MANIFEST} does not list: `check` names all")
     return OpenedShards(
-        splits=tuple(dict.fromkeys(entry["split"] for entry in whole)),
+        splits=_splits(whole),
         urls=[start + entry["path"] for entry in entries],
         rows=[entry["rows"] for entry in entries],
         bad={start + name: text for name, text in problems.items()},
     )
+
+
+def _manifest(path: str | Path, folder: Path | None) -> tuple[list[Entry], str]:
+    """The entries of a dataset's manifest, and the folder's name, or of one on the Hub owner/name@commit: what is read
+    later is of this state too.
+    """
+    if folder is not None:
+        return read_manifest(folder), str(folder)
+    name, revision = split_revision(path)
+    sha = HfApi().dataset_info(name, revision=revision).sha
+    file = hf_hub_download(name, MANIFEST.as_posix(), repo_type="dataset", revision=sha)
+    return parse_manifest(read_json(Path(file)), f"{MANIFEST} of {path}"), f"{name}@{sha}"
+
+
+def _splits(entries: Sequence[Entry]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(entry["split"] for entry in entries))
+
+
+def open_splits(path: str | Path) -> tuple[str, ...]:
+    """Names of the splits of a dataset, a folder or Hub id, by its manifest; ValueError where it has none."""
+    with source_of(path, "dataset") as folder:
+        return _splits(_manifest(path, folder)[0])
 
 
 def _of_split(entries: Sequence[Entry], split: str, path: str | Path) -> list[Entry]:
@@ -137,7 +156,7 @@ class EpisodeSource:
         path: folder or Hub id (`id@revision` for one revision) of a dataset with the columns of `schema.ROW`.
         split: "train", "validation", ...
         columns: optional columns that must be there; of the other optional ones only those in `wanted` are read, where
-            present.
+            present; None = all.
         skip: whether shards that are not the manifest's may be there, and be passed over; reading one of them is
             ShardError at once.
 
@@ -156,7 +175,7 @@ class EpisodeSource:
         split: str,
         *,
         columns: Sequence[str] = (),
-        wanted: Sequence[str] = (),
+        wanted: Sequence[str] | None = (),
         retries: int = 3,
         backoff_s: float = 0.5,
         skip: bool = False,
@@ -173,8 +192,9 @@ class EpisodeSource:
         self._fields, self.filled = self._first_schema(skip)
         self.views = schema.views_of(self._fields.names)
         schema.check_columns(self._fields.names, source=f"dataset {path}, split {split!r},", needed=columns)
-        chosen = {column.key for column in schema.ROW if not column.optional} | {*columns, *wanted}
-        self._fields = pa.schema([field for field in self._fields if field.name in chosen])
+        if wanted is not None:
+            chosen = {column.key for column in schema.ROW if not column.optional} | {*columns, *wanted}
+            self._fields = pa.schema([field for field in self._fields if field.name in chosen])
 
     def _first_schema(self, skip: bool) -> tuple[pa.Schema, frozenset[str]]:
         """Columns of the first shard, and those that hold anything; with `skip`, of the first one that can be read."""
@@ -217,6 +237,34 @@ class EpisodeSource:
                 f"{failures} tries): {type(error).__name__}: {error}"
             ) from error
         time.sleep(self.backoff_s * 2 ** (failures - 1))
+
+    def find(self, episode: int) -> tuple[int, int]:
+        """(shard, row) that episode number `episode` begins at, found without its pictures; ValueError where the split
+        has none of this number.
+        """
+        there: set[int] = set()
+        for shard in range(len(self.shards)):
+            numbers_there = self._episode_numbers(shard)
+            if len(rows := np.flatnonzero(numbers_there == episode)):
+                return shard, int(rows[0])
+            there |= set(numbers_there.tolist())
+        raise ValueError(
+            f"split {self.split!r} of {self.path} has no episode {episode}; it has {len(there)}, from {min(there)} to "
+            f"{max(there)}"
+        )
+
+    def _episode_numbers(self, shard: int) -> np.ndarray:
+        """Column episode_index of a shard."""
+        failures = 0
+        while True:
+            try:
+                with self._open(shard) as file:
+                    return numbers(file.read(columns=["episode_index"]), "episode_index")
+            except ShardError:
+                raise
+            except Exception as error:  # see read
+                failures += 1
+                self._wait_or_raise(shard, 0, failures, error)
 
     def read(self, shard: int, row: int = 0) -> Iterator[tuple[int, pa.Table]]:
         """Episodes of shard number `shard` from row `row` on, which must be the first row of an episode.
@@ -283,3 +331,12 @@ class EpisodeSource:
                 " ...; an episode must start at frame 0, be contiguous and lie in one shard"
             )
         return table
+
+
+def read_episode(path: str | Path, split: str, episode: int) -> list[dict[str, Any]]:
+    """All rows of one episode of a folder or Hub dataset, in their order, with every column that they have; images as
+    the bytes of their files, the rest as `shards.decode_row` gives it. ValueError where there is no such episode.
+    """
+    source = EpisodeSource(path, split, wanted=None)
+    _, table = next(source.read(*source.find(episode)))
+    return [decode_row(row, images=False) for row in table.to_pylist()]

@@ -213,7 +213,7 @@ def processor_arguments(windows: Sequence[Mapping[str, Any]], views: Sequence[st
             "boxes": window["boxes"][:sides],
             "points_px": window.get("points_px"),
             "depths_m": window.get("depths_m"),
-            "calibration": _calibration(window),
+            "calibration": calibration_of(window),
             # depth and camera questions do not say which object is the target
             "target_px": None if window["objective"] in ("depth", "camera") else window["points"][0],
             "gripper_px": window["points"][1],
@@ -242,5 +242,6 @@ def depth_of(window: Mapping[str, Any]) -> np.ndarray | dict[str, np.ndarray | N
     return {"left": window.get("depth"), **others} if others else window.get("depth")
 
 
-def _calibration(window: Mapping[str, Any]) -> dict[str, Any] | None:
+def calibration_of(window: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The calibration of a window as processors take it; None where it has none."""
     return {key: window[f"calibration.{key}"] for key in CALIBRATION_KEYS if f"calibration.{key}" in window} or None

@@ -61,6 +61,7 @@ class WindowStream(LaneStream):
         views: names of the views that the windows show: "left", which every dataset has; "right", which all must have
             where it is named, as for a model that sees pairs; and any others, None in the windows of those datasets and
             rows that have not got them. ValueError for one that no dataset has.
+        segmentation: whether the windows carry the segmentation of the left view, where there is one.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class WindowStream(LaneStream):
         on_bad_shard: Literal["raise", "skip"] = "raise",
         augmentation: PhotometricAugmentation | None = None,
         views: Sequence[str] = ("left", "right"),
+        segmentation: bool = False,
     ):
         super().__init__(lanes, rank, world_size)
         for name, value in {"chunk_size": chunk_size, "history": history, "pool_episodes": pool_episodes}.items():
@@ -98,7 +100,7 @@ class WindowStream(LaneStream):
             raise ValueError(f"depth_map_share={depth_map_share} must be in [0, 1]")
         if "left" not in views or len(set(views)) < len(views):
             raise ValueError(f"views={list(views)} must name left, the main view, and none twice")
-        self.views = tuple(views)
+        self.views, self.segmentation = tuple(views), segmentation
         self.question_config = questions.QuestionConfig(
             mixture=questions.PAPER_MIXTURE if mixture is None else mixture,
             depth_points=depth_points,
@@ -129,6 +131,7 @@ class WindowStream(LaneStream):
                 *schema.CALIBRATION,
                 *map(schema.image_key, self.views),
                 *(schema.depth_key(view) for view in self.views if depth_map_share and view != "left"),
+                *([SEGMENTATION] if segmentation else []),
             ),
         }
         self._sources: dict[int, EpisodeSource] = {}
@@ -334,6 +337,8 @@ class WindowStream(LaneStream):
             keys = {view: view if view in ("left", "right") else f"view.{view}" for view in self.views}
             augmented = self.augmentation({view: window[key] for view, key in keys.items()}, place)
             window |= {keys[view]: picture for view, picture in augmented.items()}
+        if self.segmentation and (labels := pool.image_or_none(SEGMENTATION, index)) is not None:
+            window["segmentation"] = labels
         config = self.question_config
         if not self.depth_map_share and config.only is not None:
             return window | {"objective": config.only}  # nothing to draw: saves 5 % of the time

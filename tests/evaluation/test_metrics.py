@@ -139,7 +139,7 @@ def test_a_keyframe_that_holds_alike_is_no_error():
 def test_disparity_errors_are_in_full_resolution_px_where_the_truth_is_known():
     truth = np.zeros((1, 8, 8))
     truth[0, 2, 2], truth[0, 2, 6] = 10, 12
-    predicted = np.array([[[2.0, 3.5], [9.0, 9.0]]])
+    predicted = np.array([[[8.0, 14.0], [36.0, 36.0]]])
     assert sorted(metrics.disparity_errors(predicted, truth)) == pytest.approx([2, 2])
 
 

@@ -1,6 +1,7 @@
 """The whole model at tiny size: losses equal their definitions, padding and caching change nothing, clear errors."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch.nn import functional as F
 
 from stereovla.modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
 from stereovla.modeling_stereovla.flow_matching import euler_integrate, euler_times
+from stereovla.modeling_stereovla.objectives import LanguageObjective, Predictions, Targets
 
 POSE = 8  # seven pose tokens and EOS
 
@@ -47,7 +49,7 @@ def make_training_inputs(config, batch=4, seed=0):
     }
 
 
-LOSSES = [f"{name}_loss" for name in ("action", "language", "disparity", "pointing", "keyframe")]
+LOSSES = [f"{name}_loss" for name in ("action", "language", "disparity", "pointing", "keyframe", "language_pointing")]
 
 
 @pytest.fixture(scope="module")
@@ -199,8 +201,9 @@ def test_every_parameter_gets_a_gradient_from_the_mixture():
 def test_parts_of_a_batch_add_up_to_the_batch():
     """With the whole batch's counts, as split over processes or accumulation steps; samples are unevenly spread."""
     torch.manual_seed(0)
-    weights = {f"{name}_loss_weight": 1.0 for name in ("pointing", "disparity", "keyframe")}
-    config = StereoVLAConfig.from_preset("tiny", use_pointers=True, flow_draws=2, direct_probability=0.5, **weights)
+    weights = {f"{name}_loss_weight": 1.0 for name in ("pointing", "disparity", "keyframe", "language_pointing")}
+    options = {"use_pointers": True, "language_pointing_layer": 0, "bin_smoothing": 1.0}
+    config = StereoVLAConfig.from_preset("tiny", **options, flow_draws=2, direct_probability=0.5, **weights)
     model = StereoVLAForActionPrediction(config).eval()  # batch norm would see another batch
     size, chunk = config.image_size, (config.chunk_size, config.action_dim)
     batch = make_training_inputs(config) | {
@@ -213,6 +216,8 @@ def test_parts_of_a_batch_add_up_to_the_batch():
         "hide_pose": torch.tensor([True, False, False, True]),
     }
     batch["labels"][0] = -100
+    batch["answer_points"] = torch.rand(*batch["labels"].shape, 2) * size
+    batch["answer_points"][0] = batch["answer_points"][1, :10] = float("nan")
     batch["disparity"][1], batch["points"][2], batch["displacement"][3] = 0, float("nan"), float("nan")
     found = []
     for parts in ([slice(0, 4)], [slice(0, 3), slice(3, 4)]):
@@ -228,6 +233,36 @@ def test_parts_of_a_batch_add_up_to_the_batch():
     assert gradients.keys() == summed.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(summed[name], gradient, atol=1e-5, rtol=1e-3)
+
+
+def test_smoothed_bins_by_brute_force():
+    """A bin's target is a Gaussian over all bins, cut off at their ends; other tokens keep theirs."""
+    config = StereoVLAConfig.from_preset("tiny", bin_smoothing=2.0)
+    first, objective = config.action_vocab_size - config.num_bins, LanguageObjective(config)
+    labels = torch.tensor([[7, first + 100, 42, first, config.action_vocab_size - 1]])
+    logits = torch.randn(4, config.text_config.vocab_size, generator=torch.Generator().manual_seed(0))
+    expected = []
+    for values, label in zip(logits, labels[0, 1:].tolist(), strict=True):
+        log_p = values.log_softmax(-1)
+        if label < first:
+            expected.append(-log_p[label])
+            continue
+        wanted = torch.zeros(config.text_config.vocab_size)
+        for other in range(first, config.action_vocab_size):
+            wanted[other] = math.exp(-(((other - label) / 2.0) ** 2) / 2)
+        wanted /= wanted.sum()
+        expected.append(F.kl_div(log_p, wanted, reduction="sum"))
+    found = objective.outputs(Predictions(logits=logits), Targets(labels=labels), 4)
+    torch.testing.assert_close(found["language_loss"], torch.stack(expected).mean())
+    # the least loss is 0, where the prediction is that Gaussian
+    places = torch.arange(config.text_config.vocab_size) - first
+    best = torch.where((places >= 0) & (places < config.num_bins), -0.5 * ((places - 100) / 2.0) ** 2, -1e4)
+    found = objective.outputs(Predictions(logits=best[None]), Targets(labels=labels[:, :2]), 1)
+    torch.testing.assert_close(found["language_loss"], torch.tensor(0.0), atol=1e-5, rtol=0)
+    # without the option it is the cross-entropy
+    plain = LanguageObjective(StereoVLAConfig.from_preset("tiny"))
+    found = plain.outputs(Predictions(logits=logits), Targets(labels=labels), 4)
+    torch.testing.assert_close(found["language_loss"], F.cross_entropy(logits, labels[0, 1:]))
 
 
 @torch.no_grad()

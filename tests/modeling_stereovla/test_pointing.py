@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from stereovla.modeling_stereovla import StereoVLAConfig
 from stereovla.modeling_stereovla.objectives import KeyframeObjective, PointingObjective, Predictions, Targets
-from stereovla.modeling_stereovla.pointing import Pointers, soft_token_targets
+from stereovla.modeling_stereovla.pointing import Pointed, Pointers, soft_token_targets
 
 
 def test_targets_reproduce_the_point_and_sum_to_one():
@@ -41,13 +41,14 @@ def test_a_pointer_learns_to_find_the_token_that_differs():
             tokens[torch.arange(32), where[:, kind]] += signature[kind]
         points = torch.stack([where % grid, where // grid], -1) * 16.0 + 8.0
         text, mask = torch.randn(32, 5, hidden), torch.ones(32, 5, dtype=torch.bool)
-        logits, read_out = pointers(tokens, text, mask)
-        loss = objective.outputs(Predictions(pointing=logits), Targets(points=points), 64)["pointing_loss"]
+        state, state_token = torch.zeros(32, config.state_dim), torch.zeros(32, config.expert_hidden_size)
+        pointed = pointers(tokens, text, mask, state, state_token)
+        loss = objective.outputs(Predictions(pointed=pointed), Targets(points=points), 64)["pointing_loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert (logits.argmax(-1) == where).float().mean() > 0.9
-    assert read_out.shape == (32, 2, config.expert_hidden_size)
+    assert (pointed.logits.argmax(-1) == where).float().mean() > 0.9
+    assert pointed.tokens.shape == (32, 3, config.expert_hidden_size)
 
 
 def test_loss_ignores_unknown_points():
@@ -56,7 +57,7 @@ def test_loss_ignores_unknown_points():
     points = torch.tensor([[[8.0, 8.0], [24.0, 8.0]], [[float("nan")] * 2, [float("nan")] * 2]])
     targets = Targets(points=points)
     assert objective.count(targets) == 2
-    found = objective.outputs(Predictions(pointing=logits), targets, 2)
+    found = objective.outputs(Predictions(pointed=Pointed(logits)), targets, 2)
     # both points are the centres of tokens: 0 and 1
     expected = F.cross_entropy(logits[0], torch.tensor([0, 1]))
     torch.testing.assert_close(found["pointing_loss"], expected)
@@ -70,6 +71,6 @@ def test_displacement_loss_ignores_samples_without_a_keyframe():
     truth[1] = float("nan")
     targets = Targets(displacement=truth)
     assert objective.count(targets) == 2
-    found = objective.outputs(Predictions(displacement=predicted), targets, 2)
+    found = objective.outputs(Predictions(pointed=Pointed(torch.zeros(2, 2, 16), displacement=predicted)), targets, 2)
     expected = F.smooth_l1_loss(predicted[[0, 2]], truth[[0, 2]], beta=0.1)
     torch.testing.assert_close(found["keyframe_loss"], expected)

@@ -8,7 +8,9 @@ from huggingface_hub.errors import StrictDataclassError
 from torch.nn import functional as F
 
 from stereovla.modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
+from stereovla.modeling_stereovla.model_outputs import StereoVLAModelOutput
 from stereovla.modeling_stereovla.objectives import KeyframeObjective, Predictions, Targets
+from stereovla.modeling_stereovla.pointing import Pointed
 from stereovla.modeling_stereovla.robot_heads import sizes_in_tensors
 from stereovla.modeling_stereovla.turns import TurnHead, nearest_turns, smallest_turns, turn_losses, turn_vectors
 
@@ -139,7 +141,7 @@ def test_a_policy_learns_the_same_from_turns_that_hold_alike():
     torch.testing.assert_close(first.keyframe_loss, second.keyframe_loss)
     # the loss is that of the numbers, and beside it the vectors', each part like a number
     found = KeyframeObjective(model.config).outputs(
-        Predictions(displacement=torch.zeros(1, 7), turns=torch.tensor([[[0.0, 0.0]]])),
+        Predictions(pointed=Pointed(torch.zeros(1, 2, 4), displacement=torch.zeros(1, 7), turns=torch.zeros(1, 1, 2))),
         Targets(displacement=torch.zeros(1, 7), turns=torch.zeros(1, 1)),
         1,
     )
@@ -178,10 +180,9 @@ def test_a_turn_leads_from_where_the_tool_faces_to_where_the_picture_says():
     visual = torch.randn(2, model.config.num_visual_tokens, 64, generator=torch.Generator().manual_seed(5))
     there = []
     for facing, shift in ((batch["facing"], 0.0), (batch["facing"] + 0.7, 0.0), (batch["facing"], 0.5)):
-        *_, vectors = model._state_tokens(
-            batch["state"] + shift, batch["input_ids"], torch.ones_like(batch["input_ids"]), visual, facing
-        )
-        there.append(smallest_turns(vectors, 2) + facing)
+        ids, seen = batch["input_ids"], StereoVLAModelOutput(visual_tokens=visual)
+        _, pointed = model._state_tokens(batch["state"] + shift, ids, torch.ones_like(ids), seen, facing=facing)
+        there.append(smallest_turns(pointed.turns, 2) + facing)
     for other in there[1:]:
         torch.testing.assert_close((other - there[0] + math.pi / 2) % math.pi, torch.full((2, 1), math.pi / 2))
     without = {name: value for name, value in batch.items() if name != "facing"}

@@ -180,6 +180,44 @@ def test_disparity_and_points(processor):
     np.testing.assert_allclose(packed["disparity"], batch["disparity"], atol=2e-3)
 
 
+def test_answer_points_are_what_each_label_is_about(processor):
+    """Boxes and poses are about the target, a depth question about its pixel, a camera about nothing; the present
+    state is no answer.
+    """
+    target, gripper, asked = [10.5, 20.0], [30.0, 3.0], [40.2, 50.7]
+    batch = processor(
+        [pair()] * 6,
+        ["pick up the red cube", "pick up the red cube", "red cube", None, None, "blue ball"],
+        [POSE, POSE, None, None, None, None],
+        ["arm", "arm", None, None, None, None],
+        ["action", "pose", "box", "depth", "camera", "box"],
+        actions=[np.zeros((8, 7)), *[None] * 5],
+        keyframe_pose=[POSE, POSE, *[None] * 4],
+        boxes=[None, None, BOXES, None, None, BOXES],
+        points_px=[None, None, None, [asked], None, None],
+        depths_m=[None, None, None, [0.5], None, None],
+        calibration=[CALIBRATION] * 6,
+        target_px=[target, target, target, None, None, [70.0, 3.0]],
+        gripper_px=[gripper] * 6,
+        return_labels=True,
+    )
+    points, labels = batch["answer_points"], batch["labels"]
+    assert points.shape == (*labels.shape, 2) and points.dtype == torch.float32
+    for row, (about, skipped) in enumerate([(target, 7), (target, 7), (target, 0), (asked, 0), (None, 0), (None, 0)]):
+        places = (labels[row] != -100).nonzero()[skipped:, 0] if about else torch.tensor([], dtype=torch.int64)
+        assert points[row].isfinite().all(-1).nonzero()[:, 0].tolist() == places.tolist()
+        for place in places:
+            np.testing.assert_allclose(points[row, place], about, rtol=1e-6)
+    # one label cannot be about two pixels
+    two = {"points_px": [asked, [3, 5]], "depths_m": [0.5, 0.6], "gripper_px": gripper}
+    assert processor(pair(), objective="depth", **two, return_labels=True)["answer_points"].isnan().all()
+    assert "answer_points" not in processor(pair(), **robot(target_px=target))
+    scaled = processor(
+        pair(size=128), "red cube", objective="box", boxes=BOXES, target_px=target, return_labels=True
+    )  # in px of the processed view
+    np.testing.assert_allclose(scaled["answer_points"][0, -1], [5.25, 10.0])
+
+
 def displacement(processor, state, keyframe, embodiment="arm"):
     values = {"state": state, "keyframe_pose": keyframe, "embodiment": embodiment, "target_px": [3.0, 4.0]}
     batch = processor(pair(), "pick up the red cube", objective="pose", return_labels=True, **values)
@@ -365,13 +403,16 @@ def test_batch_equals_samples(processor):
     columns = {name: [sample.get(name) for sample in samples] for name in names}
     batch = processor(pairs, embodiment="arm", return_labels=True, **columns)
     assert batch["is_action"].tolist() == [True] + [False] * 4
+    by_token = {"input_ids", "labels", "attention_mask", "answer_points"}
     for row, sample in enumerate(samples):
         single = processor(pairs[row], return_labels=True, **sample)
         length = single["input_ids"].shape[1]
-        for name in ("input_ids", "labels", "attention_mask"):
+        for name in by_token - {"answer_points"}:
             assert torch.equal(batch[name][row, :length], single[name][0]), (row, name)
+        torch.testing.assert_close(batch["answer_points"][row, :length], single["answer_points"][0], equal_nan=True)
+        assert batch["answer_points"][row, length:].isnan().all()
         assert not batch["attention_mask"][row, length:].any() and (batch["labels"][row, length:] == -100).all()
-        for name in set(single) - {"input_ids", "labels", "attention_mask"}:
+        for name in set(single) - by_token:
             torch.testing.assert_close(batch[name][row], single[name][0], equal_nan=True)
     left = processor(pairs, embodiment="arm", return_labels=True, padding_side="left", **columns)
     for row in range(5):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState
 from hub_client import client
-from hub_server import cut, lost, serve
+from hub_server import Blob, cut, lost, serve
 from safetensors.torch import load_file
 from synthetic_dataset import write_finished_dataset
 from views_dataset import MONO, write_views
@@ -24,6 +24,7 @@ from stereovla.sources import remote_code
 from stereovla.train import TrainingOptions, train
 
 MODEL, ADAPTER, DATA = "someone/policy", "someone/policy-other-arm", "someone/demonstrations"
+SPACE = "someone/policy-page"
 COMMAND = "import sys; from stereovla.__main__ import main; sys.exit(main(['push', *sys.argv[1:]]))"
 # a push without the loads, which are the same for every fault; the calls are those of push_to_hub.publish
 SEND = """
@@ -151,6 +152,40 @@ def test_a_model_is_published_whole(hub, ours, stranger, folders, copied):
     (folder / "README.md").write_text(f"{sent['README.md'].decode()}\nMore.\n")
     ours.run(*again)
     assert repo.tags["v1"] != repo.heads["main"] and repo.files("v1") == sent
+
+
+def test_a_space_is_published_beside_its_model(hub, ours, folders, copied):
+    hub.add("dataset", DATA, folders / "data")
+    command = ["--folder", str(copied / "run/model"), "--repo_id", MODEL, "--license", "mit", "--dataset_ids", DATA]
+    page = [*command, "--space", SPACE]
+    dry = ours.run(COMMAND, *page, "--dry_run")
+    assert f"Space {SPACE}: " in dry.stdout and set(hub.repos) == {("dataset", DATA)}
+    done = ours.run(COMMAND, *page)
+    assert f"Space {SPACE}: {hub.url}/spaces/{SPACE}" in done.stdout
+    repo = hub.repos["space", SPACE]
+    assert repo.private and hub.repos["model", MODEL].private
+    sent = repo.files()
+    assert {name for name in sent if "/" not in name} == {
+        "README.md", "app.py", "packages.txt", "requirements.txt", ".gitattributes"
+    }  # fmt: skip
+    assert f'model="{MODEL}"'.encode() in sent["app.py"] and f'dataset=["{DATA}"]'.encode() in sent["app.py"]
+    assert str(copied).encode() not in b"".join(sent.values())
+    repo.commit("main", sent | {"stereovla/old.py": Blob(b"x = 1", False)})  # of an earlier version of the page
+    ours.run(COMMAND, *page)
+    assert repo.files() == sent
+    before = len(repo.commits)
+    ours.run(COMMAND, *page)
+    assert len(repo.commits) == before  # nothing is sent twice
+    repo.private = False
+    for wrong, words in (
+        (page, f"the Space {SPACE} is public, this push is private"),
+        ([*page, "--pull_request"], "--space shows what --repo_id has on its main branch"),
+        (["--folder", str(folders / "data"), *page[2:]], "is a dataset; a Space shows a model or an adapter"),
+        ([*page[:-1], "no id at all"], "an id on the Hub has the form NAME/REPOSITORY"),
+    ):
+        refused = ours.run(COMMAND, *wrong, check=False)
+        assert refused.returncode == 2 and words in refused.stderr, refused.stderr
+    assert len(repo.commits) == before
 
 
 def test_strangers_use_model_and_adapter(hub, ours, stranger, folders):

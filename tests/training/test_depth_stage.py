@@ -113,10 +113,12 @@ def test_no_constant_is_better_than_the_best_of_its_measure(share):
 def test_a_cut_and_scaling_leave_depths_as_they_are():
     picture, depth = make_picture(3, 96)
     sample = {"left": picture, "depth": depth, "seed": 5}
-    views, truth = DepthFraming(32, 32, "native", views=("left",)).apply(sample, random=True)
+    framed = DepthFraming(32, 32, "native", views=("left",)).apply(sample, random=True)
+    views, truth = framed["views"], framed["depth"]
     places = [(y, x) for y in range(65) for x in range(65) if np.array_equal(picture[y : y + 32, x : x + 32], views[0])]
     assert [(y, x) for y, x in places if np.array_equal(depth[y : y + 32, x : x + 32], truth)]
-    (views, truth) = DepthFraming(192, 192, views=("left",)).apply(sample, random=False)
+    framed = DepthFraming(192, 192, views=("left",)).apply(sample, random=False)
+    views, truth = framed["views"], framed["depth"]
     np.testing.assert_array_equal(truth, np.kron(depth, np.ones((2, 2), np.float32)))
     assert views.shape == (1, 192, 192, 3)
 

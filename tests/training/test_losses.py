@@ -6,6 +6,7 @@ import torch
 
 from stereovla.modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
 from stereovla.modeling_stereovla.objectives import PointingObjective, Predictions, Targets
+from stereovla.modeling_stereovla.pointing import Pointed
 from stereovla.training.losses import ANSWERS, answer, answer_counts, answer_weights
 
 NAMES = ["box", "action", "depth", "box", "pose", "camera", "depth", "action"]
@@ -60,4 +61,5 @@ def test_pointing_hits_are_the_tokens_that_hold_the_points():
             hits += cells[sample, point] == at
     targets = Targets(points=torch.from_numpy(points))
     assert objective.count(targets) == 99 and 40 < hits < 70
-    assert objective.outputs(Predictions(pointing=logits), targets, 99)["pointing_accuracy"] == hits / torch.tensor(99)
+    found = objective.outputs(Predictions(pointed=Pointed(logits)), targets, 99)
+    assert found["pointing_accuracy"] == hits / torch.tensor(99)

@@ -29,7 +29,15 @@ from stereovla.modeling_stereovla import (
     StereoVLAForActionPrediction,
 )
 from stereovla.processing.camera_geometry import Calibration, disparity_to_depth
-from stereovla.training.disparity_errors import best_constant, error_numbers, error_sums
+from stereovla.training.disparity_errors import (
+    best_constant,
+    border_pixels,
+    error_numbers,
+    error_sums,
+    errors_where_it_matters,
+    filled,
+    semi_global_matching,
+)
 from stereovla.training.framing import DisparityFraming, PictureBatches
 from stereovla.training.models import give_stereo_encoder, trained_stereo_encoder
 from stereovla.training.stereo import StereoOptions, StereoTraining, build, train
@@ -83,13 +91,15 @@ def test_no_constant_is_better_than_the_best():
 def test_a_cut_keeps_disparities_and_both_views_are_cut_alike():
     left, right, disparity = make_pair(5, 96)
     pair = {"left": left, "right": right, "disparity": disparity, "seed": 3}
-    views, truth = DisparityFraming(32, 64, "native").apply(pair, random=True)
+    framed = DisparityFraming(32, 64, "native").apply(pair, random=True)
+    views, truth = framed["views"], framed["disparity"]
     places = [(y, x) for y in range(65) for x in range(33) if np.array_equal(left[y : y + 32, x : x + 64], views[0])]
     ((y, x),) = places
     assert (y, x) != (32, 16)  # not the middle
     np.testing.assert_array_equal(right[y : y + 32, x : x + 64], views[1])
     np.testing.assert_array_equal(disparity[y : y + 32, x : x + 64], truth)
-    views, truth = DisparityFraming(32, 64, "native").apply(pair, random=False)
+    framed = DisparityFraming(32, 64, "native").apply(pair, random=False)
+    views, truth = framed["views"], framed["disparity"]
     np.testing.assert_array_equal(left[32:64, 16:80], views[0])
 
 
@@ -99,7 +109,8 @@ def test_scaling_scales_the_disparities(size, factor):
     # even ones, so that their halves are whole px
     left, right, disparity = next(p for p in (make_pair(n, size) for n in range(99)) if not (p[2] % 2).any())
     pair = {"left": left, "right": right, "disparity": disparity, "seed": 0}
-    (left, right), truth = DisparityFraming(96, 96).apply(pair, random=False)
+    framed = DisparityFraming(96, 96).apply(pair, random=False)
+    (left, right), truth = framed["views"], framed["disparity"]
     assert set(np.unique(truth)) == {factor * value for value in np.unique(disparity)}
     reach = int(truth.max()) + 2
     rows, columns = np.mgrid[0:96, reach:96]
@@ -115,7 +126,7 @@ def test_zoom_enlarges_by_up_to_its_factor():
     factors = set()
     for seed in range(40):
         pair = {"left": left, "right": right, "disparity": disparity, "seed": seed}
-        _, truth = DisparityFraming(96, 96, zoom=1.5).apply(pair, random=True)
+        truth = DisparityFraming(96, 96, zoom=1.5).apply(pair, random=True)["disparity"]
         factors.add(float(truth.min() / disparity.min()))
     assert 1 <= min(factors) < 1.1 and 1.4 < max(factors) <= 1.52 and len(factors) > 20
     with pytest.raises(ValueError, match="a view of 96 x 96 px .* is smaller than the 128 x 96 px"):
@@ -355,3 +366,46 @@ def test_options_that_cannot_work_are_refused(pairs, capsys):
         build(parse(StereoOptions, "stereo", arguments(pairs, "", "--preset", "full")))
     assert main(["stereoo"]) == 2 and "did you mean stereo?" in capsys.readouterr().err
     assert main([]) == 2 and "the stereo encoder alone" in capsys.readouterr().out
+
+
+# ---- errors where they matter
+
+
+def test_errors_at_target_and_gripper_are_those_of_the_pixel_in_their_middle():
+    truth = torch.full((2, 6, 8), 10.0)
+    truth[0, 2, 2] = 0  # unknown
+    predicted = truth + 1
+    segmentation = torch.zeros(2, 6, 8, dtype=torch.uint8)
+    segmentation[0, 1:4, 1:4] = 3  # a target whose middle is unknown
+    segmentation[1, 4, 6] = 2
+    predicted[0, 1:4, 1:4] = 14.0
+    predicted[1, 4, 6] = 8.0
+    found = errors_where_it_matters(predicted, truth, segmentation, torch.tensor([5.0, 4.0]))
+    assert found["target_px"] == 4 and found["target_cm"] == pytest.approx(100 * (5 / 10 - 5 / 14))
+    assert found["gripper_px"] == 2 and found["gripper_cm"] == pytest.approx(100 * (4 / 8 - 4 / 10))
+    assert "border_px" not in found and found["elsewhere_px"] == pytest.approx(
+        (predicted - truth).abs()[truth > 0].double().mean().item()
+    )
+    nothing = errors_where_it_matters(predicted, truth, 0 * segmentation, torch.full((2,), torch.nan))
+    assert set(nothing) == {"elsewhere_px"}
+
+
+def test_borders_are_the_pixels_within_two_of_a_step():
+    truth = torch.full((1, 9, 12), 10.0)
+    truth[0, :, 6:] = 12.0
+    truth[0, :, 11] = 12.5  # not a step
+    border = border_pixels(truth)[0]
+    assert border[4].nonzero()[:, 0].tolist() == [4, 5, 6, 7]
+    truth[0, :, 5] = 0  # what is unknown is no step, and hides none beside it
+    assert not border_pixels(torch.where(truth == 12.0, 0.0, truth)).any()
+
+
+def test_semi_global_matching_finds_planes_and_fills_what_it_does_not_see():
+    pair = torch.from_numpy(np.stack(make_pair(0, 96)[:2])).permute(0, 3, 1, 2)[None] / 255
+    truth = torch.from_numpy(make_pair(0, 96)[2])
+    found = semi_global_matching(pair, 32)
+    assert found.shape == (1, 96, 96) and found.dtype == torch.float32
+    known = truth > 0
+    assert (found[0] - truth).abs()[known].median() < 1
+    rows = np.array([[np.nan, 3.0, np.nan, 5.0, np.nan], [np.nan] * 5])
+    assert filled(rows).tolist() == [[3, 3, 3, 5, 5], [0] * 5]

@@ -1,0 +1,112 @@
+"""Opens the page of a model."""
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+from stereovla.app.layout import CSS, build, theme
+from stereovla.app.page import Page
+from stereovla.command_line import option
+from stereovla.dataset_builder.streaming.episodes import open_splits
+from stereovla.serving.serve import ServingOptions, load
+from stereovla.serving.served_model import ServedModel
+from stereovla.sources import DTYPES
+
+MOST_MB = 32  # of an uploaded file
+
+
+@dataclass
+class AppOptions:
+    """A page to look at a policy: drop a stereo pair, take a dataset's frame or step the simulator in closed loop, and
+    see what the model sees, where it points, the keyframe and the chunk, in the picture and in space.
+
+    stereovla app --model CHECKPOINT --dataset DATASET
+
+    It is for this machine alone unless told otherwise; with --host 0.0.0.0, whoever reaches it may use it.
+    """
+
+    model: str = option("", "Model or adapter, folder or Hub id; its remote code is run.")
+    dataset: list[str] = option([], "Datasets, folders or Hub ids, whose frames can be chosen.")
+    world: str = option(
+        "{}", 'Options of simulation.WorldConfig and its preset as JSON, such as \'{"preset": "easy"}\'.'
+    )
+    execution_horizon: int = option(3, "Actions executed of each chunk in the simulator.")
+    max_steps: int = option(120, "Steps of 0.1 s after which an episode has failed.")
+    host: str = option("127.0.0.1", "Address to listen on.")
+    port: int = option(7860, "Port to listen on; 0 takes a free one from 7860 on.")
+    run_code: bool = option(
+        False,
+        "Run the code of a model on the Hub that an adapter names, also where it is not that of this installation.",
+    )
+    device: str = option("cpu", "Where the model runs: cpu, cuda, cuda:1, ...")
+    dtype: str = option("auto", "Of the weights; auto = as they were saved.", choices=["auto", *DTYPES])
+
+    def __post_init__(self):
+        if not self.model:
+            raise ValueError("--model is missing: folder or Hub id of a model or an adapter")
+        self.world_options()
+
+    def world_options(self) -> dict[str, Any]:
+        """Keyword arguments of `WorldConfig.from_preset`; ValueError for what is none."""
+        try:
+            found = json.loads(self.world)
+        except ValueError as error:
+            raise ValueError(f"--world {self.world!r} is no JSON: {error}") from error
+        if not isinstance(found, dict):
+            raise ValueError(f'--world {self.world!r} must be a JSON object, such as {{"preset": "easy"}}')
+        return found
+
+
+def make_page(options: AppOptions) -> gr.Blocks:
+    """Loads the model, checks datasets and world, and builds the page."""
+    datasets = {name: open_splits(name) for name in options.dataset}
+    given = {"run_code": options.run_code, "device": options.device, "dtype": options.dtype, "max_batch": 1}
+    served = load(ServingOptions(model=options.model, **given))
+    open_trial, why = simulator(options, served)
+    parameters = sum(parameter.numel() for parameter in served.model.parameters())
+    kind = type(served.model).__name__.partition("For")[0]
+    about = (
+        f"**{served.name}**, {parameters / 1e6:,.1f} million parameters, revision `{served.revision[:16]}`. "
+        f"Sees {', '.join(served.keys.views)}; moves {', '.join(served.processor.norm_stats)}."
+    )
+    return build(Page(served, datasets, open_trial, why), kind, about)
+
+
+def simulator(options: AppOptions, served: ServedModel) -> tuple[Any, str]:
+    """What opens a world of a seed, or None, and why there is none; ValueError for options that no world has."""
+    if set(served.keys.views) - {"left", "right"}:
+        return None, f"The model sees {', '.join(served.keys.views)}; the simulator has the views left and right alone."
+    try:
+        from stereovla.app.trials import Trial
+        from stereovla.evaluation.rollouts import RolloutConfig
+        from stereovla.simulation import WorldConfig
+        from stereovla.simulation.robots import ROBOTS
+    except ModuleNotFoundError as error:
+        if error.__cause__ is None:
+            raise
+        return None, f"No simulator here: {error}"
+    config = WorldConfig.from_preset(**{"image_size": served.model.config.image_size, **options.world_options()})
+    embodiment, known = ROBOTS[config.robot].embodiment, list(served.processor.norm_stats)
+    if embodiment not in known:
+        return None, f"The simulator's {config.robot} is {embodiment}; this model moves {', '.join(known)}."
+    rollout = RolloutConfig(config, options.execution_horizon, options.max_steps)
+    return partial(Trial, rollout, needs_depth=served.model.config.reads_depth), ""
+
+
+def launch(options: AppOptions) -> None:
+    """Serves the page until it is interrupted."""
+    blocks = make_page(options)
+    blocks.launch(
+        server_name=options.host,
+        server_port=options.port or None,
+        theme=theme(),
+        css=CSS,
+        share=False,
+        show_error=True,
+        ssr_mode=False,
+        max_file_size=MOST_MB * 2**20,
+        footer_links=[],
+    )

@@ -1,0 +1,168 @@
+"""The language model's own attention points: against transformers' attention weights, and that it learns to find."""
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from test_modeling_stereovla import make_training_inputs
+from torch.nn import functional as F
+
+from stereovla.modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
+from stereovla.modeling_stereovla.objectives import LanguagePointingObjective, Predictions, Targets, objectives_of
+
+NAN = float("nan")
+POINTING = {"language_pointing_layer": 1, "language_pointing_loss_weight": 1.0}
+
+
+def config(**overrides) -> StereoVLAConfig:
+    return StereoVLAConfig.from_preset("tiny", **POINTING, **overrides)
+
+
+def policy(**overrides) -> StereoVLAForActionPrediction:
+    torch.manual_seed(0)
+    return StereoVLAForActionPrediction(config(**overrides)).eval()
+
+
+def points_of(labels: torch.Tensor, size: int, seed: int = 0) -> torch.Tensor:
+    """A point for each label of the answers, but for those of the last row, which are about nothing."""
+    points = torch.rand(*labels.shape, 2, generator=torch.Generator().manual_seed(seed)) * size
+    points[labels == -100] = NAN
+    points[-1] = NAN
+    return points
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("padding", ["none", "left", "right"])
+def test_the_logits_are_those_of_the_layers_attention(padding):
+    """Four heads that share two sets of keys; what the softmax over the visual tokens gives is what the layer does."""
+    model = policy(text_config={"num_attention_heads": 4, "num_key_value_heads": 2})
+    model.set_attn_implementation("eager")  # the one that gives its weights away
+    inputs = make_training_inputs(model.config)
+    inputs["answer_points"] = points_of(inputs["labels"], model.config.image_size)
+    if padding != "none":
+        amount = (3, 0) if padding == "left" else (0, 3)
+        fill = {"input_ids": 0, "attention_mask": 0, "labels": -100}
+        inputs |= {name: F.pad(inputs[name], amount, value=value) for name, value in fill.items()}
+        inputs["answer_points"] = F.pad(inputs["answer_points"], (0, 0, *amount), value=NAN)
+    output = model(**inputs, output_attentions=True)
+    seen = inputs["input_ids"] == model.config.image_token_id
+    expected, hits = [], []
+    for row, place in inputs["answer_points"][:, 1:, 0].isfinite().nonzero():
+        weights = output.attentions[1][row, :, place][:, seen[row]]
+        weights = weights / weights.sum(-1, keepdim=True)  # (heads, N)
+        # four tokens of 16 px on a side: bilinear weights by hand
+        u, v = (inputs["answer_points"][row, place + 1] / 16 - 0.5).clamp(0, 3)
+        wanted = torch.zeros(4, 4)
+        for column, row_of_tokens in ((c, r) for c in range(4) for r in range(4)):
+            wanted[row_of_tokens, column] = max(0, 1 - abs(u - column)) * max(0, 1 - abs(v - row_of_tokens))
+        expected.append(-(weights.log() * wanted.flatten()).sum(-1).mean())
+        hits.append(weights.mean(0).argmax() == wanted.argmax())
+    assert len(expected) == 3 * 15
+    torch.testing.assert_close(output.language_pointing_loss, torch.stack(expected).mean(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output.language_pointing_accuracy, torch.stack(hits).float().mean())
+
+
+def test_points_outside_the_picture_and_unknown_ones_have_no_loss():
+    objective = LanguagePointingObjective(config())
+    points = torch.tensor([[[8.0, 8.0], [24.0, 8.0], [NAN, NAN], [65.0, 3.0], [8.0, 8.0]]])
+    targets = Targets(answer_points=points)
+    # the first label has no token before it; of the others two are in the picture
+    assert objective.count(targets) == 2
+    logits = torch.randn(2, 2, 16)
+    found = objective.outputs(Predictions(language_pointing=logits), targets, 2)
+    expected = F.cross_entropy(logits.flatten(0, 1), torch.tensor([1, 1, 0, 0]))  # both are centres of tokens
+    torch.testing.assert_close(found["language_pointing_loss"], expected)
+
+
+def test_a_batch_without_answers_has_gradients_of_zero():
+    """Processes that share weights wait for each other's gradients."""
+    model = policy()
+    inputs = make_training_inputs(model.config)
+    inputs["answer_points"] = torch.full((*inputs["labels"].shape, 2), NAN)
+    output = model(**inputs)
+    assert output.language_pointing_loss == 0
+    output.loss.backward()
+
+
+def test_only_what_comes_before_the_attention_learns_from_it():
+    model = policy()
+    inputs = make_training_inputs(model.config)
+    inputs["answer_points"] = points_of(inputs["labels"], model.config.image_size)
+    model(**inputs).language_pointing_loss.backward()
+    layers = model.model.language_model.layers
+    learning = {name for name, parameter in layers[1].named_parameters() if parameter.grad is not None}
+    assert learning == {"self_attn.q_proj.weight", "self_attn.k_proj.weight", "input_layernorm.weight"}
+    assert all(parameter.grad.any() for parameter in layers[0].parameters())
+    assert all(parameter.grad.any() for parameter in model.model.visual_tokens.projector.parameters())
+    assert model.lm_head.weight.grad is None
+
+
+def test_checkpointing_and_compilation_change_nothing():
+    model = policy()
+    inputs = make_training_inputs(model.config)
+    inputs["answer_points"] = points_of(inputs["labels"], model.config.image_size)
+    inputs |= {"noise": torch.randn(4, 1, 8, 7), "time": torch.rand(4, 1)}
+    model.train()
+    found = []
+    for change in (lambda: None, model.gradient_checkpointing_enable):
+        change()
+        model.zero_grad()
+        output = model(**inputs)
+        output.loss.backward()
+        layer = model.model.language_model.layers[1].self_attn
+        found.append((output.language_pointing_loss.detach(), layer.q_proj.weight.grad.clone()))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_attention_learns_to_find_what_is_asked_for():
+    """From the words alone, a token among visual tokens that are drawn anew each time."""
+    torch.manual_seed(0)
+    model = policy(visual_position_code=True)
+    model.train()
+    language, size = model.model.language_model, model.config.image_size
+    signatures = torch.randn(5, model.config.text_config.hidden_size)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    inputs = {k: v for k, v in make_training_inputs(model.config, 32).items() if k not in ("pixel_values", "actions")}
+    labels = inputs["labels"]
+    for _ in range(60):
+        wanted, where = torch.randint(5, (32,)), torch.rand(32, 16).argsort(-1)[:, :5]
+        tokens = 0.1 * torch.randn(32, 16, signatures.shape[1])
+        tokens[torch.arange(32)[:, None], where] += signatures
+        place = where[torch.arange(32), wanted]
+        points = torch.full((*labels.shape, 2), NAN)
+        points[labels != -100] = (torch.stack([place % 4, place // 4], -1) * 16.0 + 8.0).repeat_interleave(15, 0)
+        ids = inputs["input_ids"].clone()
+        ids[:, 18] = 10 + wanted  # the second word of the prompt
+        embeds = model.model.embed(ids, tokens)
+        with model._recorded_queries(True) as queries:
+            from stereovla.modeling_stereovla.layer_caches import CACHE, RecordingCache
+
+            recorder = RecordingCache()
+            language(inputs_embeds=embeds, **{CACHE: recorder}, use_cache=False)
+        positions = torch.arange(ids.shape[1])[None].expand(32, -1)
+        logits = model._pointing_in_language(queries[0], recorder, positions, ids, points)
+        found = model.objectives[-1].outputs(
+            Predictions(language_pointing=logits), Targets(answer_points=points), logits.shape[0]
+        )
+        optimizer.zero_grad()
+        found["language_pointing_loss"].backward()
+        optimizer.step()
+    assert size == 64 and found["language_pointing_accuracy"] > 0.9
+
+
+def test_it_is_an_option_and_off_in_the_papers_model():
+    for preset in ("full", "tiny"):
+        off = StereoVLAConfig.from_preset(preset)
+        assert (off.language_pointing_layer, off.language_pointing_loss_weight) == (None, 0.0)
+        assert not off.visual_position_code and not off.bin_smoothing
+        assert "language_pointing" not in [objective.name for objective in objectives_of(off)]
+    with pytest.raises(
+        StrictDataclassError, match=r"language_pointing_layer is 2; it must be None or one of 0 \.\.\. 1"
+    ):
+        StereoVLAConfig.from_preset("tiny", language_pointing_layer=2)
+    with pytest.raises(
+        StrictDataclassError,
+        match="language_pointing_loss_weight is 1.0, but language_pointing_layer is None",
+    ):
+        StereoVLAConfig.from_preset("tiny", language_pointing_loss_weight=1.0)
+    with pytest.raises(StrictDataclassError, match="bin_smoothing is -1.0; it must be at least 0"):
+        StereoVLAConfig.from_preset("tiny", bin_smoothing=-1.0)
