@@ -55,6 +55,7 @@ class Frame:
             state=self.states,
             embodiment=self.embodiment,
             depths=dict(self.carried.depths),
+            calibration=self.calibration,
             outputs=tuple(outputs),
             seed=seed,
         )

@@ -21,8 +21,8 @@ class Look:
 
     actions: (chunk, A) float32, robot units. chunk_ms: from the views to them. answered: (S,) the keyframe as the
     language model says it. pointed: (3,) m, where the pointers say that it is. attention: {"target", "gripper": (grid,
-    grid)} sums to 1. disparity: (h, w) px of the processed view, at a half or a quarter of its size. depth: (H, W) m, planar. None,
-    or nothing, where the model has none.
+    grid)} sums to 1. disparity: (h, w) px of the processed view, at a half or a quarter of its size. depth: (H, W) m,
+    planar. None, or nothing, where the model has none.
     """
 
     actions: np.ndarray

@@ -55,6 +55,7 @@ class SocketPolicy(Policy):
             seed=o.seed + (o.step << 32),
             views={name: o.views[name] for name in told["views"] if name in o.views},
             depths={name: o.depths[name] for name in told["depths"] if name in o.depths},
+            calibration=o.calibration if told["calibration"] else None,
             running_actions=o.running_actions,
             delay=None if o.running_actions is None else o.delay,
         ).actions

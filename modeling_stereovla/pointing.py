@@ -165,8 +165,8 @@ class Pointers(nn.Module):
         frame: torch.Tensor,
         state: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean points (B, 2, 3) under the attention, at the resolution of the points, and `POINT_NUMBERS` of each (B,
-        2, 5): the way to it, from the tool in the base frame and from the camera in its own, and which of the two it is.
+        """Mean points (B, 2, 3) under the attention, at the resolution of the points, and `POINT_NUMBERS` of each, (B,
+        2, 5): the way to it from the tool in the base frame, or from the camera in its own, and which of the two it is.
         """
         in_cells = in_tokens(points, self.grid)  # (B, N, C, 3)
         weights = attention[..., None].float() * cells.float().softmax(-1)

@@ -8,7 +8,7 @@ import torch
 from transformers.image_processing_utils import BatchFeature
 
 from .answers import CameraParameters, box_prompt, camera_prompt, depth_prompt, parse_values, value_text
-from .camera_geometry import Calibration, check_stereo_pair
+from .camera_geometry import Calibration, check_stereo_pair, project_points
 from .image_processing_stereovla import ViewGeometry
 from .normalization import Normalizer
 from .point_transforms import point_transform
@@ -293,6 +293,24 @@ class PolicyProcessor(ProcessorOptions):
             transforms.append(transform)
             frames.append(frame)
         return {"point_transform": np.stack(transforms).astype(np.float32), "point_frame": np.array(frames)}
+
+    def tool_px(self, state: Any, calibration: Any, embodiment: str, source_size: tuple[int, int]) -> np.ndarray:
+        """float64 (2,) px (u, v) of the processed left view, where the calibration says that the tool is; NaN where it
+        is not in view, or where calibration or state do not say.
+
+        Args:
+            state: (state_dim,) or (k, state_dim), the present one last, robot units. source_size: (height, width) px.
+        """
+        nowhere = np.full(2, np.nan)
+        if calibration is None or not begins_with_position(self.state_names, embodiment, self.state_dim):
+            return nowhere
+        geometry = self.image_processor.geometry(source_size)
+        camera = geometry.calibration(Calibration.from_mapping(calibration))
+        if camera.transform_camera_to_base is None:
+            return nowhere
+        present = np.asarray(state, dtype=np.float64).reshape(-1, self.state_dim)[-1]
+        pixel = project_points(present[:3], camera)
+        return pixel if geometry.shows(pixel) else nowhere
 
     def _sequences(
         self,

@@ -43,7 +43,6 @@ class StereoProcessor(PolicyProcessor):
       the turn of the tool about its own axis, rad, which displacement then has not
       (`state_entries.differences_and_turns`); NaN = none. equal_turns float32 (B,): how many turns in a whole one are
       as right.
-
     - answer_points float32 (B, L, 2), with points and `return_labels`: (u, v) in px of the processed left view that
       each label is about. Of a box and of a pose (but not of the present state before it) the target, of a depth
       question the pixel that it asks about; NaN where that is not visible, and for labels about nothing, or about

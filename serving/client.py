@@ -81,7 +81,8 @@ class PolicyClient:
 
     def _keys_of(self, metadata: Mapping[str, Any], keys: Mapping[str, Any] | None) -> ObservationKeys:
         if self.is_ours:
-            return ObservationKeys(metadata["views"], metadata["depths"], metadata["outputs"], keys=metadata["keys"])
+            told = [metadata[name] for name in ("views", "depths", "outputs")]
+            return ObservationKeys(*told, keys=metadata["keys"], calibration=metadata["calibration"])
         views = [name for name in keys or OPENPI if name not in (*OTHERS, IGNORED) and name[:6] != "depth."]
         return ObservationKeys(
             views, keys={**{name: OPENPI[name] for name in (*views, *OTHERS) if name in OPENPI}, **(keys or {})}
@@ -104,6 +105,7 @@ class PolicyClient:
         seed: int | None = None,
         views: Mapping[str, Any] | None = None,
         depths: Mapping[str, Any] | None = None,
+        calibration: Mapping[str, Any] | None = None,
         outputs: tuple[str, ...] = (),
         running_actions: Any = None,
         delay: int | None = None,
@@ -118,6 +120,8 @@ class PolicyClient:
             seed: of the noise that the chunk starts from; None = the next of this connection's.
             views: further ones by their names, those that are there.
             depths: {view: (H, W) float m, 0 = unknown}, for a model that is shown the true depth.
+            calibration: of the left view and the pair: focal_length_px, principal_point_px, baseline_m and, where it is
+                known, transform_camera_to_base; for a model whose `metadata["calibration"]` is not empty.
             outputs: of `metadata["outputs"]`, wanted beside the actions.
             running_actions: (n, A), robot units, what is left of the chunk that is executed, as actions that begin at
                 `state`; the answer continues it. delay: how many of them will have been executed when it comes.
@@ -126,6 +130,7 @@ class PolicyClient:
         values: dict[str, Any] = {
             **{name: _picture(view) for name, view in pictures.items() if view is not None},
             **{f"depth.{name}": np.asarray(depth, dtype=np.float32) for name, depth in (depths or {}).items()},
+            **{f"calibration.{name}": np.asarray(value, np.float64) for name, value in (calibration or {}).items()},
             "instruction": instruction,
             "state": np.asarray(state, dtype=np.float32),
             "embodiment": embodiment,

@@ -33,6 +33,8 @@ KEYS: dict[str, list[str | list[str]]] = {
 # what a server hears that sends no keys of its own
 OPENPI = {name: [keys[1] if len(keys) > 1 else keys[0]] for name, keys in KEYS.items()}
 # but for views and depths
+# of the left view and the pair, for a model that sees points; a map of these counts as the way to each
+CALIBRATION = ("focal_length_px", "principal_point_px", "baseline_m", "transform_camera_to_base")
 OTHERS = ("state", "instruction", "embodiment", "outputs", "seed", "running_actions", "delay")
 ENDPOINT, ENDPOINTS = "endpoint", ("infer", "reset")  # RoboArena's way to say that an episode begins
 IGNORED = "ignored"
@@ -45,7 +47,7 @@ class Observation:
     images: {view: uint8 RGB (H, W, 3), or the bytes of a JPEG or PNG}; depths: {view: (H, W) m, 0 = unknown}.
     state: (S,) or (k, S), oldest first. outputs: what is asked for beside the actions. seed: of the noise.
     running_actions: (n, A), what is left of the chunk that is executed, which the next one continues; delay: how many
-    of them will have been executed when it is there.
+    of them will have been executed when it is there. calibration: as processors take it; None = not told.
     """
 
     images: dict[str, Any]
@@ -57,6 +59,7 @@ class Observation:
     seed: int | None = None
     running_actions: Any = None
     delay: int = 0
+    calibration: Any = None
 
 
 def read_keys(path: str | Path) -> dict[str, Any]:
@@ -79,6 +82,7 @@ class ObservationKeys:
         keys: {name: key, or several of which an observation has one; a list among them is of keys whose numbers are
             joined}, in place of the defaults of those names. "ignored" are keys that are read and not used.
         embodiment: that of observations which name none; "" = the only one.
+        calibration: whether an observation has none, may have one ("known") or must ("needed").
     """
 
     def __init__(
@@ -89,12 +93,15 @@ class ObservationKeys:
         embodiments: Sequence[str] = (),
         keys: Mapping[str, Any] | None = None,
         embodiment: str = "",
+        calibration: str = "",
     ):
         self.views, self.depths, self.outputs = tuple(views), tuple(depths), tuple(outputs)
         if embodiment and embodiment not in embodiments:
             raise ValueError(f"unknown embodiment {embodiment!r}; the model knows {', '.join(embodiments)}")
         self.embodiment = embodiment or (embodiments[0] if len(embodiments) == 1 else "")
-        names = [*self.views, *(f"depth.{name}" for name in self.depths)]
+        self.calibration = calibration
+        told = [f"calibration.{name}" for name in CALIBRATION] if calibration else []
+        names = [*self.views, *(f"depth.{name}" for name in self.depths), *told]
         self.keys = {name: _default(name) for name in (*names, *OTHERS)}
         self.ignored: set[str] = set()
         self._replace(keys or {})
@@ -150,6 +157,7 @@ class ObservationKeys:
             seed=_whole(values.get("seed"), "seed"),
             running_actions=values.get("running_actions"),
             delay=_whole(values.get("delay"), "delay") or 0,
+            calibration={key: values[name] for key in CALIBRATION if (name := f"calibration.{key}") in values} or None,
         )
 
     def reset_seed(self, message: Mapping[str, Any]) -> int | None:
@@ -173,6 +181,7 @@ class ObservationKeys:
     def _needed(self) -> tuple[str, ...]:
         sides = [name for name in self.views if name in PAIR]
         depths = [f"depth.{name}" for name in self.depths[:1]]
+        depths += [f"calibration.{name}" for name in CALIBRATION[:3]] if self.calibration == "needed" else []
         return (*sides, *depths, "instruction", "state", *([] if self.embodiment else ["embodiment"]))
 
     def _values(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -207,6 +216,8 @@ class ObservationKeys:
 def _default(name: str) -> list[Any]:
     if name in KEYS:
         return KEYS[name]
+    if name.startswith("calibration."):
+        return [name.replace(".", "/")]
     view = name.removeprefix("depth.")
     if view == name:
         return [name, f"observation/{name}", f"observation.images.{name}"]

@@ -14,14 +14,14 @@ LOW = {"state": [0.3, -0.3, -0.05, -0.2, -0.2, -0.8, 0.0], "action": [-0.04, -0.
 HIGH = {"state": [0.7, 0.3, 0.4, 0.2, 0.2, 0.8, 1.0], "action": [0.04, 0.04, 0.04, 0.2, 0.2, 0.2, 1.0]}
 
 
-def save_tiny_checkpoint(folder: Path, seed: int = 7, preset: str = "tiny") -> Path:
-    """Writes model, processor and their code into `folder`."""
+def save_tiny_checkpoint(folder: Path, seed: int = 7, preset: str = "tiny", **overrides) -> Path:
+    """Writes model, processor and their code into `folder`, with overrides of the config."""
     tokenizer = build_tokenizer(["pick up the red cube", "pick up the green ball", "red cube"])
     statistics = {
         key: {"q01": LOW[name], "q99": HIGH[name]}
         for key, name in (("state", "state"), ("action", "action"), ("keyframe_pose", "state"))
     }
-    config = StereoVLAConfig.from_preset(preset)
+    config = StereoVLAConfig.from_preset(preset, **overrides)
     processor = StereoProcessor(
         StereoImageProcessorPil(size={"height": config.image_size, "width": config.image_size}),
         tokenizer,
@@ -30,9 +30,11 @@ def save_tiny_checkpoint(folder: Path, seed: int = 7, preset: str = "tiny") -> P
         chunk_size=config.chunk_size,
         state_history=config.state_history,
         num_visual_tokens=config.num_visual_tokens,
+        points_frame=config.points_frame,
     )
     config = StereoVLAConfig.from_preset(
         preset,
+        **overrides,
         image_token_id=processor.image_token_id,
         action_vocab_size=processor.bins.vocab_size,
         text_config={"vocab_size": -(-len(tokenizer) // 64) * 64},

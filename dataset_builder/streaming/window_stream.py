@@ -368,9 +368,8 @@ class WindowStream(LaneStream):
                 segmentation = pool.image(SEGMENTATION, index) if config.depth_points == "interaction" else None
                 found = questions.depth_points(depth, segmentation, window["points"][1], config, rng)
                 if found is None:  # neither target nor gripper in view: ask something else of the mixture
-                    question = dict(
-                        zip(["objective"], questions.draw_objectives(config, rng, possible, 1), strict=False)
-                    )
+                    others = questions.draw_objectives(config, rng, possible, 1)
+                    question = {"objective": others[0]} if others else {}
                 else:
                     question |= dict(zip(("points_px", "depths_m"), found, strict=True))
             asked.append(question)

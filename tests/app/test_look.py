@@ -42,7 +42,11 @@ def direct(model: ServedModel, frame: Frame, seed: int) -> tuple[dict, np.ndarra
     """Inputs and chunk, without what serves."""
     images = dict(frame.views) if model.named else list(frame.views.values())
     given = {"images": images, "text": frame.instruction, "state": frame.states, "embodiment": EMBODIMENT}
-    inputs = dict(model.processor(**given, **({"depth_map": dict(frame.carried.depths)} if model.reads_depth else {})))
+    inputs = dict(
+        model.processor(
+            **given, **({"depth_map": dict(frame.carried.depths)} if model.model.config.reads_depth else {})
+        )
+    )
     shape = (1, model.model.config.chunk_size, 7)
     noise = torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, dtype=np.float32))
     return inputs, model.processor.decode_actions(model.model.predict_action(**inputs, noise=noise), EMBODIMENT)[0]
@@ -52,7 +56,7 @@ def direct(model: ServedModel, frame: Frame, seed: int) -> tuple[dict, np.ndarra
 def test_the_answer_is_the_model_s(served, name):
     model = served[name]
     frame = frame_for(model)
-    if model.reads_depth:
+    if model.model.config.reads_depth:
         frame = replace(frame, carried=Carried({"left": np.full((64, 64), 0.7, np.float32)}))
     look = look_at(model, frame, seed=5)
     inputs, chunk = direct(model, frame, seed=5)

@@ -331,7 +331,7 @@ def test_what_is_asked_for_beside_actions(parts, tmp_path):
     stop()
     inputs = processor(list(stereo_pair()), **asked)
     with torch.inference_mode():
-        disparity = 4 * model(**inputs, output_disparity=True).disparity[0, 0]
+        disparity = model(**inputs, output_disparity=True).disparity[0]
     np.testing.assert_allclose(found["disparity"], disparity.numpy(), atol=1e-4)
     question = processor(list(stereo_pair()), **asked, objective="pose")
     question.pop("state")
@@ -493,3 +493,46 @@ def test_a_compiled_model_answers_the_same(checkpoint, parts):
     )
     (answer,) = served.predict([served.prepare(observation, np.random.default_rng())])
     np.testing.assert_allclose(answer["actions"], by_hand(parts, 1), atol=1e-4)
+
+
+# ---- a model that sees points
+
+CALIBRATION = {
+    "focal_length_px": [80.0, 80.0],
+    "principal_point_px": [32.0, 32.0],
+    "baseline_m": 0.06,
+    "transform_camera_to_base": [
+        [0.0, -1.0, 0.0, 0.9],
+        [-1.0, 0.0, 0.0, 0.1],
+        [0.0, 0.0, -1.0, 0.6],
+        [0.0, 0.0, 0.0, 1.0],
+    ],
+}
+
+
+@pytest.mark.parametrize("dropout, told", [(0.0, "needed"), (0.2, "known")])
+def test_a_model_that_sees_points_is_told_the_calibration(tmp_path, dropout, told):
+    folder = save_tiny_checkpoint(tmp_path, points_frame="base", use_pointers=True, calibration_dropout=dropout)
+    own = model, processor = load(str(folder), "cpu")
+    address, stop = serve_in_thread(policy_server(own, limit=LIMIT, deadline_s=300))
+    moved = {**CALIBRATION, "baseline_m": 0.12}
+    question = (*stereo_pair(), "pick up the red cube", STATE, EMBODIMENT, 5)
+    with PolicyClient(address) as client:
+        assert client.metadata["calibration"] == told
+        answers = [client.predict(*question, calibration=given).actions for given in (CALIBRATION, moved)]
+        if told == "known":
+            answers.append(client.predict(*question).actions)
+        else:
+            with pytest.raises(
+                PolicyError, match=r"lacks calibration.focal_length_px \('calibration/focal_length_px'\)"
+            ):
+                client.predict(*question)
+    stop()
+    noise = torch.from_numpy(np.random.default_rng(5).standard_normal((1, 8, 7), dtype=np.float32))
+    for given, answer in zip((CALIBRATION, moved, None), answers, strict=False):
+        inputs = processor(
+            images=[*stereo_pair()], text=question[2], state=STATE, embodiment=EMBODIMENT, calibration=given
+        )
+        direct = processor.decode_actions(model.predict_action(**inputs, noise=noise), EMBODIMENT)[0]
+        np.testing.assert_allclose(answer, direct, atol=1e-5)
+    assert np.abs(answers[0] - answers[1]).max() > 1e-4
