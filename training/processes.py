@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from stereovla.training.models import blocks
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of malloc.h
 
 
 def share_cores() -> int:
@@ -30,16 +30,17 @@ def share_cores() -> int:
     return torch.get_num_threads()
 
 
-def keep_freed_memory() -> None:
-    """Lets glibc's allocator keep what is freed for the next step, where it is glibc's.
+def keep_freed_memory(keep: bool = True) -> None:
+    """Whether the allocator keeps what is freed for the next step, where it is glibc's.
 
-    It would hand large tensors back to the operating system, which gives them out again page by page: a tenth of the
-    time of a small model's step.
+    By itself it hands large tensors back to the operating system, which gives them out again page by page: a tenth of
+    the time of a small model's step.
     """
     if platform.libc_ver()[0] == "glibc":
         allocator = ctypes.CDLL(None)
-        allocator.mallopt(M_MMAP_MAX, 0)
-        allocator.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        allocator.mallopt(M_MMAP_MAX, 0 if keep else 65_536)  # glibc's own: as many, from 128 KiB on
+        allocator.mallopt(M_MMAP_THRESHOLD, 2**17)
+        allocator.mallopt(M_TRIM_THRESHOLD, 2**31 - 1 if keep else 2**17)
 
 
 def warn_of_load(threads: int) -> None:

@@ -7,11 +7,10 @@ import pytest
 import torch
 from synthetic_dataset import write_training_dataset
 
-from stereovla.command_line import parse
 from stereovla.dataset_builder.streaming.mixture import load_meta
 from stereovla.dataset_builder.streaming.questions import questions_of
 from stereovla.dataset_builder.streaming.window_stream import WindowStream
-from stereovla.train import TrainingOptions, questions_per_frame
+from stereovla.train import TrainingOptions, check_sharing
 from stereovla.training.feed import OF_FRAMES, Batches
 from stereovla.training.models import untrained
 
@@ -128,29 +127,13 @@ def test_a_stream_of_frames_goes_on_where_it_was(dataset):
         assert [q["objective"] for q in questions_of(window)] == [q["objective"] for q in questions_of(other)]
 
 
-@pytest.mark.parametrize(
-    ("given", "part_size", "mixture", "stereovla", "found"),
-    [
-        (["--preset", "demo"], 48, MIXTURE, True, 2),
-        (["--preset", "demo"], 48, {"action": 1.0, "box": 0.0}, True, 1),  # there is but one thing to ask
-        (["--preset", "demo"], 3, MIXTURE, True, 1),
-        (["--preset", "full"], 48, MIXTURE, True, 1),
-        (["--preset", "tiny", "--questions_per_frame", "4"], 8, MIXTURE, True, 4),
-        (["--preset", "depthvla-demo"], 48, MIXTURE, False, 1),
-        (["--preset", "demo", "--questions_per_frame", "5"], 48, MIXTURE, True, "must divide the 48 samples"),
-        (
-            ["--preset", "depthvla-demo", "--questions_per_frame", "2"],
-            48,
-            MIXTURE,
-            False,
-            "a DepthVLA reads its pictures",
-        ),
-    ],
-)
-def test_how_many_questions_a_frame_is_asked(given, part_size, mixture, stereovla, found):
-    options = parse(TrainingOptions, [*given, "--dataset", "x", "--output_dir", "y"])
-    if isinstance(found, str):
-        with pytest.raises(ValueError, match=found):
-            questions_per_frame(options, part_size, mixture, stereovla)
-    else:
-        assert questions_per_frame(options, part_size, mixture, stereovla) == found
+def test_what_cannot_be_shared_is_refused():
+    options = TrainingOptions(dataset=["x"], output_dir="y", questions_per_frame=2, batch_size=6)
+    check_sharing(options, 6, True)
+    with pytest.raises(ValueError, match="must divide the 3 samples that a process takes at once"):
+        check_sharing(options, 3, True)
+    with pytest.raises(ValueError, match="--questions_per_frame is 2, but a DepthVLA reads its pictures together"):
+        check_sharing(options, 6, False)
+    check_sharing(TrainingOptions(dataset=["x"], output_dir="y"), 3, False)
+    with pytest.raises(ValueError, match="--questions_per_frame is 0; it must be at least 1"):
+        TrainingOptions(dataset=["x"], output_dir="y", questions_per_frame=0)
