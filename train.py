@@ -185,6 +185,9 @@ class TrainingOptions(RunOptions):
         "Whether these are shares of the samples, or weights of the losses of equally many samples.",
         choices=["samples", "losses"],
     )
+    questions_per_frame: int = option(
+        1, "StereoVLA: samples about each frame, which see and read its pictures together; 2 nearly halve their cost."
+    )
     depth_points: str | None = option(
         None,
         "Where depth is asked: near gripper and target (not given: where the data has masks of these), all over, or "
@@ -215,7 +218,7 @@ class TrainingOptions(RunOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        at_least_one(self, "batch_size")
+        at_least_one(self, "batch_size", "questions_per_frame")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema_decay is {self.ema_decay}; it must be in [0, 1)")
         if self.lora_rank and self.model is None:
@@ -315,6 +318,25 @@ def parameter_groups(model, options: TrainingOptions) -> list[dict]:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
+def check_sharing(options: TrainingOptions, part_size: int, stereovla: bool) -> None:
+    """ValueError where samples cannot share pictures as --questions_per_frame says.
+
+    Args:
+        part_size: samples of a process at once.
+    """
+    count = options.questions_per_frame
+    if count > 1 and not stereovla:
+        raise ValueError(
+            f"--questions_per_frame is {count}, but a DepthVLA reads its pictures together with the question, so that "
+            "questions cannot share them; it must be 1"
+        )
+    if part_size % count:
+        raise ValueError(
+            f"--questions_per_frame is {count}; it must divide the {part_size} samples that a process takes at once "
+            "(--batch_size over processes and --accumulation)"
+        )
+
+
 def save_result(
     folder: Path, accelerator, model, average: Average, processor, options, frames: str, window: dict, mixture: str
 ) -> None:
@@ -389,6 +411,7 @@ def run(options: TrainingOptions, accelerator: Accelerator, told: list[int]) -> 
     if as_losses:
         shared["mixture"] = {name: float(share > 0) for name, share in shares.items()}
     part_size = options.batch_size // (accelerator.num_processes * options.accumulation)
+    check_sharing(options, part_size, with_pose)
     stream = WindowStream(
         datasets,
         split="train",
@@ -398,7 +421,9 @@ def run(options: TrainingOptions, accelerator: Accelerator, told: list[int]) -> 
         world_size=accelerator.num_processes,
         on_bad_shard=options.on_bad_shard,
         augmentation=augmentation(options.augmentation),
-        **shared,
+        questions_per_frame=options.questions_per_frame,
+        # of the samples, so of the frames so many times as much
+        **shared | {"depth_map_share": min(1.0, options.questions_per_frame * depth)},
     )
 
     def held_out() -> WindowStream:

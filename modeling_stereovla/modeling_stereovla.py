@@ -10,12 +10,12 @@ from .action_expert import Prefix
 from .configuration_stereovla import StereoVLAConfig
 from .flow_matching import Draws
 from .language_pointing import attention_logits, recorded_outputs
-from .layer_caches import CACHE, RecordingCache
+from .layer_caches import CACHE, ContinuingCache, RecordingCache
 from .model_outputs import StereoVLAModelOutput, StereoVLAOutput, refuse_unknown_inputs
 from .objectives import Predictions, Targets, sum_losses
 from .pointing import in_picture
 from .policy import PolicyForActionPrediction, PolicyPreTrainedModel, valid_positions
-from .visual_tokens import StereoVisualTokens
+from .visual_tokens import StereoVisualTokens, VisualTokens
 
 
 class StereoVLAPreTrainedModel(PolicyPreTrainedModel):
@@ -79,6 +79,7 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
         disparity: torch.Tensor | None = None,
         point_transform: torch.Tensor | None = None,
         point_frame: torch.Tensor | None = None,
+        frames: torch.Tensor | None = None,
         **kwargs,
     ) -> StereoVLAModelOutput:
         """
@@ -91,6 +92,8 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
             disparity_rows: (B,) bool, the samples that the stereo encoder learns from, and whose disparity is returned,
                 where `config.stereo_learns_from` is "disparity"; None = all.
             disparity, point_transform, point_frame: see `StereoVisualTokens`.
+            frames: (B,) int64, which of the pairs each sample is about, where several share one: whatever is of the
+                pairs is then given, and computed, once for each; None = sample for sample. With a `RecordingCache`.
         """
         seen = None
         if pixel_values is not None:
@@ -103,6 +106,8 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
             seen = self.visual_tokens(
                 pixel_values.to(self.dtype), output_disparity, disparity_rows, disparity, point_transform, point_frame
             )
+        if frames is not None:
+            return self._forward_shared(input_ids, attention_mask, seen, frames, cache)
         inputs_embeds = self.embed(input_ids, None if seen is None else seen.tokens, inputs_embeds)
         if position_ids is None and attention_mask is not None:
             position_ids = valid_positions(attention_mask)[:, -inputs_embeds.shape[1] :]
@@ -122,6 +127,46 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
             disparity=None if seen is None else seen.disparity,
             points=None if seen is None else seen.points,
             **{CACHE: outputs[CACHE] if CACHE in outputs else None},
+        )
+
+    def _forward_shared(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        seen: VisualTokens,
+        frames: torch.Tensor,
+        cache: RecordingCache,
+    ) -> StereoVLAModelOutput:
+        """`forward` where samples share pairs: a picture's tokens come first and see no words, so that the language
+        model reads them once for all questions about it.
+        """
+        length = 1 + self.config.num_visual_tokens
+        start = input_ids[0, :length]
+        alike = torch.equal(input_ids[:, :length], start.expand(len(input_ids), -1))
+        if not (alike and attention_mask[:, :length].all()):
+            raise ValueError(
+                "samples that share pictures (frames) must all begin with BOS and the image tokens: pad on the right"
+            )
+        pictures = RecordingCache()
+        first = self.language_model(
+            inputs_embeds=self.embed(start.expand(len(seen.tokens), -1), seen.tokens),
+            use_cache=False,
+            **{CACHE: pictures},
+        )
+        words = ContinuingCache(pictures.stream, frames)
+        second = self.language_model(
+            inputs_embeds=self.embed(input_ids[:, length:], None),
+            attention_mask=attention_mask,
+            position_ids=valid_positions(attention_mask)[:, length:],
+            use_cache=False,
+            **{CACHE: words},
+        )
+        cache.states = words.states
+        return StereoVLAModelOutput(
+            last_hidden_state=torch.cat([first.last_hidden_state[frames], second.last_hidden_state], dim=1),
+            visual_tokens=seen.tokens[frames],
+            disparity=seen.disparity,
+            points=None if seen.points is None else seen.points[frames],
         )
 
 
@@ -158,6 +203,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         state: torch.Tensor | None = None,
+        facing: torch.Tensor | None = None,
         actions: torch.Tensor | None = None,
         is_action: torch.Tensor | None = None,
         action_mask: torch.Tensor | None = None,
@@ -183,6 +229,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         output_disparity: bool = False,
+        frames: torch.Tensor | None = None,
         return_dict: bool | None = None,
         **kwargs,
     ) -> StereoVLAOutput | tuple:
@@ -194,6 +241,8 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             pixel_values: (B, 2, 3, H, W), RGB in [0, 1], left first.
             labels: (B, L) int64, -100 = no loss; shifted inside.
             state: (B, state_history, state_dim), normalised.
+            facing: (B, num_turns) rad, where the tool faces now, of a model that tells turns apart
+                (`config.turn_symmetry`).
             actions: (B, chunk_size, action_dim), normalised; is_action: (B,) bool, the samples with an action loss
                 (default: all).
             action_mask: (B, chunk_size) bool, the steps with an action loss (default: all), as the processor returns
@@ -214,6 +263,9 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             delay: (B, K) int64, the first steps of a chunk that are given without noise and have no loss; drawn up to
                 `config.max_delay` when absent.
             language_weights: (B,), factors on the language losses of the samples (default: 1).
+            frames: (B,) int64, which of the pairs each sample is about, where several share one: pixel_values,
+                disparity, point_transform and point_frame are then of the pairs (default: of the samples), which are
+                seen, and read by the language model, once. In training.
             counts: what each sum of losses is divided by, those of `loss_counts` when absent. Where a batch is split
                 over processes or accumulation steps, the counts of the whole batch make the losses, and their
                 gradients, add up to the whole batch's.
@@ -252,10 +304,15 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
                 disparity=disparity,
                 point_transform=point_transform,
                 point_frame=point_frame,
+                frames=frames,
                 **kwargs,
             )
+        if frames is not None and point_frame is not None:
+            point_frame = point_frame[frames]
         predictions = Predictions(disparity=outputs.disparity)
         if looks:
+            if frames is not None:  # of pictures, and of words
+                queries = [torch.cat([queries[0][frames], queries[1]], dim=1)]
             positions = valid_positions(attention_mask) if position_ids is None else position_ids
             predictions.language_pointing = self._pointing_in_language(
                 queries[0], recorder, positions, input_ids, answer_points
@@ -269,7 +326,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             logits = predictions.logits = self.lm_head(hidden[:, :-1][targets.labelled])
         if acts:
             state_tokens, predictions.pointed = self._state_tokens(
-                state, input_ids, attention_mask, outputs, point_frame, targets
+                state, input_ids, attention_mask, outputs, point_frame, targets, facing
             )
             draws = Draws(noise, time, hide_pose, delay).completed(self.config, actions, generator)
             mask = attention_mask if draws.hide_pose is None else self._without_pose(attention_mask, draws.hide_pose)
@@ -359,6 +416,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         num_steps: int | None = None,
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
+        facing: torch.Tensor | None = None,
         running_actions: torch.Tensor | None = None,
         delay: torch.Tensor | int | None = None,
         chain_of_thought: bool | None = None,
@@ -373,6 +431,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             input_ids, attention_mask: (B, L), prompts up to the current state ids; padded on either side.
             pixel_values: (B, 2, 3, H, W), RGB in [0, 1], left first.
             state: (B, state_history, state_dim), normalised.
+            facing: (B, num_turns), as in `forward`.
             num_steps: Euler steps (default: `config.num_inference_steps`).
             noise: (B, chunk_size, action_dim), standard normal, where the integration starts once it is multiplied by
                 `config.noise_scale`; drawn with `generator` when absent.
@@ -407,7 +466,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             stream = [(layer.keys, layer.values) for layer in cache.layers]
         else:
             stream = cache.stream
-        state_tokens, _ = self._state_tokens(state, input_ids, attention_mask, outputs, point_frame)
+        state_tokens, _ = self._state_tokens(state, input_ids, attention_mask, outputs, point_frame, facing=facing)
         return self._integrate(
             Prefix.of(stream, prefix_mask), state_tokens, num_steps, noise, generator, running_actions, delay
         )

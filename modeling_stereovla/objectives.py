@@ -340,10 +340,10 @@ class KeyframeObjective(Objective):
         truth = torch.where(known[:, None], targets.displacement.float(), 0.0)
         losses = F.smooth_l1_loss(pointed.displacement.float(), truth, reduction="none", beta=0.1).mean(-1)
         if (pointed.turns is None) != (targets.turns is None):
-            has = "no " if targets.turns is None else ""
+            has = "no turns" if targets.turns is None else "turns"
             raise ValueError(
-                f"turn_symmetry is {self.config.turn_symmetry} and the batch has {has}"
-                "turns beside its displacement; the model's and its processor's turn_symmetry must be equal"
+                f"turn_symmetry is {self.config.turn_symmetry} and the batch has {has} beside its displacement; the "
+                "model's turn_symmetry and its processor's must be equal"
             )
         if targets.turns is not None:
             apart = turn_losses(pointed.turns, targets.turns, self.config.turn_symmetry, targets.equal_turns)

@@ -100,7 +100,11 @@ class SemanticEncoder(nn.Module):
         """pixels (B, 3, H, W) RGB in [0, 1] -> (B, grid * grid, C)."""
         if self.training:
             hold_running_statistics(self.tower)
-        hidden = self.tower(pixel_values=normalize_pixels(pixels, self.mean, self.std)).last_hidden_state
+        pixels = normalize_pixels(pixels, self.mean, self.std)
+        if not self.is_transformer:
+            # convolutions are a tenth faster where the channels of a pixel lie together
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        hidden = self.tower(pixel_values=pixels).last_hidden_state
         return hidden[:, self.num_prefix_tokens :] if hidden.ndim == 3 else pool_to_grid(hidden, self.grid)
 
 

@@ -163,6 +163,8 @@ class PolicyProcessor(ProcessorOptions):
         poses = normalizer.normalize_batch(asked, names, "keyframe_pose", (self.pose_dim,))
         sequences = self._sequences(tokens, rows, views, states, poses, return_labels)
         data = {"pixel_values": self.image_processor.to_pixel_values(pictures), "state": states.astype(np.float32)}
+        if self.turn_symmetry and (return_labels or any(row["objective"] == "action" for row in rows)):
+            data["facing"] = self._facing(rows, names)
         data |= tokens.pad(sequences, padding_side or ("right" if return_labels else "left"))
         maps = None if depth_map is None else [row.get("depth_map") for row in rows]
         data |= self._own_inputs(rows, views, data["labels"], maps, return_labels)
@@ -236,6 +238,15 @@ class PolicyProcessor(ProcessorOptions):
         if outputs["points"]:
             row["points"] = reader.view_points(sample, ("target_px", "gripper_px"), geometry)
         return row
+
+    def _facing(self, rows: list[dict[str, Any]], names: list[str]) -> np.ndarray:
+        """float32 (B, num_turns), see the class."""
+        out = np.zeros((len(rows), self.num_turns), dtype=np.float32)
+        for number, (row, name) in enumerate(zip(rows, names, strict=True)):
+            if "states" in row:
+                yaws = [group[-1] for group in self.rotations(name)]
+                out[number, : len(yaws)] = row["states"][-1][yaws]
+        return out
 
     def _written(self, pose: np.ndarray, embodiment: str) -> np.ndarray:
         """A keyframe as it is written: of those that hold alike always the same."""

@@ -26,6 +26,8 @@ class StereoProcessor(PolicyProcessor):
     - attention_mask int64 (B, L): 1 = token, 0 = padding.
     - labels int64 (B, L), with `return_labels` only: -100 = no loss; not shifted.
     - state float32 (B, state_history, state_dim): normalised, oldest first; zeros for "box", "depth" and "camera".
+    - facing float32 (B, num_turns), with `turn_symmetry` for "action" and `return_labels`: where the tool faces now,
+      the yaw in rad of each rotation of the state; zeros where there is none.
     - actions float32 (B, chunk_size, action_dim): normalised; zeros after the steps that were given. action_mask bool
       (B, chunk_size): valid steps. is_action bool (B,): sample has an action loss. With `actions` or `return_labels`.
     - disparity float32 (B, H, W), with `depth_map` only: px of the processed left view, 0 = unknown.
@@ -38,9 +40,9 @@ class StereoProcessor(PolicyProcessor):
       the present state to the keyframe (`state_entries.differences`; of rotations a rotation vector), divided by the
       state's scales, the three parts of a rotation by the largest of theirs; NaN where the sample has no keyframe.
     - turns float32 (B, num_turns), beside displacement where `turn_symmetry` is not 0: for each rotation of the state
-      the turn of the tool about its own axis, rad, which displacement then has not (`state_entries.differences_and_turns`);
-      NaN = none. equal_turns float32 (B,): how many turns in a whole one are as right.
-
+      the turn of the tool about its own axis, rad, which displacement then has not
+      (`state_entries.differences_and_turns`); NaN = none. equal_turns float32 (B,): how many turns in a whole one are
+      as right.
     - answer_points float32 (B, L, 2), with points and `return_labels`: (u, v) in px of the processed left view that
       each label is about. Of a box and of a pose (but not of the present state before it) the target, of a depth
       question the pixel that it asks about; NaN where that is not visible, and for labels about nothing, or about
@@ -66,7 +68,7 @@ class StereoProcessor(PolicyProcessor):
     @property
     def model_input_names(self) -> list[str]:
         """Names that inference needs."""
-        return ["pixel_values", "input_ids", "attention_mask", "state"]
+        return ["pixel_values", "input_ids", "attention_mask", "state", *(["facing"] if self.turn_symmetry else [])]
 
     def _views_of(self, images: Any) -> tuple[list[tuple[np.ndarray, np.ndarray]], bool]:
         first = images[0] if isinstance(images, (list, tuple)) and images else images

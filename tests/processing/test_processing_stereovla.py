@@ -315,6 +315,11 @@ def test_keyframes_that_hold_alike_are_written_and_told_alike():
     assert first["turns"].shape == (1, 1) and first["turns"].dtype == torch.float32
     assert first["turns"].item() == pytest.approx(1.4) and second["turns"].item() == pytest.approx(1.4 - np.pi)
     assert first["equal_turns"].tolist() == [2.0]
+    assert first["facing"].tolist() == second["facing"].tolist() == [[-0.5]]
+    asked = processor(pair(), "pick up the red cube", state=state, embodiment="arm")
+    assert asked["facing"].tolist() == [[-0.5]] and "facing" in processor.model_input_names
+    assert "facing" not in processor(pair(), "red cube", objective="box")  # which `generate` does not know
+    assert "facing" not in make_processor()(pair(), **robot()) and "facing" not in make_processor().model_input_names
     # as it is decoded again, the keyframe is the one within half a turn of 0
     ids = [first["input_ids"][0, -8:-1]]
     np.testing.assert_allclose(processor.decode_poses(np.stack(ids), "arm")[0][0], keyframe, atol=0.02)
@@ -349,6 +354,7 @@ def test_a_robot_without_turns_beside_one_with_two():
     )
     np.testing.assert_allclose(batch["turns"], [[0.3, -0.2], [np.nan, np.nan]], atol=1e-6)
     np.testing.assert_allclose(batch["displacement"], [np.zeros(14), keyframe], atol=1e-6)
+    assert batch["facing"].tolist() == [[0, 0], [0, 0]]
     with pytest.raises(ValueError, match="turn_symmetry is 3; it must be 0, 1 or 2"):
         make_processor(turn_symmetry=3)
 
