@@ -358,6 +358,30 @@ def _demo() -> dict:
     }
 
 
+# sees objects of 3 cm: a coarse volume of views of 192 px, and a search around it at half of their resolution
+SHARP_STEREO = {
+    **SMALL_STEREO,
+    "max_disparity": 64,
+    "volume_channels": 8,
+    "hourglass_channels": [16],
+    "refinement_channels": 8,
+}
+
+
+def _points() -> dict:
+    return {
+        **_demo(),
+        "image_size": 192,
+        "patch_size": 16,
+        "stereo_config": SHARP_STEREO,
+        "points_frame": "base",
+        "calibration_dropout": 0.1,
+        # the stereo encoder comes trained
+        "disparity_loss_weight": 0.0,
+        "stereo_learns_from": "all",
+    }
+
+
 def _lab() -> dict:
     return {
         **_demo(),
@@ -368,4 +392,4 @@ def _lab() -> dict:
     }
 
 
-PRESETS = {"tiny": _tiny, "demo": _demo, "lab": _lab, "full": full_parts}
+PRESETS = {"tiny": _tiny, "demo": _demo, "points": _points, "lab": _lab, "full": full_parts}
