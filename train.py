@@ -285,8 +285,8 @@ def build(options: TrainingOptions, meta: dict) -> tuple[Policy | PeftModel, Pro
         give_stereo_encoder(model, options.stereo_encoder)
     elif options.model is None and "stereo" in options.freeze.split(",") and sees_points(model.config):
         raise ValueError(
-            "--freeze stereo and an untrained stereo encoder: the points would be of noise; give --stereo_encoder, such "
-            f"as that of `stereovla pretrain stereo --preset {options.preset}`"
+            "--freeze stereo and an untrained stereo encoder: the points would be of noise; give --stereo_encoder, "
+            f"such as that of `stereovla pretrain stereo --preset {options.preset}`"
         )
     if options.depth_expert is not None:
         give_depth_expert(model, options.depth_expert)
