@@ -104,10 +104,7 @@ class StereoVLAConfig(PolicyConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "StereoVLAConfig":
         """As in transformers; keys that are not known are left out with a warning."""
-        values = known_keys(cls, config_dict)
-        if isinstance(values.get("stereo_config"), dict):
-            values["stereo_config"] = known_keys(StereoEncoderConfig, values["stereo_config"])
-        return super().from_dict(values, **kwargs)
+        return super().from_dict(known_keys(cls, config_dict), **kwargs)
 
     @property
     def writes_pose(self) -> bool:
