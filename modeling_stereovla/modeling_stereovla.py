@@ -9,11 +9,12 @@ from transformers.cache_utils import Cache, DynamicCache
 from .action_expert import Prefix
 from .configuration_stereovla import StereoVLAConfig
 from .flow_matching import Draws
-from .language_pointing import attention_logits, recorded_outputs
+from .language_pointing import log_attention, recorded_outputs
 from .layer_caches import CACHE, RecordingCache
 from .model_outputs import StereoVLAModelOutput, StereoVLAOutput, refuse_unknown_inputs
 from .objectives import Predictions, Targets, sum_losses
 from .pointing import in_picture
+from .place_code import write_bins
 from .policy import PolicyForActionPrediction, PolicyPreTrainedModel, valid_positions
 from .visual_tokens import StereoVisualTokens
 
@@ -147,6 +148,10 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         super().__init__(config)
         self.model = StereoVLAModel(config)
         self._add_heads(config)
+        if config.place_code:
+            grid = config.image_size // config.patch_size
+            for weight in (self.get_input_embeddings().weight, self.lm_head.weight):
+                write_bins(weight, config.action_vocab_size - config.num_bins, config.num_bins, grid)
 
     # ---- training and language
     # ----------------------------------------------------------------------------------------------
@@ -258,7 +263,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         if looks:
             positions = valid_positions(attention_mask) if position_ids is None else position_ids
             predictions.language_pointing = self._pointing_in_language(
-                queries[0], recorder, positions, input_ids, answer_points
+                queries[0], recorder, positions, input_ids, attention_mask, answer_points
             )
         hidden = outputs.last_hidden_state
         if labels is None:
@@ -314,18 +319,22 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         recorder: RecordingCache,
         position_ids: torch.Tensor,
         input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
         answer_points: torch.Tensor,
     ) -> torch.Tensor:
         """`Predictions.language_pointing` from the queries (B, L, heads * head_dim) of the layer that learns to point;
-        the other arguments as in `forward`.
+        the other arguments as in `forward`. The first half of the heads: the others stay free to read words.
         """
         keys, _ = recorder.states[self.config.language_pointing_layer]  # (B, kv_heads, L, head_dim)
-        seen = (input_ids == self.config.image_token_id)[:, None, :, None].expand_as(keys)
-        keys = keys[seen].view(*keys.shape[:2], -1, keys.shape[-1])
         rows, places = in_picture(answer_points[:, 1:], self.config.image_size).nonzero(as_tuple=True)
         cosines, sines = self.model.language_model.rotary_emb(queries, position_ids)
         asking = queries[rows, places].unflatten(-1, (-1, keys.shape[-1]))
-        return attention_logits(asking, (cosines[rows, places], sines[rows, places]), keys, rows)
+        before = torch.arange(keys.shape[2], device=places.device) <= places[:, None]
+        visible = before & attention_mask.bool()[rows]
+        attention = log_attention(asking, (cosines[rows, places], sines[rows, places]), keys, rows, visible)
+        attention = attention[:, : (attention.shape[1] + 1) // 2]
+        is_image = (input_ids == self.config.image_token_id)[rows, None].expand_as(attention)
+        return attention[is_image].view(*attention.shape[:2], self.config.num_visual_tokens)
 
     def _choose_disparity(self, targets: Targets, pixel_values: torch.Tensor) -> torch.Tensor | None:
         """The samples (B,) bool that the stereo encoder learns from, to which the target is cut; None = all."""
