@@ -13,8 +13,8 @@ from .language_pointing import log_attention, recorded_outputs
 from .layer_caches import CACHE, RecordingCache
 from .model_outputs import StereoVLAModelOutput, StereoVLAOutput, refuse_unknown_inputs
 from .objectives import Predictions, Targets, sum_losses
-from .pointing import in_picture
 from .place_code import write_bins
+from .pointing import in_picture
 from .policy import PolicyForActionPrediction, PolicyPreTrainedModel, valid_positions
 from .visual_tokens import StereoVisualTokens
 
