@@ -189,8 +189,11 @@ class StereoVLAConfig(PolicyConfig):
         if not 0 <= self.calibration_dropout < 1:
             raise ValueError(f"calibration_dropout is {self.calibration_dropout}; it must be in [0, 1)")
         layers, layer = self.text_config.num_hidden_layers, self.language_pointing_layer
-        if layer is not None and not 0 <= layer < layers:
-            raise ValueError(f"language_pointing_layer is {layer}; it must be None or one of 0 ... {layers - 1}")
+        if layer is not None and not 1 <= layer < layers:
+            raise ValueError(
+                f"language_pointing_layer is {layer}; it must be None or one of 1 ... {layers - 1}, as the layer "
+                "before it reads the question"
+            )
         if layer is None and self.language_pointing_loss_weight:
             raise ValueError(
                 f"language_pointing_loss_weight is {self.language_pointing_loss_weight}, but language_pointing_layer "

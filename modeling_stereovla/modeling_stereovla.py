@@ -1,18 +1,19 @@
 """StereoVLA (arXiv 2512.21970): a vision-language-action model that sees with two eyes."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 
 import torch
+from torch import nn
 from transformers import GenerationMixin, LlamaModel
 from transformers.cache_utils import Cache, DynamicCache
 
 from .action_expert import Prefix
 from .configuration_stereovla import StereoVLAConfig
 from .flow_matching import Draws
-from .language_pointing import log_attention, recorded_outputs
+from .language_pointing import chosen_keys, log_attention, log_share, recorded_outputs
 from .layer_caches import CACHE, RecordingCache
 from .model_outputs import StereoVLAModelOutput, StereoVLAOutput, refuse_unknown_inputs
-from .objectives import Predictions, Targets, sum_losses
+from .objectives import IGNORED, Predictions, Targets, sum_losses
 from .place_code import write_bins
 from .pointing import in_picture
 from .policy import PolicyForActionPrediction, PolicyPreTrainedModel, valid_positions
@@ -237,13 +238,15 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             equal_turns,
             answer_points=answer_points,
         )
-        acts, looks = actions is not None, answer_points is not None and self.config.language_pointing_layer is not None
+        acts = actions is not None
+        looks = not (labels is None or answer_points is None or self.config.language_pointing_layer is None)
         point_frame = self._told_frame(point_frame, generator)
         disparity_rows = self._choose_disparity(targets, pixel_values) if acts else None
         if (acts or looks) and attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         recorder = RecordingCache() if acts or looks else None
-        with self._recorded_queries(looks) as queries:
+        with ExitStack() as recording:
+            queries = [recording.enter_context(recorded_outputs(layer)) for layer in self._asking_layers(looks)]
             outputs = self.model(
                 input_ids=input_ids,
                 pixel_values=pixel_values,
@@ -262,9 +265,18 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         predictions = Predictions(disparity=outputs.disparity)
         if looks:
             positions = valid_positions(attention_mask) if position_ids is None else position_ids
-            predictions.language_pointing = self._pointing_in_language(
-                queries[0], recorder, positions, input_ids, attention_mask, answer_points
+            asked = in_picture(answer_points[:, 1:], self.config.image_size).nonzero(as_tuple=True)
+            rotation = self.model.language_model.rotary_emb(outputs.last_hidden_state, positions)
+            reading, pointing = (
+                log_attention(made[0], rotation, recorder.states[layer][0], asked, attention_mask.bool())
+                for layer, made in enumerate(queries, self.config.language_pointing_layer - 1)
             )
+            is_image = input_ids == self.config.image_token_id
+            # the first token is looked at for want of anything better; it says nothing
+            is_word = self._is_word(input_ids) & (labels == IGNORED)
+            is_word &= input_ids != self.config.text_config.bos_token_id
+            predictions.language_pointing = chosen_keys(pointing, is_image[asked[0]], self.config.num_visual_tokens)
+            predictions.language_reading = log_share(reading, is_word[asked[0]])
         hidden = outputs.last_hidden_state
         if labels is None:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -306,35 +318,10 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         drawn = torch.rand(len(point_frame), generator=generator, device=point_frame.device)
         return point_frame * (drawn >= dropped)
 
-    def _recorded_queries(self, wanted: bool) -> AbstractContextManager[list[torch.Tensor]]:
-        """Records the queries of the layer that learns to point."""
-        if not wanted:
-            return nullcontext([])
-        layer = self.model.language_model.layers[self.config.language_pointing_layer]
-        return recorded_outputs(layer.self_attn.q_proj)
-
-    def _pointing_in_language(
-        self,
-        queries: torch.Tensor,
-        recorder: RecordingCache,
-        position_ids: torch.Tensor,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        answer_points: torch.Tensor,
-    ) -> torch.Tensor:
-        """`Predictions.language_pointing` from the queries (B, L, heads * head_dim) of the layer that learns to point;
-        the other arguments as in `forward`. The first half of the heads: the others stay free to read words.
-        """
-        keys, _ = recorder.states[self.config.language_pointing_layer]  # (B, kv_heads, L, head_dim)
-        rows, places = in_picture(answer_points[:, 1:], self.config.image_size).nonzero(as_tuple=True)
-        cosines, sines = self.model.language_model.rotary_emb(queries, position_ids)
-        asking = queries[rows, places].unflatten(-1, (-1, keys.shape[-1]))
-        before = torch.arange(keys.shape[2], device=places.device) <= places[:, None]
-        visible = before & attention_mask.bool()[rows]
-        attention = log_attention(asking, (cosines[rows, places], sines[rows, places]), keys, rows, visible)
-        attention = attention[:, : (attention.shape[1] + 1) // 2]
-        is_image = (input_ids == self.config.image_token_id)[rows, None].expand_as(attention)
-        return attention[is_image].view(*attention.shape[:2], self.config.num_visual_tokens)
+    def _asking_layers(self, wanted: bool) -> list[nn.Module]:
+        """What makes the queries of the layer that learns to read a question, and of the one that learns to point."""
+        layers, pointing = self.model.language_model.layers, self.config.language_pointing_layer
+        return [layer.self_attn.q_proj for layer in layers[pointing - 1 : pointing + 1]] if wanted else []
 
     def _choose_disparity(self, targets: Targets, pixel_values: torch.Tensor) -> torch.Tensor | None:
         """The samples (B,) bool that the stereo encoder learns from, to which the target is cut; None = all."""

@@ -45,6 +45,8 @@ def test_it_is_the_attention_of_the_layer(padding):
         inputs["answer_points"] = F.pad(inputs["answer_points"], (0, 0, *amount), value=NAN)
     output = model(**inputs, output_attentions=True)
     seen = inputs["input_ids"] == model.config.image_token_id
+    words = (inputs["input_ids"] >= 10) & (inputs["input_ids"] < 400)  # those of `make_inputs`
+    assert (words.sum(-1) == 6).all()
     expected, hits = [], []
     for row, place in inputs["answer_points"][:, 1:, 0].isfinite().nonzero():
         weights = output.attentions[1][row, :2, place][:, seen[row]]  # (heads, N)
@@ -53,7 +55,8 @@ def test_it_is_the_attention_of_the_layer(padding):
         wanted = torch.zeros(4, 4)
         for column, row_of_tokens in ((c, r) for c in range(4) for r in range(4)):
             wanted[row_of_tokens, column] = max(0, 1 - abs(u - column)) * max(0, 1 - abs(v - row_of_tokens))
-        expected.append(-(weights.log() * wanted.flatten()).sum(-1).mean())
+        read = output.attentions[0][row, :2, place][:, words[row]].sum(-1)
+        expected.append(-(weights.log() * wanted.flatten()).sum(-1).mean() - read.log().mean())
         hits.append(weights.mean(0).argmax() == wanted.argmax())
     assert len(expected) == 3 * 15
     torch.testing.assert_close(output.language_pointing_loss, torch.stack(expected).mean(), rtol=1e-4, atol=1e-5)
@@ -67,8 +70,11 @@ def test_points_outside_the_picture_and_unknown_ones_have_no_loss():
     # the first label has no token before it; of the others two are in the picture
     assert objective.count(targets) == 2
     logits = torch.randn(2, 2, 16)
-    found = objective.outputs(Predictions(language_pointing=logits.log_softmax(-1)), targets, 2)
+    read = torch.rand(2, 2)
+    predictions = Predictions(language_pointing=logits.log_softmax(-1), language_reading=read.log())
+    found = objective.outputs(predictions, targets, 2)
     expected = F.cross_entropy(logits.flatten(0, 1), torch.tensor([1, 1, 0, 0]))  # both are centres of tokens
+    expected = expected - read.log().mean()
     torch.testing.assert_close(found["language_pointing_loss"], expected)
 
 
@@ -143,7 +149,7 @@ def test_it_is_an_option_and_off_in_the_papers_model():
         assert not off.place_code and not off.bin_smoothing
         assert "language_pointing" not in [objective.name for objective in objectives_of(off)]
     with pytest.raises(
-        StrictDataclassError, match=r"language_pointing_layer is 2; it must be None or one of 0 \.\.\. 1"
+        StrictDataclassError, match=r"language_pointing_layer is 2; it must be None or one of 1 \.\.\. 1"
     ):
         StereoVLAConfig.from_preset("tiny", language_pointing_layer=2)
     with pytest.raises(
