@@ -13,7 +13,7 @@ from .flow_matching import Draws
 from .language_pointing import chosen_keys, log_attention, log_share, recorded_outputs
 from .layer_caches import CACHE, RecordingCache
 from .model_outputs import StereoVLAModelOutput, StereoVLAOutput, refuse_unknown_inputs
-from .objectives import IGNORED, Predictions, Targets, sum_losses
+from .objectives import Predictions, Targets, sum_losses
 from .place_code import write_bins
 from .pointing import in_picture
 from .policy import PolicyForActionPrediction, PolicyPreTrainedModel, valid_positions
@@ -175,6 +175,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         point_transform: torch.Tensor | None = None,
         point_frame: torch.Tensor | None = None,
         answer_points: torch.Tensor | None = None,
+        asked_words: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
         time: torch.Tensor | None = None,
         hide_pose: torch.Tensor | None = None,
@@ -212,6 +213,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             point_transform, point_frame: (B, 3, 4) and (B,) of the processor, for a model with `config.points_frame`;
                 without them it sees no points.
             answer_points: (B, L, 2), pixels in the left view that the labels are about, NaN = nothing, or not seen.
+            asked_words: (B, L) bool, the tokens of the question that say what is asked for.
             output_disparity: return the predicted disparity also where there is no true one.
             noise: (B, K, chunk_size, action_dim) and time: (B, K), one row for each sample, of which those with an
                 action loss are read; drawn (with `generator`) when absent.
@@ -239,7 +241,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             answer_points=answer_points,
         )
         acts = actions is not None
-        looks = not (labels is None or answer_points is None or self.config.language_pointing_layer is None)
+        looks = answer_points is not None and self.config.language_pointing_layer is not None
         point_frame = self._told_frame(point_frame, generator)
         disparity_rows = self._choose_disparity(targets, pixel_values) if acts else None
         if (acts or looks) and attention_mask is None:
@@ -272,11 +274,9 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
                 for layer, made in enumerate(queries, self.config.language_pointing_layer - 1)
             )
             is_image = input_ids == self.config.image_token_id
-            # the first token is looked at for want of anything better; it says nothing
-            is_word = self._is_word(input_ids) & (labels == IGNORED)
-            is_word &= input_ids != self.config.text_config.bos_token_id
+            words = torch.zeros_like(is_image) if asked_words is None else asked_words
             predictions.language_pointing = chosen_keys(pointing, is_image[asked[0]], self.config.num_visual_tokens)
-            predictions.language_reading = log_share(reading, is_word[asked[0]])
+            predictions.language_reading = log_share(reading, words[asked[0]])
         hidden = outputs.last_hidden_state
         if labels is None:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep

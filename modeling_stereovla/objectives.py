@@ -91,8 +91,8 @@ class Predictions:
         log_depth: (B, V, H, W), log of m.
         pointed: what the pointers say.
         language_pointing: (T, heads, N), log of the attention on the visual tokens, of the tokens before the labels
-            whose point is in the picture. language_reading: (T, heads), log of theirs on the words of the question in
-            the layer before.
+            whose point is in the picture. language_reading: (T, heads), log of theirs on the words that say what is
+            asked for, in the layer before.
     """
 
     logits: torch.Tensor | None = None
@@ -297,7 +297,7 @@ class PointingObjective(Objective):
 
 class LanguagePointingObjective(Objective):
     """Cross-entropy of the language model's attention in one layer with the visual tokens that hold what an answer is
-    about, and of its attention in the layer before with the words of the question, whichever of them; a mean over the
+    about, and of its attention in the layer before with the words that ask for it, whichever of them; a mean over the
     answers' tokens whose point is in the picture, and over the heads.
     """
 

@@ -169,8 +169,9 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
         tokens = self.action_expert.state_proj(state.to(input_dtype(self.action_expert.state_proj, self.dtype)))
         if self.pointers is None:
             return tokens, None
-        # poses and states are written with bins: the pointers must not read the answer from them
-        is_word = self._is_word(input_ids) & is_text.bool()
+        # poses and states are written with the last `num_bins` ids: the pointers must not read the answer from them
+        is_word = (input_ids < self.config.action_vocab_size - self.config.num_bins) & is_text.bool()
+        is_word &= input_ids != self.config.image_token_id
         points = getattr(seen, "points", None)
         if points is not None and point_frame is None:
             point_frame = torch.zeros(len(state), dtype=torch.int64, device=state.device)
@@ -186,11 +187,6 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
             None if targets is None else targets.equal_turns,
         )
         return torch.cat([tokens, pointed.tokens.to(tokens.dtype)], dim=1), pointed
-
-    def _is_word(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """(B, L) bool: neither a bin, of which are the last `num_bins` ids, nor an image token."""
-        words = input_ids < self.config.action_vocab_size - self.config.num_bins
-        return words & (input_ids != self.config.image_token_id)
 
     def _predict_velocities(
         self, predictions: Predictions, prefix: Prefix, state_tokens: torch.Tensor, targets: Targets, draws: Draws
