@@ -47,11 +47,11 @@ class StereoVLAConfig(PolicyConfig):
         calibration_dropout (`float` in [0, 1)):
             Share of the training samples whose calibration the model is not told, so that it can do without.
         language_pointing_layer (`int`), language_pointing_loss_weight (`float`):
-            The layer of the language model whose attention learns to find what an answer is about
+            The layer of the language model, half of whose heads learn to look at what an answer is about
             (`language_pointing.py`), None = no layer, and the weight of that loss; not in the papers.
-        visual_position_code (`bool`):
-            Whether visual tokens are told their place in the picture, by fixed sines and cosines that are added to
-            them; not in the papers.
+        place_code (`bool`):
+            Whether visual tokens are told their place in the picture by fixed waves, in which the bins of an untrained
+            model are written too (`place_code.py`); not in the papers.
         bin_smoothing (`float`):
             Standard deviation in bins of the targets of poses and boxes; 0 = the true bin alone, as in the papers.
 
@@ -81,7 +81,7 @@ class StereoVLAConfig(PolicyConfig):
     calibration_dropout: float | int = 0.0
     language_pointing_layer: int | None = None
     language_pointing_loss_weight: float = 0.0
-    visual_position_code: bool = False
+    place_code: bool = False
     bin_smoothing: float = 0.0
 
     def __post_init__(self, **kwargs):
@@ -186,8 +186,11 @@ class StereoVLAConfig(PolicyConfig):
         if not 0 <= self.calibration_dropout < 1:
             raise ValueError(f"calibration_dropout is {self.calibration_dropout}; it must be in [0, 1)")
         layers, layer = self.text_config.num_hidden_layers, self.language_pointing_layer
-        if layer is not None and not 0 <= layer < layers:
-            raise ValueError(f"language_pointing_layer is {layer}; it must be None or one of 0 ... {layers - 1}")
+        if layer is not None and not 1 <= layer < layers:
+            raise ValueError(
+                f"language_pointing_layer is {layer}; it must be None or one of 1 ... {layers - 1}, as the layer "
+                "before it reads the question"
+            )
         if layer is None and self.language_pointing_loss_weight:
             raise ValueError(
                 f"language_pointing_loss_weight is {self.language_pointing_loss_weight}, but language_pointing_layer "
