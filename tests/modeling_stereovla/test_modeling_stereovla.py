@@ -283,7 +283,7 @@ def test_bad_input_is_refused(model):
 def test_config_refuses_what_cannot_work():
     with pytest.raises(ValueError, match="did you mean 'chunk_size'"):
         StereoVLAConfig.from_preset("tiny", chunk_sise=3)
-    with pytest.raises(ValueError, match="tiny, demo, lab, full"):
+    with pytest.raises(ValueError, match="tiny, demo, points, lab, full"):
         StereoVLAConfig.from_preset("huge")
     with pytest.raises(Exception, match="image_size is 100"):
         StereoVLAConfig.from_preset("tiny", image_size=100)

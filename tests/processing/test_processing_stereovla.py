@@ -410,7 +410,7 @@ def test_batch_equals_samples(processor):
     columns = {name: [sample.get(name) for sample in samples] for name in names}
     batch = processor(pairs, embodiment="arm", return_labels=True, **columns)
     assert batch["is_action"].tolist() == [True] + [False] * 4
-    by_token = {"input_ids", "labels", "attention_mask", "answer_points"}
+    by_token = {"input_ids", "labels", "attention_mask", "answer_points", "asked_words"}
     for row, sample in enumerate(samples):
         single = processor(pairs[row], return_labels=True, **sample)
         length = single["input_ids"].shape[1]
