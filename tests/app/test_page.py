@@ -89,7 +89,7 @@ def test_a_pair_of_pictures_is_answered(client, place, served):
 
 
 def test_without_a_calibration_the_chunk_has_no_place_in_the_picture(client, place):
-    marks, space = ask(client, place)[4], ask(client, place)[3]
+    _, _, _, space, marks, *_ = ask(client, place, calibration=None)  # as of a field that nobody has touched
     assert "has no place in the picture" in marks
     assert "what it sees" not in space["value"]["plot"] and '"name":"chunk"' in space["value"]["plot"]
 
@@ -101,6 +101,8 @@ def test_without_a_calibration_the_chunk_has_no_place_in_the_picture(client, pla
         ({"right": "text.png"}, "the right view is no picture of JPEG, PNG, WEBP"),
         ({"left": "right.png", "right": "left.png"}, "swapped"),
         ({"text": "  "}, "the instruction is empty"),
+        ({"text": None}, "the instruction is empty"),
+        ({"states": None}, "the state is missing"),
         ({"states": "1, 2"}, "line 1 of the state has 2 numbers; this model's have 7"),
         ({"calibration": "{"}, "the calibration is no JSON"),
         ({"calibration": '{"focal_length_px": [0, 1], "principal_point_px": [1, 1]}'}, "must be positive"),
