@@ -105,9 +105,9 @@ def read_view(path: str, name: str) -> np.ndarray:
         raise ValueError(f"the {name} view is no picture of {', '.join(PICTURES)}: {words}") from error
 
 
-def read_states(text: str, size: int) -> np.ndarray:
+def read_states(text: str | None, size: int) -> np.ndarray:
     """(k, size) float32 of lines of numbers; ValueError names the line that is none."""
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in (text or "").splitlines() if line.strip()]
     if not lines:
         raise ValueError(f"the state is missing: a line of {size} numbers, earlier ones above it")
     states = []
@@ -126,9 +126,9 @@ def states_text(states: np.ndarray) -> str:
     return "\n".join(", ".join(str(value) for value in row) for row in np.asarray(states, np.float32))
 
 
-def read_calibration(text: str) -> Calibration | None:
+def read_calibration(text: str | None) -> Calibration | None:
     """That of a JSON object, None for no text; ValueError says what is wrong."""
-    if not text.strip():
+    if not (text or "").strip():  # a field that nobody has touched is None
         return None
     try:
         found = json.loads(text)

@@ -26,7 +26,7 @@ CSS = """
 .legend i {width: 0.75rem; height: 0.75rem; border-radius: 50%; display: inline-block;}
 .legend i.keyframe {border-radius: 1px; transform: rotate(45deg) scale(0.85);}
 .facts {font-size: 1rem;}
-.chunk table {font-size: 0.7rem !important;}
+.chunk table, .chunk td * {font-size: 0.7rem !important;}
 .chunk th, .chunk td {padding: 0.3rem 0.25rem !important;}
 footer {display: none !important;}
 """

@@ -130,7 +130,7 @@ class Page:
     def _table(self, frame: Frame, look: Look) -> Any:
         robot = self.served.metadata()["embodiments"][frame.embodiment]
         names = robot["action_names"] or [str(number) for number in range(look.actions.shape[1])]
-        rows = [[str(number), *(f"{value:+.4f}" for value in row)] for number, row in enumerate(look.actions, 1)]
+        rows = [[str(number), *(f"{value:+.3f}" for value in row)] for number, row in enumerate(look.actions, 1)]
         units = sorted({unit for unit in robot["action_units"] if unit in ("m", "rad")})
         label = f"Chunk, in {' and '.join(units)}" if units else "Chunk"
         return gr.update(headers=["", *names], value=rows, label=label)

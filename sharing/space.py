@@ -119,7 +119,7 @@ def write_space(
 def space_card(model: str, datasets: Sequence[str], licence: str, published: str | None) -> str:
     """README.md with the header that the Hub builds a Space by."""
     title = f"{model.partition('/')[2]}: a look inside"
-    card = SpaceCard(published or f"---\n---\n{BODY.format(title=title, model=model)}", ignore_metadata_errors=True)
+    card = SpaceCard(published or f"---\nsdk: gradio\n---\n{BODY.format(title=title, model=model)}")
     found = card.data.to_dict()
     card.data.__dict__.update(
         {

@@ -75,7 +75,7 @@ def test_a_pair_of_pictures_is_answered(client, place, served):
         {"left": left, "right": right}, "pick up the red cube", EMBODIMENT, states, read_calibration(CALIBRATION)
     )
     look = look_at(served, frame, 3)
-    np.testing.assert_allclose(chunk_of(answer), look.actions, atol=6e-5)
+    np.testing.assert_allclose(chunk_of(answer), look.actions, atol=6e-4)
     assert table["value"]["headers"] == ["", "dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"]
     assert table["label"] == "Chunk, in m and rad"
     for drawn in (chunk, pointing, disparity):
@@ -89,7 +89,7 @@ def test_a_pair_of_pictures_is_answered(client, place, served):
 
 
 def test_without_a_calibration_the_chunk_has_no_place_in_the_picture(client, place):
-    marks, space = ask(client, place)[4], ask(client, place)[3]
+    _, _, _, space, marks, *_ = ask(client, place, calibration=None)  # as of a field that nobody has touched
     assert "has no place in the picture" in marks
     assert "what it sees" not in space["value"]["plot"] and '"name":"chunk"' in space["value"]["plot"]
 
@@ -101,6 +101,8 @@ def test_without_a_calibration_the_chunk_has_no_place_in_the_picture(client, pla
         ({"right": "text.png"}, "the right view is no picture of JPEG, PNG, WEBP"),
         ({"left": "right.png", "right": "left.png"}, "swapped"),
         ({"text": "  "}, "the instruction is empty"),
+        ({"text": None}, "the instruction is empty"),
+        ({"states": None}, "the state is missing"),
         ({"states": "1, 2"}, "line 1 of the state has 2 numbers; this model's have 7"),
         ({"calibration": "{"}, "the calibration is no JSON"),
         ({"calibration": '{"focal_length_px": [0, 1], "principal_point_px": [1, 1]}'}, "must be positive"),
@@ -157,7 +159,7 @@ def test_the_simulator_is_the_one_that_measures(client, served):
         noise = np.random.default_rng(0).standard_normal((1, 8, 7), dtype=np.float32)
         chunk = served.model.predict_action(**inputs, noise=inputs["state"].new_tensor(noise))
         expected = served.processor.decode_actions(chunk, EMBODIMENT)[0]
-        np.testing.assert_allclose(actions, expected, atol=6e-5)
+        np.testing.assert_allclose(actions, expected, atol=6e-4)
         for action in expected[:2]:
             episode.world.step(action)
             episode.states.append(episode.world.state())

@@ -47,7 +47,9 @@ def test_all_that_the_page_imports_travels_and_is_installed():
 
 def test_what_people_wrote_into_the_card_of_a_space_stays():
     first = space_card(MODEL, [DATA], "mit", None)
-    header = yaml.safe_load(first.split("---")[1])
+    _, head, text = first.split("---")
+    assert text.strip().startswith("# policy: a look inside")
+    header = yaml.safe_load(head)
     assert header["title"] == "policy: a look inside" and header["models"] == [MODEL] and header["datasets"] == [DATA]
     assert (header["sdk"], header["sdk_version"]) == ("gradio", importlib.metadata.version("gradio"))
     edited = first.replace("policy: a look inside", "My arm").replace("Written by", "Mine. Written by")
