@@ -74,6 +74,17 @@ from stereovla.training.terms import (
 PRESETS = {
     "tiny": {"steps": 20, "batch_size": 8, "warmup_steps": 5, "checkpoint_every": 10, "log_every": 1},
     "demo": {"steps": 700, "batch_size": 48, "learning_rate": 1e-3, "warmup_steps": 100},
+    # with --stereo_encoder, one of `stereovla pretrain stereo --preset points`
+    "points": {
+        "steps": 350,
+        "batch_size": 48,
+        "learning_rate": 1e-3,
+        "warmup_steps": 50,
+        "checkpoint_every": 100,
+        "freeze": "stereo",
+        "mixture": "1:0:0:0",
+        "mixed_precision": "bf16",
+    },
     "lab": {"steps": 3000, "batch_size": 48, "learning_rate": 7e-4, "warmup_steps": 200},
     "full": {
         "steps": 160_000,
@@ -185,6 +196,9 @@ class TrainingOptions(RunOptions):
         "Whether these are shares of the samples, or weights of the losses of equally many samples.",
         choices=["samples", "losses"],
     )
+    questions_per_frame: int = option(
+        1, "StereoVLA: samples about each frame, which see and read its pictures together; 2 nearly halve their cost."
+    )
     depth_points: str | None = option(
         None,
         "Where depth is asked: near gripper and target (not given: where the data has masks of these), all over, or "
@@ -215,7 +229,7 @@ class TrainingOptions(RunOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        at_least_one(self, "batch_size")
+        at_least_one(self, "batch_size", "questions_per_frame")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema_decay is {self.ema_decay}; it must be in [0, 1)")
         if self.lora_rank and self.model is None:
@@ -269,6 +283,11 @@ def build(options: TrainingOptions, meta: dict) -> tuple[Policy | PeftModel, Pro
         model.config.validate_policy()
     if options.stereo_encoder is not None:
         give_stereo_encoder(model, options.stereo_encoder)
+    elif options.model is None and "stereo" in options.freeze.split(",") and sees_points(model.config):
+        raise ValueError(
+            "--freeze stereo and an untrained stereo encoder: the points would be of noise; give --stereo_encoder, "
+            f"such as that of `stereovla pretrain stereo --preset {options.preset}`"
+        )
     if options.depth_expert is not None:
         give_depth_expert(model, options.depth_expert)
     if options.vlm is not None:
@@ -287,6 +306,11 @@ def build(options: TrainingOptions, meta: dict) -> tuple[Policy | PeftModel, Pro
     if options.lora_rank:
         return get_peft_model(model, adapters(model, options.lora_rank)), processor
     return model, processor
+
+
+def sees_points(config) -> bool:
+    """Whether the policy sees points of its stereo encoder's disparity."""
+    return getattr(config, "points_frame", None) is not None and config.points_of == "encoder"
 
 
 def adapters(model: Policy, rank: int) -> LoraConfig:
@@ -313,6 +337,25 @@ def parameter_groups(model, options: TrainingOptions) -> list[dict]:
 # ----------------------------------------------------------------------------------------------------------------------
 # Loop
 # ----------------------------------------------------------------------------------------------------------------------
+
+
+def check_sharing(options: TrainingOptions, part_size: int, stereovla: bool) -> None:
+    """ValueError where samples cannot share pictures as --questions_per_frame says.
+
+    Args:
+        part_size: samples of a process at once.
+    """
+    count = options.questions_per_frame
+    if count > 1 and not stereovla:
+        raise ValueError(
+            f"--questions_per_frame is {count}, but a DepthVLA reads its pictures together with the question, so that "
+            "questions cannot share them; it must be 1"
+        )
+    if part_size % count:
+        raise ValueError(
+            f"--questions_per_frame is {count}; it must divide the {part_size} samples that a process takes at once "
+            "(--batch_size over processes and --accumulation)"
+        )
 
 
 def save_result(
@@ -389,6 +432,7 @@ def run(options: TrainingOptions, accelerator: Accelerator, told: list[int]) -> 
     if as_losses:
         shared["mixture"] = {name: float(share > 0) for name, share in shares.items()}
     part_size = options.batch_size // (accelerator.num_processes * options.accumulation)
+    check_sharing(options, part_size, with_pose)
     stream = WindowStream(
         datasets,
         split="train",
@@ -398,7 +442,9 @@ def run(options: TrainingOptions, accelerator: Accelerator, told: list[int]) -> 
         world_size=accelerator.num_processes,
         on_bad_shard=options.on_bad_shard,
         augmentation=augmentation(options.augmentation),
-        **shared,
+        questions_per_frame=options.questions_per_frame,
+        # of the samples, so of the frames so many times as much
+        **shared | {"depth_map_share": min(1.0, options.questions_per_frame * depth)},
     )
 
     def held_out() -> WindowStream:

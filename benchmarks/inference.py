@@ -166,6 +166,7 @@ def make_inputs(config: Config, options: InferenceOptions) -> dict[str, torch.Te
         "attention_mask": torch.ones_like(ids).to(device),
         "pixel_values": torch.rand(batch, len(config.pixel_views), 3, size, size).to(device),
         "state": torch.zeros(batch, config.state_history, config.state_dim).to(device),
+        **({"facing": torch.zeros(batch, config.num_turns).to(device)} if config.turn_symmetry else {}),
     }
 
 

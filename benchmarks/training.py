@@ -5,9 +5,9 @@ same run.
 
 Every way trains from the same stream: forward, backward, clipping and AdamW. PI0 sees the left view, a SigLIP of one
 layer giving it as many tokens, and has the flow loss alone, with as many draws as the preset has, one after the other
-as its forward takes one. Times are medians over alternating rounds: only ratios within one run mean something. Memory
-is what a step needs beyond weights, gradients and optimizer (resident set on a CPU, Linux only; the allocator's on a
-GPU).
+as its forward takes one. On a CPU times are those that the process has used, over all its threads, so that other work
+beside it changes little. They are medians over alternating rounds: only ratios within one run mean something. Memory is
+what a step needs beyond weights, gradients and optimizer (resident set on a CPU, Linux only; the allocator's on a GPU).
 """
 
 import statistics
@@ -25,8 +25,11 @@ from stereovla.dataset_builder.streaming.window_stream import WindowStream
 from stereovla.modeling_stereovla.configuration_stereovla import PRESETS
 from stereovla.training.feed import Batches, Feed
 from stereovla.training.models import blocks, untrained
+from stereovla.training.processes import keep_freed_memory
 
 NO_FEED = "ours, the same batch again and again"
+HANDED_BACK = "ours, freed memory handed back"
+SHARED = "ours, two questions of a frame"
 
 
 @dataclass
@@ -61,7 +64,7 @@ class Way:
 def build_ways(options: TrainingBenchmarkOptions, meta: dict) -> tuple[dict[str, Way], object, object]:
     """{name: way}, and the processor and config of ours."""
     ways = {}
-    for name in (NO_FEED, "ours", "ours, compiled", "ours, activations checkpointed"):
+    for name in (NO_FEED, "ours", HANDED_BACK, SHARED, "ours, compiled", "ours, activations checkpointed"):
         torch.manual_seed(0)
         model, processor = untrained(options.preset, meta)
         model.to(options.device)
@@ -96,17 +99,21 @@ def main(arguments: list[str] | None = None) -> None:
     (options,) = HfArgumentParser(TrainingBenchmarkOptions, description=__doc__).parse_args_into_dataclasses(arguments)
     meta = load_meta(options.dataset)
     ways, processor, config = build_ways(options, meta)
-    stream = WindowStream(
-        options.dataset,
-        chunk_size=config.chunk_size,
-        history=config.state_history,
-        depth_map_share=0.125 if config.disparity_loss_weight else 0.0,
-    )
-    feed = Feed(Batches(stream, options.batch_size, processor, config), options.workers, 0)
+    feeds = {}
+    for count in (1, 2):
+        stream = WindowStream(
+            options.dataset,
+            chunk_size=config.chunk_size,
+            history=config.state_history,
+            depth_map_share=0.125 * count if config.disparity_loss_weight else 0.0,
+            questions_per_frame=count,
+        )
+        feeds[count] = Feed(Batches(stream, options.batch_size, processor, config), options.workers, 0)
 
-    def take() -> dict[str, torch.Tensor]:
-        return {name: value.to(options.device) for name, value in feed.take()[0].items()}
+    def take(count: int = 1) -> dict[str, torch.Tensor]:
+        return {name: value.to(options.device) for name, value in feeds[count].take()[0].items()}
 
+    clock = time.process_time if options.device == "cpu" else time.perf_counter
     held = take()
     rates: dict[str, list[float]] = {name: [] for name in ways}
     waits: dict[str, list[float]] = {name: [] for name in ways}
@@ -115,25 +122,27 @@ def main(arguments: list[str] | None = None) -> None:
         for turn in range(1 + options.rounds):
             for name, way in ways.items():
                 progress.set_description(name)
+                keep_freed_memory(name != HANDED_BACK)
                 if turn == 0:  # compiles, and allocates the optimizer's state
                     way.step(held)
                     memory[name] = extra_mib(lambda way=way: way.step(held), options.device)
                 else:
                     synchronize(options.device)
-                    begin, waited = time.perf_counter(), 0.0
+                    begin, waited = clock(), 0.0
                     for _ in range(options.steps):
-                        asked = time.perf_counter()
-                        inputs = held if name == NO_FEED else take()
-                        waited += time.perf_counter() - asked
+                        asked = clock()
+                        inputs = held if name == NO_FEED else take(2 if name == SHARED else 1)
+                        waited += clock() - asked
                         way.step(inputs)
                     synchronize(options.device)
-                    seconds = time.perf_counter() - begin
+                    seconds = clock() - begin
                     rates[name].append(options.steps * options.batch_size / seconds)
                     waits[name].append(waited / seconds)
                 progress.update()
     print(f"\npreset {options.preset} on {options.device}, {torch.get_num_threads()} threads, batch "
           f"{options.batch_size}, {options.workers} workers, {config.flow_draws} flow draws\n")  # fmt: skip
-    print("| way | samples/s | of ours | time waiting for data | MiB of a step |\n|---|---|---|---|---|")
+    per = "samples per core second" if options.device == "cpu" else "samples/s"
+    print(f"| way | {per} | of ours | time for data | MiB of a step |\n|---|---|---|---|---|")
     for name in ways:
         rate = statistics.median(rates[name])
         ratio = statistics.median(a / b for a, b in zip(rates[name], rates["ours"], strict=True))

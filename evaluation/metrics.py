@@ -128,16 +128,19 @@ def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.divide(overlap, union, out=np.zeros(np.broadcast(overlap, union).shape), where=union > 0)
 
 
-def keyframe_errors(predicted: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
+def keyframe_errors(predicted: np.ndarray, truth: np.ndarray, turn_symmetry: int = 1) -> dict[str, np.ndarray]:
     """Errors of keyframe poses (B, 7) xyz m, rpy rad, gripper 0..1, or 5, see `whole_pose`: (B,) xy_cm, z_cm,
-    rotation_deg, gripper_right.
+    rotation_deg, gripper_right. Of rotations that hold alike, `turn_symmetry` (1 or 2) in a whole turn of the tool
+    about its own axis, the nearest counts.
     """
     predicted, truth = whole_pose(predicted), whole_pose(truth)
+    # Rz(yaw) Ry(pitch) Rx(roll) Rz(pi) = Rz(yaw + pi) Ry(-pitch) Rx(-roll)
+    alike = [truth[:, 3:6], truth[:, 3:6] * [-1, -1, 1] + [0, 0, np.pi]][:turn_symmetry]
     difference = np.asarray(predicted, dtype=np.float64) - np.asarray(truth, dtype=np.float64)
     return {
         "xy_cm": 1e2 * np.linalg.norm(difference[:, :2], axis=-1),
         "z_cm": 1e2 * np.abs(difference[:, 2]),
-        "rotation_deg": rotation_error_deg(predicted[:, 3:6], truth[:, 3:6]),
+        "rotation_deg": np.min([rotation_error_deg(predicted[:, 3:6], other) for other in alike], axis=0),
         "gripper_right": (predicted[:, 6] > 0.5) == (truth[:, 6] > 0.5),
     }
 

@@ -1,5 +1,6 @@
 """A vision-language-action model as a policy, loaded through the Auto classes."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from stereovla.evaluation.policies import Observation, Policy
+from stereovla.serving.calibration_watch import watch_of
 from stereovla.sources import adapted_model, check_checkpoint, load_checkpoint, load_processor, source_of
 
 
@@ -43,6 +45,8 @@ class ModelPolicy(Policy):
     def __init__(self, model: Any, processor: Any, name: str, num_steps: int | None = None, check_stereo: bool = False):
         self.model, self.processor, self.name = model, processor, name
         self.num_steps, self.check_stereo = num_steps, check_stereo
+        self.watch = watch_of(model, processor)
+        self._warned = False
 
     def inputs(self, observations: Sequence[Observation]) -> Any:
         """The processor's batch for an action."""
@@ -64,7 +68,7 @@ class ModelPolicy(Policy):
         shown: dict[str, Any] = {}
         if self.model.config.reads_depth:
             shown["depth_map"] = self.depth_maps([one.depths for one in seen])
-        if self.processor.points_frame is not None or ("depth_map" in shown and not self.sees_depth):
+        if getattr(self.processor, "points_frame", None) is not None or ("depth_map" in shown and not self.sees_depth):
             shown["calibration"] = [one.calibration for one in seen]
             if None in shown["calibration"] and not self.model.config.calibration_dropout:
                 raise ValueError(
@@ -126,6 +130,13 @@ class ModelPolicy(Policy):
             running = {"running_actions": actions.to(self.model.device), "delay": delay.to(self.model.device)}
         inputs = self.inputs(observations)
         chunks = self.model.predict_action(**inputs, noise=noise, num_steps=self.num_steps, **running)
+        if self.watch is not None:
+            self.watch.compare(
+                [self.processor.tool_px(o.states, o.calibration, o.embodiment, o.left.shape[:2]) for o in observations]
+            )
+            if self.watch.problem and not self._warned:
+                self._warned = True
+                warnings.warn(f"{self.name}: {self.watch.problem}", RuntimeWarning, stacklevel=2)
         return list(self.processor.decode_actions(chunks, names))
 
     def noise(self, keys: Sequence[tuple[int, int]]) -> torch.Tensor:

@@ -94,7 +94,9 @@ class OfflineEvaluation:
         ids = torch.nn.functional.pad(ids, (0, size - ids.shape[1]), value=self.processor.tokenizer.pad_token_id)
         poses, valid = self.processor.decode_poses(ids, [row.embodiment for row in rows])
         truth = np.stack([row.keyframe_pose for row in rows])
-        errors = metrics.keyframe_errors(poses[valid], truth[valid])
+        # folders that were saved before have no such option
+        symmetry = max(1, getattr(self.processor, "turn_symmetry", 0))
+        errors = metrics.keyframe_errors(poses[valid], truth[valid], symmetry)
         self.collected.add(**{f"keyframe_{name}": values for name, values in errors.items()}, keyframe_invalid=~valid)
 
     def disparities(self, rows: Sequence[HeldOutRow]) -> None:

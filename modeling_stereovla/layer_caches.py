@@ -43,6 +43,30 @@ class RecordingCache(Cache):
         return [self.states[index] for index in sorted(self.states)]
 
 
+class ContinuingCache(RecordingCache):
+    """Serves what one forward pass has left behind to another that goes on from it, and keeps the two together.
+
+    Args:
+        before: the stream of the first pass. rows: (B,) int64, which of its rows each row of this one goes on from.
+    """
+
+    def __init__(self, before: Stream, rows: torch.Tensor):
+        super().__init__()
+        self.before, self.rows = before, rows
+
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        keys, values = (states.index_select(0, self.rows) for states in self.before[layer_idx])
+        return super().update(
+            torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2), layer_idx, *args, **kwargs
+        )
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.before[0][0].shape[2]
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+
 class ReadOnlyCache(Cache):
     """Serves the streams, one behind the other, in front of a layer's own keys and values, and remembers nothing."""
 

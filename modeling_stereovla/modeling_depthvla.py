@@ -285,6 +285,7 @@ class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPredic
         token_type_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         state: torch.Tensor | None = None,
+        facing: torch.Tensor | None = None,
         actions: torch.Tensor | None = None,
         is_action: torch.Tensor | None = None,
         action_mask: torch.Tensor | None = None,
@@ -315,6 +316,8 @@ class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPredic
             input_ids, pixel_values, view_mask, attention_mask, token_type_ids: as in `DepthVLAModel.forward`.
             labels: (B, L) int64, -100 = no loss; shifted inside.
             state: (B, state_history, state_dim), normalised.
+            facing: (B, num_turns) rad, where the tool faces now, of a model that tells turns apart
+                (`config.turn_symmetry`).
             actions: (B, chunk_size, action_dim), normalised; is_action: (B,) bool, the samples with an action loss
                 (default: all); action_mask: (B, chunk_size) bool, the steps with one (default: all).
             depth_map: (B, V, H, W), true depth of the views in m, 0 = unknown.
@@ -372,7 +375,7 @@ class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPredic
             is_prompt = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             is_prompt = is_prompt if token_type_ids is None else is_prompt * (token_type_ids == 0)
             state_tokens, predictions.pointed = self._state_tokens(
-                state, input_ids, is_prompt, outputs, targets=targets
+                state, input_ids, is_prompt, outputs, targets=targets, facing=facing
             )
             draws = Draws(noise, time, None, delay).completed(self.config, actions, generator)
             self._predict_velocities(
@@ -413,6 +416,7 @@ class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPredic
         num_steps: int | None = None,
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
+        facing: torch.Tensor | None = None,
         running_actions: torch.Tensor | None = None,
         delay: torch.Tensor | int | None = None,
         **unused,
@@ -424,6 +428,7 @@ class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPredic
             token_type_ids: (B, L), all 0, as the processor returns them.
             state: (B, state_history, state_dim), normalised.
             depth_map: (B, V, H, W) in m, where the depth expert's input is depth.
+            facing: (B, num_turns), as in `forward`.
             num_steps: Euler steps (default: `config.num_inference_steps`).
             noise: (B, chunk_size, action_dim), standard normal, where the integration starts once it is multiplied by
                 `config.noise_scale`; drawn with `generator` when absent.
@@ -445,7 +450,7 @@ class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPredic
             depth_map=depth_map,
         )
         is_prompt = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        state_tokens, _ = self._state_tokens(state, input_ids, is_prompt, outputs)
+        state_tokens, _ = self._state_tokens(state, input_ids, is_prompt, outputs, facing=facing)
         return self._integrate(outputs.prefix, state_tokens, num_steps, noise, generator, running_actions, delay)
 
     def prepare_inputs_for_generation(self, input_ids, pixel_values=None, is_first_iteration=False, **kwargs):

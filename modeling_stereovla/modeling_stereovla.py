@@ -1,21 +1,23 @@
 """StereoVLA (arXiv 2512.21970): a vision-language-action model that sees with two eyes."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 
 import torch
+from torch import nn
 from transformers import GenerationMixin, LlamaModel
 from transformers.cache_utils import Cache, DynamicCache
 
 from .action_expert import Prefix
 from .configuration_stereovla import StereoVLAConfig
 from .flow_matching import Draws
-from .language_pointing import attention_logits, recorded_outputs
-from .layer_caches import CACHE, RecordingCache
+from .language_pointing import chosen_keys, log_attention, log_share, recorded_outputs
+from .layer_caches import CACHE, ContinuingCache, RecordingCache
 from .model_outputs import StereoVLAModelOutput, StereoVLAOutput, refuse_unknown_inputs
 from .objectives import Predictions, Targets, sum_losses
+from .place_code import write_bins
 from .pointing import in_picture
 from .policy import PolicyForActionPrediction, PolicyPreTrainedModel, valid_positions
-from .visual_tokens import StereoVisualTokens
+from .visual_tokens import StereoVisualTokens, VisualTokens
 
 
 class StereoVLAPreTrainedModel(PolicyPreTrainedModel):
@@ -79,6 +81,7 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
         disparity: torch.Tensor | None = None,
         point_transform: torch.Tensor | None = None,
         point_frame: torch.Tensor | None = None,
+        frames: torch.Tensor | None = None,
         **kwargs,
     ) -> StereoVLAModelOutput:
         """
@@ -91,6 +94,8 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
             disparity_rows: (B,) bool, the samples that the stereo encoder learns from, and whose disparity is returned,
                 where `config.stereo_learns_from` is "disparity"; None = all.
             disparity, point_transform, point_frame: see `StereoVisualTokens`.
+            frames: (B,) int64, which of the pairs each sample is about, where several share one: whatever is of the
+                pairs is then given, and computed, once for each; None = sample for sample. With a `RecordingCache`.
         """
         seen = None
         if pixel_values is not None:
@@ -103,6 +108,8 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
             seen = self.visual_tokens(
                 pixel_values.to(self.dtype), output_disparity, disparity_rows, disparity, point_transform, point_frame
             )
+        if frames is not None:
+            return self._forward_shared(input_ids, attention_mask, seen, frames, cache)
         inputs_embeds = self.embed(input_ids, None if seen is None else seen.tokens, inputs_embeds)
         if position_ids is None and attention_mask is not None:
             position_ids = valid_positions(attention_mask)[:, -inputs_embeds.shape[1] :]
@@ -122,6 +129,46 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
             disparity=None if seen is None else seen.disparity,
             points=None if seen is None else seen.points,
             **{CACHE: outputs[CACHE] if CACHE in outputs else None},
+        )
+
+    def _forward_shared(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        seen: VisualTokens,
+        frames: torch.Tensor,
+        cache: RecordingCache,
+    ) -> StereoVLAModelOutput:
+        """`forward` where samples share pairs: a picture's tokens come first and see no words, so that the language
+        model reads them once for all questions about it.
+        """
+        length = 1 + self.config.num_visual_tokens
+        start = input_ids[0, :length]
+        alike = torch.equal(input_ids[:, :length], start.expand(len(input_ids), -1))
+        if not (alike and attention_mask[:, :length].all()):
+            raise ValueError(
+                "samples that share pictures (frames) must all begin with BOS and the image tokens: pad on the right"
+            )
+        pictures = RecordingCache()
+        first = self.language_model(
+            inputs_embeds=self.embed(start.expand(len(seen.tokens), -1), seen.tokens),
+            use_cache=False,
+            **{CACHE: pictures},
+        )
+        words = ContinuingCache(pictures.stream, frames)
+        second = self.language_model(
+            inputs_embeds=self.embed(input_ids[:, length:], None),
+            attention_mask=attention_mask,
+            position_ids=valid_positions(attention_mask)[:, length:],
+            use_cache=False,
+            **{CACHE: words},
+        )
+        cache.states = words.states
+        return StereoVLAModelOutput(
+            last_hidden_state=torch.cat([first.last_hidden_state[frames], second.last_hidden_state], dim=1),
+            visual_tokens=seen.tokens[frames],
+            disparity=seen.disparity,
+            points=None if seen.points is None else seen.points[frames],
         )
 
 
@@ -147,6 +194,10 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         super().__init__(config)
         self.model = StereoVLAModel(config)
         self._add_heads(config)
+        if config.place_code:
+            grid = config.image_size // config.patch_size
+            for weight in (self.get_input_embeddings().weight, self.lm_head.weight):
+                write_bins(weight, config.action_vocab_size - config.num_bins, config.num_bins, grid)
 
     # ---- training and language
     # ----------------------------------------------------------------------------------------------
@@ -158,6 +209,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         state: torch.Tensor | None = None,
+        facing: torch.Tensor | None = None,
         actions: torch.Tensor | None = None,
         is_action: torch.Tensor | None = None,
         action_mask: torch.Tensor | None = None,
@@ -169,6 +221,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         point_transform: torch.Tensor | None = None,
         point_frame: torch.Tensor | None = None,
         answer_points: torch.Tensor | None = None,
+        asked_words: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
         time: torch.Tensor | None = None,
         hide_pose: torch.Tensor | None = None,
@@ -183,6 +236,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         output_disparity: bool = False,
+        frames: torch.Tensor | None = None,
         return_dict: bool | None = None,
         **kwargs,
     ) -> StereoVLAOutput | tuple:
@@ -194,6 +248,8 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             pixel_values: (B, 2, 3, H, W), RGB in [0, 1], left first.
             labels: (B, L) int64, -100 = no loss; shifted inside.
             state: (B, state_history, state_dim), normalised.
+            facing: (B, num_turns) rad, where the tool faces now, of a model that tells turns apart
+                (`config.turn_symmetry`).
             actions: (B, chunk_size, action_dim), normalised; is_action: (B,) bool, the samples with an action loss
                 (default: all).
             action_mask: (B, chunk_size) bool, the steps with an action loss (default: all), as the processor returns
@@ -206,6 +262,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             point_transform, point_frame: (B, 3, 4) and (B,) of the processor, for a model with `config.points_frame`;
                 without them it sees no points.
             answer_points: (B, L, 2), pixels in the left view that the labels are about, NaN = nothing, or not seen.
+            asked_words: (B, L) bool, the tokens of the question that say what is asked for.
             output_disparity: return the predicted disparity also where there is no true one.
             noise: (B, K, chunk_size, action_dim) and time: (B, K), one row for each sample, of which those with an
                 action loss are read; drawn (with `generator`) when absent.
@@ -214,6 +271,9 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             delay: (B, K) int64, the first steps of a chunk that are given without noise and have no loss; drawn up to
                 `config.max_delay` when absent.
             language_weights: (B,), factors on the language losses of the samples (default: 1).
+            frames: (B,) int64, which of the pairs each sample is about, where several share one: pixel_values,
+                disparity, point_transform and point_frame are then of the pairs (default: of the samples), which are
+                seen, and read by the language model, once. In training.
             counts: what each sum of losses is divided by, those of `loss_counts` when absent. Where a batch is split
                 over processes or accumulation steps, the counts of the whole batch make the losses, and their
                 gradients, add up to the whole batch's.
@@ -232,13 +292,15 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             equal_turns,
             answer_points=answer_points,
         )
-        acts, looks = actions is not None, answer_points is not None and self.config.language_pointing_layer is not None
+        acts = actions is not None
+        looks = answer_points is not None and self.config.language_pointing_layer is not None
         point_frame = self._told_frame(point_frame, generator)
         disparity_rows = self._choose_disparity(targets, pixel_values) if acts else None
         if (acts or looks) and attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         recorder = RecordingCache() if acts or looks else None
-        with self._recorded_queries(looks) as queries:
+        with ExitStack() as recording:
+            queries = [recording.enter_context(recorded_outputs(layer)) for layer in self._asking_layers(looks)]
             outputs = self.model(
                 input_ids=input_ids,
                 pixel_values=pixel_values,
@@ -252,14 +314,26 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
                 disparity=disparity,
                 point_transform=point_transform,
                 point_frame=point_frame,
+                frames=frames,
                 **kwargs,
             )
+        if frames is not None and point_frame is not None:
+            point_frame = point_frame[frames]
         predictions = Predictions(disparity=outputs.disparity)
         if looks:
+            if frames is not None:  # of pictures, and of words
+                queries = [[torch.cat([made[0][frames], made[1]], dim=1)] for made in queries]
             positions = valid_positions(attention_mask) if position_ids is None else position_ids
-            predictions.language_pointing = self._pointing_in_language(
-                queries[0], recorder, positions, input_ids, answer_points
+            asked = in_picture(answer_points[:, 1:], self.config.image_size).nonzero(as_tuple=True)
+            rotation = self.model.language_model.rotary_emb(outputs.last_hidden_state, positions)
+            reading, pointing = (
+                log_attention(made[0], rotation, recorder.states[layer][0], asked, attention_mask.bool())
+                for layer, made in enumerate(queries, self.config.language_pointing_layer - 1)
             )
+            is_image = input_ids == self.config.image_token_id
+            words = torch.zeros_like(is_image) if asked_words is None else asked_words
+            predictions.language_pointing = chosen_keys(pointing, is_image[asked[0]], self.config.num_visual_tokens)
+            predictions.language_reading = log_share(reading, words[asked[0]])
         hidden = outputs.last_hidden_state
         if labels is None:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -269,7 +343,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             logits = predictions.logits = self.lm_head(hidden[:, :-1][targets.labelled])
         if acts:
             state_tokens, predictions.pointed = self._state_tokens(
-                state, input_ids, attention_mask, outputs, point_frame, targets
+                state, input_ids, attention_mask, outputs, point_frame, targets, facing
             )
             draws = Draws(noise, time, hide_pose, delay).completed(self.config, actions, generator)
             mask = attention_mask if draws.hide_pose is None else self._without_pose(attention_mask, draws.hide_pose)
@@ -301,31 +375,10 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         drawn = torch.rand(len(point_frame), generator=generator, device=point_frame.device)
         return point_frame * (drawn >= dropped)
 
-    def _recorded_queries(self, wanted: bool) -> AbstractContextManager[list[torch.Tensor]]:
-        """Records the queries of the layer that learns to point."""
-        if not wanted:
-            return nullcontext([])
-        layer = self.model.language_model.layers[self.config.language_pointing_layer]
-        return recorded_outputs(layer.self_attn.q_proj)
-
-    def _pointing_in_language(
-        self,
-        queries: torch.Tensor,
-        recorder: RecordingCache,
-        position_ids: torch.Tensor,
-        input_ids: torch.Tensor,
-        answer_points: torch.Tensor,
-    ) -> torch.Tensor:
-        """`Predictions.language_pointing` from the queries (B, L, heads * head_dim) of the layer that learns to point;
-        the other arguments as in `forward`.
-        """
-        keys, _ = recorder.states[self.config.language_pointing_layer]  # (B, kv_heads, L, head_dim)
-        seen = (input_ids == self.config.image_token_id)[:, None, :, None].expand_as(keys)
-        keys = keys[seen].view(*keys.shape[:2], -1, keys.shape[-1])
-        rows, places = in_picture(answer_points[:, 1:], self.config.image_size).nonzero(as_tuple=True)
-        cosines, sines = self.model.language_model.rotary_emb(queries, position_ids)
-        asking = queries[rows, places].unflatten(-1, (-1, keys.shape[-1]))
-        return attention_logits(asking, (cosines[rows, places], sines[rows, places]), keys, rows)
+    def _asking_layers(self, wanted: bool) -> list[nn.Module]:
+        """What makes the queries of the layer that learns to read a question, and of the one that learns to point."""
+        layers, pointing = self.model.language_model.layers, self.config.language_pointing_layer
+        return [layer.self_attn.q_proj for layer in layers[pointing - 1 : pointing + 1]] if wanted else []
 
     def _choose_disparity(self, targets: Targets, pixel_values: torch.Tensor) -> torch.Tensor | None:
         """The samples (B,) bool that the stereo encoder learns from, to which the target is cut; None = all."""
@@ -359,6 +412,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         num_steps: int | None = None,
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
+        facing: torch.Tensor | None = None,
         running_actions: torch.Tensor | None = None,
         delay: torch.Tensor | int | None = None,
         chain_of_thought: bool | None = None,
@@ -373,6 +427,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             input_ids, attention_mask: (B, L), prompts up to the current state ids; padded on either side.
             pixel_values: (B, 2, 3, H, W), RGB in [0, 1], left first.
             state: (B, state_history, state_dim), normalised.
+            facing: (B, num_turns), as in `forward`.
             num_steps: Euler steps (default: `config.num_inference_steps`).
             noise: (B, chunk_size, action_dim), standard normal, where the integration starts once it is multiplied by
                 `config.noise_scale`; drawn with `generator` when absent.
@@ -407,7 +462,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             stream = [(layer.keys, layer.values) for layer in cache.layers]
         else:
             stream = cache.stream
-        state_tokens, _ = self._state_tokens(state, input_ids, attention_mask, outputs, point_frame)
+        state_tokens, _ = self._state_tokens(state, input_ids, attention_mask, outputs, point_frame, facing=facing)
         return self._integrate(
             Prefix.of(stream, prefix_mask), state_tokens, num_steps, noise, generator, running_actions, delay
         )

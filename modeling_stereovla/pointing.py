@@ -101,7 +101,7 @@ class Pointers(nn.Module):
         self.displacement_token = nn.Sequential(nn.Linear(config.pose_dim, width), nn.GELU(), nn.Linear(width, width))
         self.turns = None
         if config.turn_symmetry:
-            self.turns = TurnHead(3 * width + 2 * known, width, config.num_turns, config.turn_symmetry)
+            self.turns = TurnHead(width, width, config.num_turns, config.turn_symmetry)
 
     def centres(self, like: torch.Tensor) -> torch.Tensor:
         """(u, v) of each visual token in [-1, 1], (N, 2), of the dtype and device of `like`."""
@@ -118,6 +118,7 @@ class Pointers(nn.Module):
         state_token: torch.Tensor,
         points: torch.Tensor | None = None,
         frame: torch.Tensor | None = None,
+        facing: torch.Tensor | None = None,
         turns: torch.Tensor | None = None,
         equal_turns: torch.Tensor | None = None,
     ) -> Pointed:
@@ -127,6 +128,7 @@ class Pointers(nn.Module):
             text: (B, L, hidden) token embeddings; text_mask: (B, L) bool, True = a word of the prompt.
             state: (B, state_dim), the present one, normalised; state_token: (B, width), embedded.
             points: (B, 3, h, w) and frame: (B,), of a model that has points (see `view_points`).
+            facing: (B, T) rad, where the tool faces now, for a model that tells turns apart.
             turns, equal_turns: (B, T) rad and (B,), in training those of the label (see `TurnHead.embed`).
         """
         # every word asks on its own and the evidence adds up: "red" and "cube" together point at the red cube. A
@@ -150,7 +152,7 @@ class Pointers(nn.Module):
         pointed.displacement = self.displacement(features)
         told = self.displacement_token(DISPLACEMENT_GAIN * pointed.displacement)
         if self.turns is not None:
-            pointed.turns = self.turns(features)
+            pointed.turns = self.turns(read_out[:, 0], facing)
             told = told + self.turns.embed(pointed.turns, turns, equal_turns, DISPLACEMENT_GAIN)
         pointed.tokens = torch.cat([read_out, told[:, None]], dim=1)
         return pointed
@@ -163,8 +165,8 @@ class Pointers(nn.Module):
         frame: torch.Tensor,
         state: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean points (B, 2, 3) under the attention, at the resolution of the points, and `POINT_NUMBERS` of each (B, 2,
-        5): the way to it, from the tool in the base frame and from the camera in its own, and which of the two it is.
+        """Mean points (B, 2, 3) under the attention, at the resolution of the points, and `POINT_NUMBERS` of each, (B,
+        2, 5): the way to it from the tool in the base frame, or from the camera in its own, and which of the two it is.
         """
         in_cells = in_tokens(points, self.grid)  # (B, N, C, 3)
         weights = attention[..., None].float() * cells.float().softmax(-1)

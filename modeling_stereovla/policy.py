@@ -151,6 +151,7 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
         seen: ModelOutput,
         point_frame: torch.Tensor | None = None,
         targets: Targets | None = None,
+        facing: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Pointed | None]:
         """The expert's state tokens (B, S, width), the pointers' among them, and what these say.
 
@@ -159,6 +160,7 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
             seen: outputs of `self.model`, with visual tokens and, where the model has them, points.
             point_frame: (B,), of the points.
             targets: in training, whose turns decide which of those that hold alike the expert is told.
+            facing: (B, num_turns) rad, where the tool faces now.
         """
         expected = (self.config.state_history, self.config.state_dim)
         if state is None or tuple(state.shape[1:]) != expected:
@@ -169,6 +171,11 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
         tokens = self.action_expert.state_proj(state.to(input_dtype(self.action_expert.state_proj, self.dtype)))
         if self.pointers is None:
             return tokens, None
+        if self.config.turn_symmetry and facing is None:
+            raise ValueError(
+                f"facing is missing; a model of turn_symmetry {self.config.turn_symmetry} needs it, as its processor "
+                "gives it beside the state"
+            )
         # poses and states are written with the last `num_bins` ids: the pointers must not read the answer from them
         is_word = (input_ids < self.config.action_vocab_size - self.config.num_bins) & is_text.bool()
         is_word &= input_ids != self.config.image_token_id
@@ -183,6 +190,7 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
             tokens[:, -1],
             points,
             point_frame,
+            facing,
             None if targets is None else targets.turns,
             None if targets is None else targets.equal_turns,
         )

@@ -5,6 +5,10 @@ one number, the turn to an object that lies across is the mean of +90 and -90 de
 -180. So the turn d is told by the vector (cos n d, sin n d), n = `turn_symmetry`, which is one and the same for all
 turns that hold alike, and goes round without a seam.
 
+What is read out of the picture is where the tool shall face, not how far it has to turn: most frames of a demonstration
+need no turn any more, so that a head that is told the present state predicts none, the median, and learns nothing from
+these frames. Where it shall face they show as well as others.
+
 Which of them is meant, the action expert has to know. In training it is told the one that is nearest to the label's, so
 that it never contradicts the demonstrated actions; when it acts, the smallest. So the policy chooses, and the actions
 follow.
@@ -56,6 +60,13 @@ def turn_losses(
     return (losses.sum(-1) * known).sum(-1)
 
 
+def turned_back(vectors: torch.Tensor, facing: torch.Tensor, symmetry: int) -> torch.Tensor:
+    """Vectors (..., 2) of where the tool shall face -> of the turns there from where it faces now, (...) rad."""
+    cosine, sine = turn_vectors(facing, symmetry).to(vectors.dtype).unbind(-1)
+    x, y = vectors.unbind(-1)
+    return torch.stack([x * cosine + y * sine, y * cosine - x * sine], dim=-1)
+
+
 class TurnHead(nn.Module):
     """Predicts the turns to the keyframe, and embeds them for the action expert."""
 
@@ -66,10 +77,16 @@ class TurnHead(nn.Module):
         self.cosine, self.sine = nn.Linear(width, num_turns), nn.Linear(width, num_turns)
         self.token = nn.Sequential(nn.Linear(num_turns, width), nn.GELU(), nn.Linear(width, width))
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(B, in_features) -> vectors (B, T, 2), of length 1 where the head is sure."""
+    def forward(self, features: torch.Tensor, facing: torch.Tensor) -> torch.Tensor:
+        """Vectors (B, T, 2) of the turns, of length 1 where the head is sure.
+
+        Args:
+            features: (B, in_features), of the target alone: neither state nor gripper tell how the tool stands.
+            facing: (B, T) rad, where the tool faces now.
+        """
         hidden = self.hidden(features)
-        return torch.stack([self.cosine(hidden), self.sine(hidden)], dim=-1)
+        there = torch.stack([self.cosine(hidden), self.sine(hidden)], dim=-1)
+        return turned_back(there, facing, self.symmetry)
 
     def told(self, vectors: torch.Tensor, turns: torch.Tensor | None, equal: torch.Tensor | None) -> torch.Tensor:
         """The turns (B, T) in rad that the action expert is told: the smallest; in training, of those that are as

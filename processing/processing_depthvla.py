@@ -34,6 +34,8 @@ class DepthVLAProcessor(PolicyProcessor):
     - attention_mask int64 (B, L): 1 = token, 0 = padding.
     - labels int64 (B, L), with `return_labels` only: the answer and EOS, -100 = no loss; not shifted.
     - state float32 (B, state_history, state_dim): normalised, oldest first; zeros for "box", "depth" and "camera".
+    - facing float32 (B, num_turns), with `turn_symmetry` for "action" and `return_labels`: where the tool faces now,
+      the yaw in rad of each rotation of the state; zeros where there is none.
     - actions float32 (B, chunk_size, action_dim): normalised; zeros after the steps that were given. action_mask bool
       (B, chunk_size): valid steps. is_action bool (B,): sample has an action loss. With `actions` or `return_labels`.
     - depth_map float32 (B, V, H, W), with `depth_map` only: planar depth in m of the processed views, 0 = unknown. It
@@ -43,9 +45,9 @@ class DepthVLAProcessor(PolicyProcessor):
     - displacement float32 (B, pose_dim), with points and `return_labels`, where pose_dim equals state_dim: as of
       StereoProcessor; NaN where the sample has no keyframe.
     - turns float32 (B, num_turns), beside displacement where `turn_symmetry` is not 0: for each rotation of the state
-      the
-      turn of the tool about its own axis, rad, which displacement then has not (`state_entries.differences_and_turns`);
-      NaN = none. equal_turns float32 (B,): how many turns in a whole one are as right.
+      the turn of the tool about its own axis, rad, which displacement then has not
+      (`state_entries.differences_and_turns`); NaN = none. equal_turns float32 (B,): how many turns in a whole one are
+      as right.
 
     Objectives and their answers:
 
@@ -117,7 +119,8 @@ class DepthVLAProcessor(PolicyProcessor):
     @property
     def model_input_names(self) -> list[str]:
         """Names that inference needs."""
-        return ["pixel_values", "view_mask", "input_ids", "token_type_ids", "attention_mask", "state"]
+        names = ["pixel_values", "view_mask", "input_ids", "token_type_ids", "attention_mask", "state"]
+        return [*names, *(["facing"] if self.turn_symmetry else [])]
 
     def _views_of(self, images: Any) -> tuple[list[tuple[np.ndarray | None, ...]], bool]:
         self._check_views()
@@ -156,12 +159,12 @@ class DepthVLAProcessor(PolicyProcessor):
         self,
         rows: list[dict[str, Any]],
         views: list[tuple[np.ndarray | None, ...]],
-        labels: np.ndarray,
+        data: dict[str, np.ndarray],
         maps: list[dict[str, np.ndarray] | None] | None,
         with_answer: bool,
     ) -> dict[str, Any]:
         present = [[view is not None for view in found[: len(self.views)]] for found in views]
-        inputs = {"view_mask": np.array(present), "token_type_ids": (labels != IGNORE_INDEX).astype(np.int64)}
+        inputs = {"view_mask": np.array(present), "token_type_ids": (data["labels"] != IGNORE_INDEX).astype(np.int64)}
         if maps is not None:
             depth = np.zeros((len(maps), len(self.views), *self.image_processor.target_size), dtype=np.float32)
             for row, of_views in enumerate(maps):

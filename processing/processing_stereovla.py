@@ -26,6 +26,8 @@ class StereoProcessor(PolicyProcessor):
     - attention_mask int64 (B, L): 1 = token, 0 = padding.
     - labels int64 (B, L), with `return_labels` only: -100 = no loss; not shifted.
     - state float32 (B, state_history, state_dim): normalised, oldest first; zeros for "box", "depth" and "camera".
+    - facing float32 (B, num_turns), with `turn_symmetry` for "action" and `return_labels`: where the tool faces now,
+      the yaw in rad of each rotation of the state; zeros where there is none.
     - actions float32 (B, chunk_size, action_dim): normalised; zeros after the steps that were given. action_mask bool
       (B, chunk_size): valid steps. is_action bool (B,): sample has an action loss. With `actions` or `return_labels`.
     - disparity float32 (B, H, W), with `depth_map` only: px of the processed left view, 0 = unknown.
@@ -37,14 +39,16 @@ class StereoProcessor(PolicyProcessor):
     - displacement float32 (B, pose_dim), with points and `return_labels`, where pose_dim equals state_dim: the way from
       the present state to the keyframe (`state_entries.differences`; of rotations a rotation vector), divided by the
       state's scales, the three parts of a rotation by the largest of theirs; NaN where the sample has no keyframe.
-    - turns float32 (B, num_turns), beside displacement where `turn_symmetry` is not 0: for each rotation of the state the
-      turn of the tool about its own axis, rad, which displacement then has not (`state_entries.differences_and_turns`);
-      NaN = none. equal_turns float32 (B,): how many turns in a whole one are as right.
-
+    - turns float32 (B, num_turns), beside displacement where `turn_symmetry` is not 0: for each rotation of the state
+      the turn of the tool about its own axis, rad, which displacement then has not
+      (`state_entries.differences_and_turns`); NaN = none. equal_turns float32 (B,): how many turns in a whole one are
+      as right.
     - answer_points float32 (B, L, 2), with points and `return_labels`: (u, v) in px of the processed left view that
       each label is about. Of a box and of a pose (but not of the present state before it) the target, of a depth
       question the pixel that it asks about; NaN where that is not visible, and for labels about nothing, or about
       several pixels.
+    - asked_words bool (B, L), with points and `return_labels`: the ids that say what is asked for. Of a box the
+      object's name, of an action or a pose `target_name` where the instruction has it, of a depth question its pixels.
 
     Objectives and their answers:
 
@@ -66,7 +70,7 @@ class StereoProcessor(PolicyProcessor):
     @property
     def model_input_names(self) -> list[str]:
         """Names that inference needs."""
-        return ["pixel_values", "input_ids", "attention_mask", "state"]
+        return ["pixel_values", "input_ids", "attention_mask", "state", *(["facing"] if self.turn_symmetry else [])]
 
     def _views_of(self, images: Any) -> tuple[list[tuple[np.ndarray, np.ndarray]], bool]:
         first = images[0] if isinstance(images, (list, tuple)) and images else images
@@ -105,14 +109,24 @@ class StereoProcessor(PolicyProcessor):
         self,
         rows: list[dict[str, Any]],
         views: list[tuple[np.ndarray, np.ndarray]],
-        labels: np.ndarray,
+        data: dict[str, np.ndarray],
         maps: list[tuple[np.ndarray, float] | None] | None,
         with_answer: bool,
     ) -> dict[str, Any]:
         inputs = {} if maps is None else self._disparity(maps)
         if with_answer and "points" in rows[0]:
-            inputs["answer_points"] = self._answer_points(rows, labels)
+            inputs["answer_points"] = self._answer_points(rows, data["labels"])
+            inputs["asked_words"] = self._asked_words(rows, data["input_ids"])
         return inputs
+
+    def _asked_words(self, rows: list[dict[str, Any]], input_ids: np.ndarray) -> np.ndarray:
+        """bool (B, L), see the class."""
+        words, tokens = np.zeros(input_ids.shape, dtype=bool), self.tokens
+        for number, row in enumerate(rows):
+            if (asked := row.get("asked_text")) and asked in row["prompt"]:
+                begin = np.flatnonzero(input_ids[number] == tokens.image_token_id)[-1] + 1
+                words[number, begin:][tokens.places_of(asked, row["prompt"])] = True
+        return words
 
     def _answer_points(self, rows: list[dict[str, Any]], labels: np.ndarray) -> np.ndarray:
         """float32 (B, L, 2), see the class."""

@@ -58,9 +58,9 @@ class ProcessorOptions(ProcessorMixin):
             state_names: {embodiment: names of a state's numbers}, which say what is a rotation: "roll", "pitch", "yaw"
                 (of several bodies "left_roll", ...), or "yaw" alone. [] = none is. A robot without an entry has poses
                 (`state_entries.POSES`) where its state has 7 or 5 numbers, and otherwise no rotations.
-            turn_symmetry: 0: a keyframe is written and told as it is. 1 or 2: of the rotations of a state, the turn of the
-                tool about its own axis is told apart, and half a turn (2, of a gripper with two equal fingers) makes no
-                other keyframe. Equal to the model's.
+            turn_symmetry: 0: a keyframe is written and told as it is. 1 or 2: of the rotations of a state, the turn of
+                the tool about its own axis is told apart, and half a turn (2, of a gripper with two equal fingers)
+                makes no other keyframe. Equal to the model's.
             num_visual_tokens: image tokens of a view (StereoVLA: of the pair); the model replaces them by its visual
                 tokens.
             num_bins, action_vocab_size: bin b has the id action_vocab_size - b. None counts the tokenizer up to the

@@ -77,8 +77,8 @@ def differences_and_turns(
     in [-pi, pi).
 
     The turn d of a single yaw is all of its way. Of a rotation it is that of R_target = R(t) R_state Rz(d) whose rest,
-    the rotation vector t (in the base frame), only tilts the tool: the tool's axis is z of its own frame. So a tool that
-    is turned on by any angle about its axis has another d and the same t.
+    the rotation vector t (in the base frame), only tilts the tool: the tool's axis is z of its own frame. So a tool
+    that is turned on by any angle about its axis has another d and the same t.
     """
     way, turns = differences(targets, states, rotations), []
     for group in rotations:
@@ -100,8 +100,8 @@ def differences_and_turns(
 
 
 def written_alike(poses: np.ndarray, rotations: Sequence[tuple[int, ...]], symmetry: int) -> np.ndarray:
-    """Poses (..., D) as they are written where a tool turned by a `symmetry`-th (1 or 2) of a turn about its own axis is
-    the same: of the equal ones that with the yaw in [-pi / symmetry, pi / symmetry), float64 (..., D).
+    """Poses (..., D) as they are written where a tool turned by a `symmetry`-th (1 or 2) of a turn about its own axis
+    is the same: of the equal ones that with the yaw in [-pi / symmetry, pi / symmetry), float64 (..., D).
     """
     poses = np.array(poses, dtype=np.float64)
     for group in rotations:

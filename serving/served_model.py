@@ -1,5 +1,6 @@
 """A model and its processor, as a server needs them: observations in, actions out, many at once."""
 
+import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from stereovla.serving.calibration_watch import watch_of
 from stereovla.serving.observation_keys import PAIR, Observation, ObservationKeys
 from stereovla.serving.wire import DEFAULT_LIMIT
 from stereovla.untrusted import open_image
@@ -29,6 +31,7 @@ class Prepared:
 
     noise: float32 (1, chunk, action_dim). question: inputs that ask for the keyframe, where that is asked for.
     running: what `predict_action` is told of the chunk that is executed, `running_actions` and `delay`; {} = nothing.
+    tool_px: (2,) of `tool_px` of the processor, for a model whose calibration is watched; None = it is not.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -37,6 +40,7 @@ class Prepared:
     outputs: tuple[str, ...]
     question: dict[str, torch.Tensor] | None = None
     running: dict[str, torch.Tensor] = field(default_factory=dict)
+    tool_px: np.ndarray | None = None
 
     @property
     def kind(self) -> tuple:
@@ -74,6 +78,7 @@ class ServedModel:
             revision,
             limit,
         )
+        self.watch, self._warned = watch_of(model, processor), False
         self.named = hasattr(processor, "views")  # whether the processor takes views by name; else it takes a pair
         if not processor.norm_stats:
             raise ValueError(f"{name} has no statistics of any robot (norm_stats): its actions have no units")
@@ -164,12 +169,21 @@ class ServedModel:
             asks = "keyframe" in observation.outputs
             question = dict(self.processor(**given, objective="pose", check_stereo=False)) if asks else None
             running = self._running(observation)
+            tool = self._tool_px(observation, images)
         except (ValueError, TypeError):
             raise
         except Exception as error:
             raise InternalError(f"{type(error).__name__}: {error}") from error
         noise = torch.from_numpy(noise)
-        return Prepared(inputs, noise, observation.embodiment, observation.outputs, question, running)
+        return Prepared(inputs, noise, observation.embodiment, observation.outputs, question, running, tool)
+
+    def _tool_px(self, observation: Observation, images: Mapping[str, Any]) -> np.ndarray | None:
+        """Where the calibration says that the tool is, for `watch`."""
+        if self.watch is None:
+            return None
+        left = images["left"]
+        size = (left.height, left.width) if isinstance(left, Image.Image) else left.shape[:2]
+        return self.processor.tool_px(observation.state, observation.calibration, observation.embodiment, size)
 
     def _running(self, observation: Observation) -> dict[str, torch.Tensor]:
         if observation.running_actions is None:
@@ -218,6 +232,7 @@ class ServedModel:
         noise = torch.cat([one.noise for one in batch]).to(device)
         running = _batched([one.running for one in batch], device)
         chunks = self.model.predict_action(**inputs, noise=noise, **running)
+        self._look_for_a_wrong_calibration(batch)
         finite = chunks.isfinite().all(dim=-1).all(dim=-1).tolist()
         good = [row for row, fine in enumerate(finite) if fine]
         decoded = self.processor.decode_actions(chunks[good], [names[row] for row in good]) if good else []
@@ -225,6 +240,15 @@ class ServedModel:
         further = self.further(batch) if batch[0].outputs else [{}] * len(batch)
         lost = InternalError("the model's actions are not finite for these inputs")
         return [{"actions": found[row], **further[row]} if row in found else lost for row in range(len(batch))]
+
+    def _look_for_a_wrong_calibration(self, batch: Sequence[Prepared]) -> None:
+        """Says once that the calibrations that clients send are not those of their cameras."""
+        if any(one.tool_px is None for one in batch):
+            return
+        self.watch.compare([one.tool_px for one in batch])
+        if self.watch.problem and not self._warned:
+            self._warned = True
+            print(f"warning: {self.watch.problem}", file=sys.stderr, flush=True)
 
     @torch.inference_mode()
     def further(self, batch: Sequence[Prepared]) -> list[dict[str, Any]]:

@@ -36,6 +36,7 @@ def make_row(
         "action_plan": actions,
         "action_plan_length": plan - frame % 3,
         "keyframe_pose": state,
+        "keyframe_symmetry": 2,
         "state_is_pose": True,
         "calibration.focal_length_px": np.array([40.0, 40.0], np.float32),
         "calibration.principal_point_px": np.array([size / 2, size / 2], np.float32),

@@ -31,6 +31,7 @@ def save_tiny_checkpoint(folder: Path, seed: int = 7, preset: str = "tiny", **ov
         state_history=config.state_history,
         num_visual_tokens=config.num_visual_tokens,
         points_frame=config.points_frame,
+        turn_symmetry=config.turn_symmetry,
     )
     config = StereoVLAConfig.from_preset(
         preset,

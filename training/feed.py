@@ -5,16 +5,20 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from stereovla.dataset_builder.streaming.questions import processor_arguments
+from stereovla.dataset_builder.streaming.questions import processor_arguments, questions_of
 from stereovla.dataset_builder.streaming.window_stream import WindowStream
 from stereovla.modeling_stereovla import DepthVLAConfig, StereoVLAConfig
 from stereovla.modeling_stereovla.flow_matching import sample_time
 from stereovla.processing import DepthVLAProcessor, StereoProcessor
 
+# what is of a picture, whatever is asked about it
+OF_FRAMES = ("pixel_values", "disparity", "point_transform", "point_frame")
+
 
 class Batches(IterableDataset):
-    """Model inputs of `size` windows of a stream, their objectives, and the stream's state after them; the state that
-    it begins with comes first, without inputs.
+    """Model inputs of `size` samples of a stream, their objectives, and the stream's state after them; the state that
+    it begins with comes first, without inputs. Where a frame is asked several questions, each is a sample, and what is
+    of their pictures is there once (`frames` of the policy's `forward`).
     """
 
     def __init__(
@@ -30,9 +34,13 @@ class Batches(IterableDataset):
         windows = []
         yield None, [], self.stream.state_dict()
         for window in self.stream:
-            windows.append(window)
-            if len(windows) == self.size:
-                yield self.collate(windows), [window["objective"] for window in windows], self.stream.state_dict()
+            windows.append(questions_of(window))
+            if sum(map(len, windows)) >= self.size:
+                samples = [sample for of_frame in windows for sample in of_frame]
+                inputs = self.collate(samples)
+                if len(samples) > len(windows):
+                    inputs = shared(inputs, [len(of_frame) for of_frame in windows])
+                yield inputs, [sample["objective"] for sample in samples], self.stream.state_dict()
                 windows = []
 
     def collate(self, windows: list[dict]) -> dict[str, torch.Tensor]:
@@ -51,6 +59,14 @@ class Batches(IterableDataset):
             if config.writes_pose:
                 draws[-1]["hide_pose"] = torch.rand((), generator=generator) < config.direct_probability
         return inputs | {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
+
+
+def shared(inputs: dict[str, torch.Tensor], samples: list[int]) -> dict[str, torch.Tensor]:
+    """Inputs of which so many `samples` after each other are about one frame, with what is of the frames once."""
+    frames = torch.arange(len(samples)).repeat_interleave(torch.tensor(samples))
+    first = torch.tensor(samples).cumsum(0) - torch.tensor(samples)
+    of_frames = {name: inputs[name][first] for name in OF_FRAMES if name in inputs}
+    return inputs | of_frames | {"frames": frames}
 
 
 class Feed:

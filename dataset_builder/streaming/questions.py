@@ -72,15 +72,16 @@ def window_generator(seed: int, epoch: int, episode_index: int, frame_index: int
     return np.random.default_rng((seed, epoch, episode_index, frame_index))
 
 
-def draw_objective(
-    config: QuestionConfig, rng: np.random.Generator, possible: Sequence[str] = OBJECTIVES
-) -> str | None:
-    """One objective among the `possible` ones, with the relative weights of the mixture; None where it has none."""
+def draw_objectives(config: QuestionConfig, rng: np.random.Generator, possible: Sequence[str], count: int) -> list[str]:
+    """`count` objectives to ask about one frame, each with the weights of the mixture, and as different as these allow:
+    they are drawn at equal distances (systematic sampling). None at all where the mixture has none of the `possible`.
+    """
     names = [name for name in OBJECTIVES if name in possible and config.asks(name)]
     if not names:
-        return None
-    weights = np.array([config.mixture[name] for name in names])
-    return names[int(np.searchsorted(np.cumsum(weights), rng.random() * weights.sum(), side="right"))]
+        return []
+    ends = np.cumsum([config.mixture[name] for name in names])
+    places = (rng.random() + np.arange(count) / count) % 1.0
+    return [names[int(number)] for number in np.searchsorted(ends, places * ends[-1], side="right")]
 
 
 def depth_points(
@@ -188,6 +189,14 @@ def possible_objectives(window: Mapping[str, Any]) -> list[str]:
     return possible
 
 
+def questions_of(window: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A window for each question that is asked about its frame; the depth map is carried by the first."""
+    first = {key: value for key, value in window.items() if key != "further"}
+    kept = {key: value for key, value in first.items() if key not in ("points_px", "depths_m", "depth")}
+    kept = {key: value for key, value in kept.items() if not key.startswith("depth.")}
+    return [first, *({**kept, **question} for question in window.get("further", ()))]
+
+
 def processor_arguments(windows: Sequence[Mapping[str, Any]], views: Sequence[str]) -> dict[str, Any]:
     """Windows -> keyword arguments of a processor's `__call__` for a training batch: `processor(**arguments)`.
 
@@ -217,6 +226,7 @@ def processor_arguments(windows: Sequence[Mapping[str, Any]], views: Sequence[st
             # depth and camera questions do not say which object is the target
             "target_px": None if window["objective"] in ("depth", "camera") else window["points"][0],
             "gripper_px": window["points"][1],
+            "target_name": window["target"],
         }
         for window in windows
     ]

@@ -45,6 +45,8 @@ class WindowStream(LaneStream):
         mixture: relative frequency of the objectives; None = the paper's action : depth : box : pose = 5 : 2 : 2 : 1.
             A window without anything in view that it asks for is left out, and counted in `left_out_windows`.
         depth_points, points_per_question, detection_failures: see `questions.QuestionConfig`.
+        questions_per_frame: how many objectives each frame is asked, drawn together so that they differ where the
+            mixture allows; above 1 a window has those after its first as `further`, see `questions.questions_of`.
         depth_map_share: share of the windows that carry the depth map (for a disparity loss), drawn per window; 0 costs
             least, and needs no depth in the data where the mixture asks for none.
         shuffle: False reads units and frames in their stored order.
@@ -75,6 +77,7 @@ class WindowStream(LaneStream):
         depth_points: str = "interaction",
         points_per_question: int = 1,
         detection_failures: float = 0.0,
+        questions_per_frame: int = 1,
         depth_map_share: float = 1.0,
         seed: int = 0,
         shuffle: bool = True,
@@ -91,7 +94,8 @@ class WindowStream(LaneStream):
         segmentation: bool = False,
     ):
         super().__init__(lanes, rank, world_size)
-        for name, value in {"chunk_size": chunk_size, "history": history, "pool_episodes": pool_episodes}.items():
+        sizes = {"chunk_size": chunk_size, "history": history, "pool_episodes": pool_episodes}
+        for name, value in (sizes | {"questions_per_frame": questions_per_frame}).items():
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         if on_bad_shard not in ("raise", "skip"):
@@ -107,9 +111,15 @@ class WindowStream(LaneStream):
             points_per_question=points_per_question,
             detection_failures=detection_failures,
         )
+        if questions_per_frame > 1 and self.question_config.only is not None:
+            raise ValueError(
+                f"questions_per_frame={questions_per_frame}, but the mixture asks for {self.question_config.only} "
+                "alone: a frame is asked it once"
+            )
         if self.question_config.asks("camera") and "right" not in views:
             raise ValueError(f"camera is asked, which needs a stereo pair; views={list(views)} has no right view")
         self.chunk_size, self.history, self.depth_map_share = chunk_size, history, depth_map_share
+        self.questions_per_frame = questions_per_frame
         self.seed, self.shuffle, self.epochs = seed, shuffle, epochs
         self.pool_episodes = pool_episodes
         self.on_bad_shard, self.augmentation = on_bad_shard, augmentation
@@ -332,7 +342,7 @@ class WindowStream(LaneStream):
     def _window(self, pool: WindowPool, index: int, epoch: int) -> dict[str, Any] | None:
         window = pool.window(index)
         place = (self.seed, epoch, window["episode_index"], window["frame_index"])
-        window["seed"] = int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)
+        window["seed"] = self._drawn_seed(*place)
         if self.augmentation is not None:
             keys = {view: view if view in ("left", "right") else f"view.{view}" for view in self.views}
             augmented = self.augmentation({view: window[key] for view, key in keys.items()}, place)
@@ -345,23 +355,32 @@ class WindowStream(LaneStream):
         rng = questions.window_generator(*place)
         carries_depth = rng.random() < self.depth_map_share
         possible = questions.possible_objectives(window)
-        objective = questions.draw_objective(config, rng, [*possible, "depth"])
-        if objective is None:
+        drawn = questions.draw_objectives(config, rng, [*possible, "depth"], self.questions_per_frame)
+        depth = pool.image(DEPTH, index) if carries_depth or "depth" in drawn else None
+        if carries_depth:
+            window["depth"] = depth
+            others = pool.further + (["right"] if pool.has_depth("right") else [])
+            window |= {f"depth.{view}": pool.image_or_none(schema.depth_key(view), index) for view in others}
+        asked = []
+        for objective in drawn:
+            question = {"objective": objective}
+            if objective == "depth":
+                segmentation = pool.image(SEGMENTATION, index) if config.depth_points == "interaction" else None
+                found = questions.depth_points(depth, segmentation, window["points"][1], config, rng)
+                if found is None:  # neither target nor gripper in view: ask something else of the mixture
+                    others = questions.draw_objectives(config, rng, possible, 1)
+                    question = {"objective": others[0]} if others else {}
+                else:
+                    question |= dict(zip(("points_px", "depths_m"), found, strict=True))
+            asked.append(question)
+        if not asked or not all(asked):
             return None
-        if carries_depth or objective == "depth":
-            depth = pool.image(DEPTH, index)
-            if carries_depth:
-                window["depth"] = depth
-                others = pool.further + (["right"] if pool.has_depth("right") else [])
-                window |= {f"depth.{view}": pool.image_or_none(schema.depth_key(view), index) for view in others}
-        if objective == "depth":
-            segmentation = pool.image(SEGMENTATION, index) if config.depth_points == "interaction" else None
-            asked = questions.depth_points(depth, segmentation, window["points"][1], config, rng)
-            if asked is None:  # neither target nor gripper in view: ask something else of the mixture
-                objective = questions.draw_objective(config, rng, possible)
-                if objective is None:
-                    return None
-            else:
-                window["points_px"], window["depths_m"] = asked
-        window["objective"] = objective
-        return window
+        for number, question in enumerate(asked[1:], start=1):
+            question["seed"] = self._drawn_seed(*place, number)
+        further = {"further": asked[1:]} if len(asked) > 1 else {}
+        return window | asked[0] | further
+
+    @staticmethod
+    def _drawn_seed(*place: int) -> int:
+        """What is drawn for a window follows from it, and it from the place."""
+        return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stereovla.dataset_builder.streaming import questions
-from stereovla.dataset_builder.streaming.questions import QuestionConfig
+from stereovla.dataset_builder.streaming.questions import OBJECTIVES, QuestionConfig
 from stereovla.processing.camera_geometry import Calibration, project_points
 
 
@@ -23,7 +23,7 @@ def _scene(size=64):
 def test_mixture_has_the_papers_proportions():
     config = QuestionConfig()
     drawn = Counter(
-        questions.draw_objective(config, questions.window_generator(0, 0, episode, frame))
+        questions.draw_objectives(config, questions.window_generator(0, 0, episode, frame), OBJECTIVES, 1)[0]
         for episode in range(100)
         for frame in range(40)
     )
@@ -34,9 +34,9 @@ def test_mixture_has_the_papers_proportions():
 
 def test_impossible_objectives_are_not_drawn_and_the_others_keep_their_ratio():
     rng = np.random.default_rng(0)
-    drawn = Counter(questions.draw_objective(QuestionConfig(), rng, ["action", "pose"]) for _ in range(3000))
+    drawn = Counter(questions.draw_objectives(QuestionConfig(), rng, ["action", "pose"], 1)[0] for _ in range(3000))
     assert set(drawn) == {"action", "pose"} and abs(drawn["action"] / 3000 - 5 / 6) < 0.03
-    assert questions.draw_objective(QuestionConfig(mixture={"box": 1}), rng, ["action"]) is None
+    assert questions.draw_objectives(QuestionConfig(mixture={"box": 1}), rng, ["action"], 1) == []
 
 
 def test_interaction_points_lie_at_target_and_gripper():

@@ -182,9 +182,8 @@ def test_a_frame_says_how_many_grasps_are_as_right(kind, symmetry, tmp_path):
     batch = processor(**processor_arguments(windows, processor.pixel_views))
     assert batch["equal_turns"].tolist() == [symmetry, 2]
     yaws = [rows[index]["keyframe_pose"][5] - rows[index]["observation.state"][5] for index in (0, len(rows) - 1)]
-    np.testing.assert_allclose(
-        np.sin(batch["turns"][:, 0] - np.array(yaws)), 0, atol=0.02
-    )  # of a tool that tilts a bit
+    # of a tool that tilts a bit
+    np.testing.assert_allclose(np.sin(batch["turns"][:, 0] - np.array(yaws)), 0, atol=0.02)
     assert batch["turns"][1].abs() < 0.2  # what is held is not turned
     # a dataset of before has no such column
     old = WindowPool([shards.rows_to_table(rows).drop_columns("keyframe_symmetry")], history=1, chunk=4)

@@ -122,6 +122,20 @@ def test_keyframe_errors():
     assert not errors["gripper_right"][0]
 
 
+def test_a_keyframe_that_holds_alike_is_no_error():
+    """Of two fingers, the tool turned by half a turn about its own axis, also where it is tilted."""
+    rng = np.random.default_rng(0)
+    truth = np.concatenate([np.zeros((20, 3)), rng.uniform(-1.4, 1.4, (20, 3)), np.ones((20, 1))], axis=1)
+    turned = metrics.rotation_matrices(truth[:, 3:6]) @ np.diag([-1.0, -1.0, 1.0])
+    predicted = truth.copy()
+    predicted[:, 3] = np.arctan2(turned[:, 2, 1], turned[:, 2, 2])
+    predicted[:, 4] = np.arcsin(-turned[:, 2, 0])
+    predicted[:, 5] = np.arctan2(turned[:, 1, 0], turned[:, 0, 0])
+    np.testing.assert_allclose(metrics.keyframe_errors(predicted, truth)["rotation_deg"], 180, atol=1e-4)
+    for given in (predicted, truth):
+        np.testing.assert_allclose(metrics.keyframe_errors(given, truth, 2)["rotation_deg"], 0, atol=1e-4)
+
+
 def test_disparity_errors_are_in_full_resolution_px_where_the_truth_is_known():
     truth = np.zeros((1, 8, 8))
     truth[0, 2, 2], truth[0, 2, 6] = 10, 12

@@ -8,6 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch.nn import functional as F
 
 from stereovla.modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
+from stereovla.modeling_stereovla.model_outputs import StereoVLAModelOutput
 from stereovla.modeling_stereovla.objectives import KeyframeObjective, Predictions, Targets
 from stereovla.modeling_stereovla.pointing import Pointed
 from stereovla.modeling_stereovla.robot_heads import sizes_in_tensors
@@ -116,6 +117,7 @@ def sample(config: StereoVLAConfig, rows: int = 2) -> dict[str, torch.Tensor]:
         "input_ids": ids,
         "pixel_values": torch.rand(rows, 2, 3, size, size, generator=generator),
         "state": torch.rand(rows, config.state_history, config.state_dim, generator=generator),
+        "facing": torch.tensor([[0.3], [-0.2]])[:rows],
         "actions": torch.rand(rows, config.chunk_size, config.action_dim, generator=generator),
         "noise": torch.randn(rows, 1, config.chunk_size, config.action_dim, generator=generator),
         "time": torch.full((rows, 1), 0.5),
@@ -161,7 +163,7 @@ def test_what_is_told_reaches_the_actions():
     """The predicted turn, and in training the branch of the label, change what the action expert does."""
     model = policy().eval()
     batch = sample(model.config)
-    asked = {name: batch[name] for name in ("input_ids", "pixel_values", "state")}
+    asked = {name: batch[name] for name in ("input_ids", "pixel_values", "state", "facing")}
     noise = torch.zeros(2, model.config.chunk_size, model.config.action_dim)
     before = model.predict_action(**asked, noise=noise)
     losses = [model(**batch | {"turns": batch["turns"] + k * math.pi}).action_loss for k in (0, 1)]
@@ -169,6 +171,23 @@ def test_what_is_told_reaches_the_actions():
     with torch.no_grad():
         model.pointers.turns.sine.bias += 5.0
     assert (model.predict_action(**asked, noise=noise) - before).abs().max() > 1e-4
+
+
+def test_a_turn_leads_from_where_the_tool_faces_to_where_the_picture_says():
+    """However the tool stands, and whatever the state says: the picture alone says where the tool shall face."""
+    model = policy().eval()
+    batch = sample(model.config)
+    visual = torch.randn(2, model.config.num_visual_tokens, 64, generator=torch.Generator().manual_seed(5))
+    there = []
+    for facing, shift in ((batch["facing"], 0.0), (batch["facing"] + 0.7, 0.0), (batch["facing"], 0.5)):
+        ids, seen = batch["input_ids"], StereoVLAModelOutput(visual_tokens=visual)
+        _, pointed = model._state_tokens(batch["state"] + shift, ids, torch.ones_like(ids), seen, facing=facing)
+        there.append(smallest_turns(pointed.turns, 2) + facing)
+    for other in there[1:]:
+        torch.testing.assert_close((other - there[0] + math.pi / 2) % math.pi, torch.full((2, 1), math.pi / 2))
+    without = {name: value for name, value in batch.items() if name != "facing"}
+    with pytest.raises(ValueError, match="facing is missing; a model of turn_symmetry 2"):
+        model(**without)
 
 
 @pytest.mark.parametrize(("symmetry", "given"), [(2, False), (0, True)])
@@ -199,7 +218,10 @@ def test_two_arms_have_two_turns():
     turns = model.pointers.turns
     assert (turns.cosine.out_features, turns.sine.out_features, turns.token[0].in_features) == (2, 2, 2)
     assert model.config.num_turns == 2 and torch.equal(turns.hidden[0].weight, kept)
-    batch = sample(model.config) | {"turns": torch.tensor([[0.1, 3.0], [float("nan"), 0.2]])}
+    batch = sample(model.config) | {
+        "turns": torch.tensor([[0.1, 3.0], [float("nan"), 0.2]]),
+        "facing": torch.zeros(2, 2),
+    }
     assert model(**batch).loss.isfinite()
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     assert sizes_in_tensors(shapes) == {"state_dim": 14, "action_dim": 14, "pose_dim": 14, "num_turns": 2}

@@ -199,9 +199,16 @@ def test_answer_points_are_what_each_label_is_about(processor):
         calibration=[CALIBRATION] * 6,
         target_px=[target, target, target, None, None, [70.0, 3.0]],
         gripper_px=[gripper] * 6,
+        target_name=["red cube", "blue ball", None, "red cube", None, None],
         return_labels=True,
     )
     points, labels = batch["answer_points"], batch["labels"]
+    assert batch["asked_words"].shape == labels.shape and batch["asked_words"].dtype == torch.bool
+    words = [
+        processor.tokenizer.decode(ids[said])
+        for ids, said in zip(batch["input_ids"], batch["asked_words"], strict=True)
+    ]
+    assert words == [" red cube", "", " red cube", " (40, 50)", "", " blue ball"]
     assert points.shape == (*labels.shape, 2) and points.dtype == torch.float32
     for row, (about, skipped) in enumerate([(target, 7), (target, 7), (target, 0), (asked, 0), (None, 0), (None, 0)]):
         places = (labels[row] != -100).nonzero()[skipped:, 0] if about else torch.tensor([], dtype=torch.int64)
@@ -315,6 +322,11 @@ def test_keyframes_that_hold_alike_are_written_and_told_alike():
     assert first["turns"].shape == (1, 1) and first["turns"].dtype == torch.float32
     assert first["turns"].item() == pytest.approx(1.4) and second["turns"].item() == pytest.approx(1.4 - np.pi)
     assert first["equal_turns"].tolist() == [2.0]
+    assert first["facing"].tolist() == second["facing"].tolist() == [[-0.5]]
+    asked = processor(pair(), "pick up the red cube", state=state, embodiment="arm")
+    assert asked["facing"].tolist() == [[-0.5]] and "facing" in processor.model_input_names
+    assert "facing" not in processor(pair(), "red cube", objective="box")  # which `generate` does not know
+    assert "facing" not in make_processor()(pair(), **robot()) and "facing" not in make_processor().model_input_names
     # as it is decoded again, the keyframe is the one within half a turn of 0
     ids = [first["input_ids"][0, -8:-1]]
     np.testing.assert_allclose(processor.decode_poses(np.stack(ids), "arm")[0][0], keyframe, atol=0.02)
@@ -349,6 +361,7 @@ def test_a_robot_without_turns_beside_one_with_two():
     )
     np.testing.assert_allclose(batch["turns"], [[0.3, -0.2], [np.nan, np.nan]], atol=1e-6)
     np.testing.assert_allclose(batch["displacement"], [np.zeros(14), keyframe], atol=1e-6)
+    assert batch["facing"].tolist() == [[0, 0], [0, 0]]
     with pytest.raises(ValueError, match="turn_symmetry is 3; it must be 0, 1 or 2"):
         make_processor(turn_symmetry=3)
 
@@ -397,7 +410,7 @@ def test_batch_equals_samples(processor):
     columns = {name: [sample.get(name) for sample in samples] for name in names}
     batch = processor(pairs, embodiment="arm", return_labels=True, **columns)
     assert batch["is_action"].tolist() == [True] + [False] * 4
-    by_token = {"input_ids", "labels", "attention_mask", "answer_points"}
+    by_token = {"input_ids", "labels", "attention_mask", "answer_points", "asked_words"}
     for row, sample in enumerate(samples):
         single = processor(pairs[row], return_labels=True, **sample)
         length = single["input_ids"].shape[1]

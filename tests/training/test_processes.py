@@ -1,6 +1,9 @@
 """How many threads a training process takes."""
 
 import os
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -41,3 +44,28 @@ def test_a_busy_machine_is_told(monkeypatch, recwarn):
     assert not recwarn
     with pytest.warns(UserWarning, match=r"the load of this machine is 2.5 on 4 cores: with 4 threads"):
         processes.warn_of_load(4)
+
+
+FAULTS = """
+import resource, torch
+from stereovla.training.processes import keep_freed_memory
+
+def pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(2_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+for keep in (False, True):
+    keep_freed_memory(keep)
+    pages()
+    print(pages())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's allocator")
+def test_freed_memory_is_kept_for_the_next_step():
+    """Pages that the operating system gives out anew are counted by it."""
+    told = subprocess.run([sys.executable, "-c", FAULTS], check=True, capture_output=True, text=True).stdout
+    handed_back, kept = map(int, told.split())
+    assert handed_back >= 20 and kept * 4 < handed_back
