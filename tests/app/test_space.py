@@ -89,11 +89,13 @@ def test_a_space_is_published_and_runs_as_it_was_sent(tmp_path, monkeypatch):
         kept = {name: value for name, value in given.items() if name != "PYTHONPATH"}
         port = {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": "0"}
         # the folder first, so that it is this package which is imported wherever another is installed
-        started = "import runpy, sys; sys.path.insert(0, ''); runpy.run_path('app.py', run_name='__main__')"
+        started = "import runpy, sys; sys.path.insert(0, ''); import stereovla; print(stereovla.__file__); "
+        started += "runpy.run_path('app.py', run_name='__main__')"
         process = subprocess.Popen(
             [sys.executable, "-u", "-c", started], cwd=page, env=kept | port, stdout=subprocess.PIPE, text=True
         )
         try:
+            assert Path(next(process.stdout).strip()).is_relative_to(page)  # its own code runs
             url = next(found[0] for line in process.stdout if (found := re.search(r"http://127[\d.:]+", line)))
             client = Client(url, verbose=False, httpx_kwargs={"timeout": PATIENCE_S})
             left, right, *fields = client.predict(DATA, "validation", 0, 1, api_name="/take")
@@ -104,4 +106,3 @@ def test_a_space_is_published_and_runs_as_it_was_sent(tmp_path, monkeypatch):
         finally:
             process.terminate()
             process.wait(30)
-        assert (page / "stereovla" / "app" / "__pycache__").is_dir()  # its own code ran
