@@ -180,8 +180,8 @@ def test_a_space_is_published_beside_its_model(hub, ours, folders, copied):
     assert f'model="{MODEL}"'.encode() in sent["app.py"] and f'dataset=["{DATA}"]'.encode() in sent["app.py"]
     assert str(copied).encode() not in b"".join(sent.values())
     again = [SEND_SPACE, folder, MODEL, SPACE, DATA]
-    earlier = {"stereovla/old.py": Blob(b"x = 1", False)}  # of another version of the page
-    repo.commit("main", repo.commits[repo.heads["main"]] | earlier)
+    # of an earlier version of the page
+    repo.commit("main", repo.commits[repo.sha("main")] | {"stereovla/old.py": Blob(b"x = 1", False)})
     ours.run(*again)
     assert repo.files() == sent
     before = len(repo.commits)
