@@ -122,10 +122,18 @@ class Architecture:
         towers = [config[f"{name}_config"] for name in ("semantic", "spatial")]
         names = [tower["model_type"] for tower in towers if tower]
         names += ["stereo cost volume"] if config["stereo_config"] else []
-        return (
+        text = (
             f"{self.seen}, fused by an MLP from {', '.join(names)}. A Llama-type language model "
             f"({size_of(config['text_config'])}) reads them with the text; {self.action_expert('its keys and values')}"
         )
+        if frame := config.get("points_frame"):
+            of = "a given depth map's disparity" if config["points_of"] == "given" else "the stereo encoder's disparity"
+            text += (
+                f" Not in the paper: tokens and pointers see points of {of} and the calibration, in the "
+                f"{'robot base' if frame == 'base' else 'camera'}'s frame; {100 * config['calibration_dropout']:g} % of "
+                "the training samples came without calibration."
+            )
+        return text
 
     @property
     def seen(self) -> str:

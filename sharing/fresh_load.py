@@ -30,9 +30,14 @@ views = {key.removeprefix("view."): value.numpy() for key, value in recorded.ite
          if key in ("left", "right") or key.startswith("view.")}
 depths = {key.removeprefix("depth").removeprefix(".") or "left": value.numpy() for key, value in recorded.items()
           if key.startswith("depth")}
+camera = {key.removeprefix("calibration."): value.numpy() for key, value in recorded.items()
+          if key.startswith("calibration.")}
+more = {"depth_map": depths if hasattr(processor, "views") else depths["left"]} if depths else {}
+if camera:
+    more["calibration"] = camera
 inputs = processor(images=views if hasattr(processor, "views") else [views["left"], views["right"]],
                    text=prompt["instruction"], state=recorded["state"].numpy(), embodiment=prompt["embodiment"],
-                   **({"depth_map": depths} if depths else {}))
+                   **more)
 chunk = model.predict_action(**inputs, noise=recorded["noise"])
 actions = processor.decode_actions(chunk, embodiment=prompt["embodiment"])
 difference = float(abs(actions - recorded["actions"].numpy()).max())

@@ -123,6 +123,7 @@ def write_model_card(folder: Path, kind: str, options: CardOptions, published: s
     config = read(folder / "config.json") if kind == "model" else None
     policy = Architecture.of(folder, config, processor, reads_depth="depth" in recorded)
     views, depths = recorded_views(recorded, policy.views)
+    camera = {key.removeprefix("calibration."): key for key in recorded if key.startswith("calibration.")}
     write_pictures(folder, [recorded[key].numpy() for key in views.values()], report["images"], options.report)
     write_eval_results(folder / EVAL_RESULTS, report["metrics"], evaluated_on(options, training["options"], names))
     data = ModelCardData(
@@ -153,8 +154,9 @@ def write_model_card(folder: Path, kind: str, options: CardOptions, published: s
         reference=REFERENCE,
         recorded=in_words(policy),
         images=snippet(views, policy.name == "StereoVLA"),
-        depth=f"\ndepth_map = {snippet(depths)}  # m, of each view" if depths else "",
-        also=", depth_map=depth_map" if depths else "",
+        depth=(f"\ndepth_map = {depth_snippet(depths, policy)}" if depths else "")
+        + (f"\ncalibration = {snippet(camera)}  # of the left view and the pair; px, m" if camera else ""),
+        also=(", depth_map=depth_map" if depths else "") + (", calibration=calibration" if camera else ""),
         instruction=json.dumps(prompt["instruction"]),
         embodiment=prompt["embodiment"],
         needs=", peft" if kind == "adapter" else "",
@@ -327,6 +329,13 @@ def snippet(views: Mapping[str, str], pair: bool = False) -> str:
     if pair:
         return f"[{', '.join(values.values())}]"
     return "{" + ", ".join(f'"{view}": {value}' for view, value in values.items()) + "}"
+
+
+def depth_snippet(depths: Mapping[str, str], policy: Architecture) -> str:
+    """Code of the depth maps of `sample` that the policy is shown."""
+    if policy.name == "StereoVLA":
+        return 'sample["depth"]  # m, of the left view'
+    return f"{snippet(depths)}  # m, of each view"
 
 
 def in_words(policy: Architecture) -> str:
