@@ -16,6 +16,11 @@ SOURCES = {
         "dataset_builder.commands:import_droid",
         "DROID's raw episodes (HDF5 and stereo recordings)",
     ),
+    "rollouts": Command(
+        "dataset_builder.formats.rollout_source:RolloutImportConfig",
+        "dataset_builder.commands:import_rollouts",
+        "what a policy's robot recorded (`serving.recording`)",
+    ),
 }
 TARGETS = {
     "lerobot": Command(

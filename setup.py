@@ -33,11 +33,11 @@ EXTRAS = {
     "report": ["matplotlib>=3.9", "jinja2>=3.1", "tensorboard>=2.16", "opencv-python-headless>=4.10,<6"],
     "serve": ["websockets>=14", "msgpack>=1.1", "prometheus-client>=0.21"],
     "robot": ["opencv-python-headless>=4.10,<6"],  # rectification on a robot's computer
-    "app": ["gradio>=6.31,<7", "plotly>=6", "rerun-sdk>=0.41,<1"],
+    "app": ["gradio>=6.31,<7", "fastapi>=0.115.2", "uvicorn>=0.30", "plotly>=6", "rerun-sdk>=0.41,<1"],
     "share": ["kingfisher-secret-scanner>=1.5,<2"],
     "convert": ["sentencepiece>=0.2.3", "protobuf>=7.36.1"],  # the oldest that the newest sentencepiece runs with
     "docs": ["mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1,<2"],
-    "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "psutil>=5.9", "ruff>=0.8"],
+    "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "psutil>=5.9", "ruff>=0.8", "playwright>=1.50,<2"],
 }
 
 

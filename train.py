@@ -74,6 +74,17 @@ from stereovla.training.terms import (
 PRESETS = {
     "tiny": {"steps": 20, "batch_size": 8, "warmup_steps": 5, "checkpoint_every": 10, "log_every": 1},
     "demo": {"steps": 700, "batch_size": 48, "learning_rate": 1e-3, "warmup_steps": 100},
+    # with --stereo_encoder, one of `stereovla pretrain stereo --preset points`
+    "points": {
+        "steps": 350,
+        "batch_size": 48,
+        "learning_rate": 1e-3,
+        "warmup_steps": 50,
+        "checkpoint_every": 100,
+        "freeze": "stereo",
+        "mixture": "1:0:0:0",
+        "mixed_precision": "bf16",
+    },
     "lab": {"steps": 3000, "batch_size": 48, "learning_rate": 7e-4, "warmup_steps": 200},
     "full": {
         "steps": 160_000,
@@ -272,6 +283,11 @@ def build(options: TrainingOptions, meta: dict) -> tuple[Policy | PeftModel, Pro
         model.config.validate_policy()
     if options.stereo_encoder is not None:
         give_stereo_encoder(model, options.stereo_encoder)
+    elif options.model is None and "stereo" in options.freeze.split(",") and sees_points(model.config):
+        raise ValueError(
+            "--freeze stereo and an untrained stereo encoder: the points would be of noise; give --stereo_encoder, "
+            f"such as that of `stereovla pretrain stereo --preset {options.preset}`"
+        )
     if options.depth_expert is not None:
         give_depth_expert(model, options.depth_expert)
     if options.vlm is not None:
@@ -290,6 +306,11 @@ def build(options: TrainingOptions, meta: dict) -> tuple[Policy | PeftModel, Pro
     if options.lora_rank:
         return get_peft_model(model, adapters(model, options.lora_rank)), processor
     return model, processor
+
+
+def sees_points(config) -> bool:
+    """Whether the policy sees points of its stereo encoder's disparity."""
+    return getattr(config, "points_frame", None) is not None and config.points_of == "encoder"
 
 
 def adapters(model: Policy, rank: int) -> LoraConfig:

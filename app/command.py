@@ -1,11 +1,14 @@
 """Opens the page of a model."""
 
 import json
+import socket
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import gradio as gr
+import uvicorn
+from fastapi import FastAPI
 
 from stereovla.app.layout import CSS, build, theme
 from stereovla.app.page import Page
@@ -16,6 +19,7 @@ from stereovla.serving.served_model import ServedModel
 from stereovla.sources import DTYPES
 
 MOST_MB = 32  # of an uploaded file
+LAST_WORDS_S = 3  # of connections that are open when it ends
 
 
 @dataclass
@@ -36,7 +40,7 @@ class AppOptions:
     execution_horizon: int = option(3, "Actions executed of each chunk in the simulator.")
     max_steps: int = option(120, "Steps of 0.1 s after which an episode has failed.")
     host: str = option("127.0.0.1", "Address to listen on.")
-    port: int = option(7860, "Port to listen on; 0 takes a free one from 7860 on.")
+    port: int = option(7860, "Port to listen on; 0 takes a free one.")
     run_code: bool = option(
         False,
         "Run the code of a model on the Hub that an adapter names, also where it is not that of this installation.",
@@ -60,8 +64,8 @@ class AppOptions:
         return found
 
 
-def make_page(options: AppOptions) -> gr.Blocks:
-    """Loads the model, checks datasets and world, and builds the page."""
+def make_page(options: AppOptions) -> tuple[Page, gr.Blocks]:
+    """Loads the model, checks datasets and world; what the page does, and its fields."""
     datasets = {name: open_splits(name) for name in options.dataset}
     given = {"run_code": options.run_code, "device": options.device, "dtype": options.dtype, "max_batch": 1}
     served = load(ServingOptions(model=options.model, **given))
@@ -72,7 +76,8 @@ def make_page(options: AppOptions) -> gr.Blocks:
         f"**{served.name}**, {parameters / 1e6:,.1f} million parameters, revision `{served.revision[:16]}`. "
         f"Sees {', '.join(served.keys.views)}; moves {', '.join(served.processor.norm_stats)}."
     )
-    return build(Page(served, datasets, open_trial, why), kind, about)
+    page = Page(served, datasets, open_trial, why)
+    return page, build(page, kind, about)
 
 
 def simulator(options: AppOptions, served: ServedModel) -> tuple[Any, str]:
@@ -92,21 +97,34 @@ def simulator(options: AppOptions, served: ServedModel) -> tuple[Any, str]:
     embodiment, known = ROBOTS[config.robot].embodiment, list(served.processor.norm_stats)
     if embodiment not in known:
         return None, f"The simulator's {config.robot} is {embodiment}; this model moves {', '.join(known)}."
+    if options.execution_horizon > (most := served.model.config.chunk_size):
+        raise ValueError(f"--execution_horizon is {options.execution_horizon}; the model predicts {most} actions")
     rollout = RolloutConfig(config, options.execution_horizon, options.max_steps)
     return partial(Trial, rollout, needs_depth=served.model.config.reads_depth), ""
 
 
+def server_of(blocks: gr.Blocks) -> uvicorn.Server:
+    """What answers for a page. gradio's own `launch` first calls itself, and gives up on a machine that is busy."""
+    shown = {"theme": theme(), "css": CSS, "footer_links": [], "ssr_mode": False, "run_history": False}
+    app = gr.mount_gradio_app(FastAPI(), blocks, "/", show_error=True, max_file_size=MOST_MB * 2**20, **shown)
+    return uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=LAST_WORDS_S))
+
+
 def launch(options: AppOptions) -> None:
     """Serves the page until it is interrupted."""
-    blocks = make_page(options)
-    blocks.launch(
-        server_name=options.host,
-        server_port=options.port or None,
-        theme=theme(),
-        css=CSS,
-        share=False,
-        show_error=True,
-        ssr_mode=False,
-        max_file_size=MOST_MB * 2**20,
-        footer_links=[],
-    )
+    with listening(options.host, options.port) as taken:
+        page, blocks = make_page(options)
+        host, port = taken.getsockname()[:2]
+        print(f"the page is on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+        try:
+            server_of(blocks).run(sockets=[taken])
+        finally:
+            page.close()
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A bound socket; OSError where the address or the port cannot be had, before a model is loaded."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise OSError(f"cannot listen on {host}, port {port}: {error}") from error

@@ -55,7 +55,7 @@ class Frame:
             state=self.states,
             embodiment=self.embodiment,
             depths=dict(self.carried.depths),
-            calibration=self.calibration,
+            calibration=None if self.calibration is None else known_values(self.calibration),
             outputs=tuple(outputs),
             seed=seed,
         )
@@ -105,9 +105,9 @@ def read_view(path: str, name: str) -> np.ndarray:
         raise ValueError(f"the {name} view is no picture of {', '.join(PICTURES)}: {words}") from error
 
 
-def read_states(text: str, size: int) -> np.ndarray:
+def read_states(text: str | None, size: int) -> np.ndarray:
     """(k, size) float32 of lines of numbers; ValueError names the line that is none."""
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in (text or "").splitlines() if line.strip()]
     if not lines:
         raise ValueError(f"the state is missing: a line of {size} numbers, earlier ones above it")
     states = []
@@ -126,9 +126,9 @@ def states_text(states: np.ndarray) -> str:
     return "\n".join(", ".join(str(value) for value in row) for row in np.asarray(states, np.float32))
 
 
-def read_calibration(text: str) -> Calibration | None:
+def read_calibration(text: str | None) -> Calibration | None:
     """That of a JSON object, None for no text; ValueError says what is wrong."""
-    if not text.strip():
+    if not (text or "").strip():  # a field that nobody has touched is None
         return None
     try:
         found = json.loads(text)
@@ -144,13 +144,18 @@ def read_calibration(text: str) -> Calibration | None:
         raise ValueError(f"the calibration cannot be used: {error}") from error
 
 
+def known_values(calibration: Calibration) -> dict[str, Any]:
+    """A calibration as a mapping, which the processor in a checkpoint's own code takes too."""
+    values = {key: getattr(calibration, key) for key in schema.CALIBRATION_KEYS}
+    return {key: value for key, value in values.items() if value is not None}
+
+
 def calibration_text(calibration: Calibration | None) -> str:
     """Inverse of `read_calibration`, as float32."""
     if calibration is None:
         return ""
-    values = {key: getattr(calibration, key) for key in schema.CALIBRATION_KEYS}
 
     def plain(value: Any) -> Any:
         return [plain(one) for one in value] if isinstance(value, np.ndarray) else float(str(np.float32(value)))
 
-    return json.dumps({key: plain(value) for key, value in values.items() if value is not None})
+    return json.dumps({key: plain(value) for key, value in known_values(calibration).items()})

@@ -14,7 +14,7 @@ from stereovla.serving.served_model import ServedModel
 FONT = ["Inter", "system-ui", "-apple-system", "Segoe UI", "sans-serif"]  # nothing is fetched
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 CSS = """
-.gradio-container {max-width: 1680px !important; margin: auto;}
+.gradio-container {max-width: 1680px !important; margin: auto !important;}
 #title h1 {margin: 0; font-size: 1.6rem; letter-spacing: -0.01em;}
 #title p {margin: 0.1rem 0 0; color: var(--body-text-color-subdued);}
 .view img {width: 100% !important; height: 100% !important; object-fit: contain !important;}
@@ -26,8 +26,8 @@ CSS = """
 .legend i {width: 0.75rem; height: 0.75rem; border-radius: 50%; display: inline-block;}
 .legend i.keyframe {border-radius: 1px; transform: rotate(45deg) scale(0.85);}
 .facts {font-size: 1rem;}
-.chunk table {font-size: 0.75rem !important;}
-.chunk th, .chunk td {padding: 0.3rem 0.35rem !important;}
+.chunk table, .chunk td * {font-size: 0.7rem !important;}
+.chunk th, .chunk td {padding: 0.3rem 0.25rem !important;}
 footer {display: none !important;}
 """
 WORLD_KEPT_S = 900  # of a visitor who has gone
@@ -58,11 +58,11 @@ def build(page: Page, title: str, about: str) -> gr.Blocks:
     served = page.served
     robot = page.robots[0]
     middle = served.processor.normalizer.unnormalize(np.zeros((1, served.model.config.state_dim)), robot, "state")
-    with gr.Blocks(title=title, analytics_enabled=False) as blocks:
+    with gr.Blocks(title=title, analytics_enabled=False, fill_width=True) as blocks:
         gr.Markdown(f"# {title}\n{about}", elem_id="title")
         carried = gr.State(None)
         with gr.Row(equal_height=False):
-            with gr.Column(scale=4, min_width=380):
+            with gr.Column(scale=4, min_width=340):
                 with gr.Row():
                     views = [view_field(name) for name in page.views]
                 text = gr.Textbox(label="Instruction", placeholder="pick up the red cube", lines=1)
@@ -89,26 +89,26 @@ def build(page: Page, title: str, about: str) -> gr.Blocks:
                             lines=3,
                         )
                         noise = gr.Number(0, label="Seed of the noise that a chunk starts from", precision=0)
-            with gr.Column(scale=9, min_width=640):
+            with gr.Column(scale=9, min_width=560):
                 facts = gr.Markdown(
                     "Take a frame, begin a world or drop a pair of pictures, and ask the model.", elem_classes="facts"
                 )
                 with gr.Row():
-                    with gr.Column(min_width=220):
+                    with gr.Column(min_width=170):
                         drawn = [picture("Chunk and keyframe")]
                         marks = gr.HTML()
                     if page.points:
-                        with gr.Column(min_width=220):
+                        with gr.Column(min_width=170):
                             drawn.append(picture("Where it points"))
                             gr.HTML(marks_html(SEEN))
                     if page.distances:
-                        with gr.Column(min_width=220):
+                        with gr.Column(min_width=170):
                             drawn.append(picture(HEADS[page.distances]))
                 with gr.Row():
-                    with gr.Column(scale=1, min_width=420):
+                    with gr.Column(scale=5, min_width=300):
                         gr.Markdown("In the robot's base frame", elem_classes="head")
                         space = gr.Plot(show_label=False)
-                    with gr.Column(scale=1, min_width=420):
+                    with gr.Column(scale=6, min_width=300):
                         table = gr.Dataframe(label="Chunk", interactive=False, elem_classes="chunk", max_height=460)
         fields = [*views, text, robots, states, calibration, carried]
         outputs = [*drawn, space, marks, facts, table]
@@ -156,7 +156,7 @@ def picture(head: str) -> gr.Image:
     """A picture that the model's answer is drawn into, below its heading."""
     gr.Markdown(head, elem_classes="head")
     return gr.Image(
-        show_label=False, format="png", interactive=False, buttons=["fullscreen"], elem_classes="drawn", min_width=200
+        show_label=False, format="png", interactive=False, buttons=["fullscreen"], elem_classes="drawn", min_width=160
     )
 
 

@@ -56,6 +56,12 @@ def look_at(served: ServedModel, frame: Frame, seed: int = 0) -> Look:
             f"this model is shown depth maps of {', '.join(served.keys.depths)}, which pictures alone have not: take a "
             "frame of a dataset or the simulator"
         )
+    known = frame.calibration
+    if served.keys.calibration == "needed" and (known is None or known.baseline_m is None):
+        raise ValueError(
+            "this model sees points in space and needs the calibration of its cameras, with focal_length_px, "
+            "principal_point_px and baseline_m"
+        )
     if frame.embodiment not in served.processor.norm_stats:
         raise ValueError(
             f"the robot is {frame.embodiment!r}; this model knows {', '.join(served.processor.norm_stats)}"

@@ -25,6 +25,8 @@ from stereovla.app.space import draw_space
 from stereovla.command_line import is_for_user
 from stereovla.serving.served_model import ServedModel
 
+MOST_WORLDS = 8  # open at a time; each holds an OpenGL context and some 100 MB
+
 
 class Page:
     """What the page's fields and buttons do.
@@ -47,6 +49,7 @@ class Page:
         self.robots = list(served.processor.norm_stats)
         self.points = served.model.pointers is not None
         self.distances = next((name for name in ("disparity", "depth") if name in served.keys.outputs), None)
+        self.trials: set[Any] = set()  # the worlds that are open
         # model and renderer belong to one thread: OpenGL contexts do not move between threads
         self.thread = ThreadPoolExecutor(1, "model")
 
@@ -75,7 +78,7 @@ class Page:
             *views,
             frame.instruction,
             frame.embodiment,
-            states_text(frame.states),
+            states_text(frame.states[-self.served.model.config.state_history :]),
             calibration_text(known),
             frame.carried,
         ]
@@ -127,7 +130,7 @@ class Page:
     def _table(self, frame: Frame, look: Look) -> Any:
         robot = self.served.metadata()["embodiments"][frame.embodiment]
         names = robot["action_names"] or [str(number) for number in range(look.actions.shape[1])]
-        rows = [[str(number), *(f"{value:+.4f}" for value in row)] for number, row in enumerate(look.actions, 1)]
+        rows = [[str(number), *(f"{value:+.3f}" for value in row)] for number, row in enumerate(look.actions, 1)]
         units = sorted({unit for unit in robot["action_units"] if unit in ("m", "rad")})
         label = f"Chunk, in {' and '.join(units)}" if units else "Chunk"
         return gr.update(headers=["", *names], value=rows, label=label)
@@ -151,10 +154,13 @@ class Page:
     def begin(self, trial: Any, seed: Any) -> list[Any]:
         """A world of the simulator -> itself, what it may be asked, how it stands, and fields."""
         seed = whole(seed, "seed of the world")
-        if trial is None:
-            trial = self.open_trial(seed)
-        else:
+        if trial is not None:
             trial.reset(seed)
+        elif len(self.trials) >= MOST_WORLDS:
+            raise ValueError(f"{MOST_WORLDS} worlds are open already; close another page, or try again in some minutes")
+        else:
+            trial = self.open_trial(seed)
+            self.trials.add(trial)
         words = trial.instructions
         frame = trial.frame(words[0])
         return [trial, gr.update(choices=words, value=words[0]), trial.told(), *self.fields(frame)]
@@ -200,8 +206,15 @@ class Page:
 
     def close_trial(self, trial: Any) -> None:
         """Frees a world that nobody looks at."""
-        if trial is not None:
+        if trial in self.trials:
+            self.trials.remove(trial)
             self.thread.submit(trial.close)
+
+    def close(self) -> None:
+        """Frees all worlds; nothing can be asked afterwards."""
+        for trial in [*self.trials]:
+            self.close_trial(trial)
+        self.thread.shutdown()
 
 
 def marks_html(marks: Mapping[str, tuple[int, ...]]) -> str:

@@ -40,7 +40,7 @@ def draw_space(frame: Frame, look: Look, posed: bool) -> go.Figure | None:
         scene={
             **{f"{name}axis": {**axis, "title": f"{name} (m)"} for name in "xyz"},
             "aspectmode": "data",
-            "camera": {"eye": _eye(frame)},
+            "camera": {"eye": _eye(frame), "center": {"x": 0, "y": 0, "z": -0.15}},
             "dragmode": "turntable",
         },
         uirevision="kept",  # the reader's point of view stays where the next look is drawn

@@ -10,8 +10,6 @@ from stereovla.evaluation.rollouts import Episode, RolloutConfig
 from stereovla.processing.camera_geometry import Calibration
 from stereovla.simulation import World
 
-MOST_WORLDS = 8  # open at a time; each holds an OpenGL context and some 100 MB
-
 
 class Trial:
     """An episode that a model acts in. Used from one thread, like the renderer in it.
@@ -20,18 +18,9 @@ class Trial:
         needs_depth: whether the model is shown true depth.
     """
 
-    opened = 0  # of all pages
-
     def __init__(self, config: RolloutConfig, seed: int, needs_depth: bool = False):
-        if Trial.opened >= MOST_WORLDS:
-            raise ValueError(f"{MOST_WORLDS} worlds are open already; close another page, or try again in some minutes")
         self.needs_depth, self._episode = needs_depth, Episode(0, World(config.world), config)
-        Trial.opened, self._open = Trial.opened + 1, True
-        try:
-            self.reset(seed)
-        except BaseException:
-            self.close()
-            raise
+        self.reset(seed)
 
     def reset(self, seed: int) -> None:
         """Begins the episode of a seed."""
@@ -90,7 +79,5 @@ class Trial:
         return words + (f", lifted the {record['wrong_object']} instead" if record["wrong_object"] else "")
 
     def close(self) -> None:
-        """Frees the world; once is enough."""
-        if self._open:
-            self._episode.world.close()
-            Trial.opened, self._open = Trial.opened - 1, False
+        """Frees the world."""
+        self._episode.world.close()

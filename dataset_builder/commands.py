@@ -89,6 +89,13 @@ def import_droid(options: Any) -> int:
     return _import(options, rig, source)
 
 
+def import_rollouts(options: Any) -> int:
+    from stereovla.dataset_builder.formats.rollout_source import open_rollouts
+
+    source, rig = open_rollouts(options)
+    return _import(options, rig, source)
+
+
 def _import(options: Any, rig: Any, source: Any) -> int:
     from stereovla.dataset_builder.dataset.folders import INFO
     from stereovla.dataset_builder.dataset.schema import for_whom

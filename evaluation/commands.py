@@ -15,7 +15,7 @@ from stereovla.evaluation.options import (
     RolloutOptions,
     SimulatorOptions,
 )
-from stereovla.evaluation.policy_specs import policy_identity
+from stereovla.evaluation.policy_specs import make_policy, policy_identity
 from stereovla.sources import InputError, check_checkpoint, fingerprint, load_checkpoint
 
 
@@ -74,12 +74,15 @@ def delays(options: DelayOptions) -> None:
     identities = [policy_identity(model, options.run_code) for model in options.models]
     policy_options = {"num_steps": options.num_steps or None, "device": options.device, "run_code": options.run_code}
     for number, (model, name, identity) in enumerate(zip(options.models, names, identities, strict=True)):
+        # of one process the model is loaded once, not for each of the rows
+        policy = make_policy(model, **policy_options) if options.processes == 1 else None
         for delivery_name, delivery in deliveries(options, MODES if number == 0 else MODES[-1:]).items():
-            config = RolloutConfig(world, options.execution_horizon, options.max_steps, delivery)
+            config = RolloutConfig(world, options.execution_horizon, options.max_steps, delivery=delivery)
             saved = {**config_json(config), **identity, "num_steps": options.num_steps}
             log = EpisodeLog(out / "delays" / name.replace("/", "--") / delivery_name, saved, options.restart)
             seeds = range(options.first_seed, options.first_seed + options.seeds)
-            records = roll_out(model, seeds, config, log, options.processes, options.environments, policy_options)
+            how = (options.processes, options.environments, policy_options, policy)
+            records = roll_out(model, seeds, config, log, *how)
             held = sum(record["executor"].get("hold", 0) for record in records)
             held /= sum(record["executor"]["commands"] for record in records)
             row = {"model": name, "delivery": delivery_name, **asdict(delivery), "held_share": held}

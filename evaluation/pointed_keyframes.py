@@ -40,7 +40,7 @@ def pointing_maps(model: Any) -> Iterator[list[torch.Tensor]]:
         return
     grid = model.pointers.grid
     hook = model.pointers.register_forward_hook(
-        lambda _, inputs, pointed: maps.append(pointed.logits.float().softmax(-1).unflatten(-1, (grid, grid)).cpu())
+        lambda _, inputs, output: maps.append(output.logits.float().softmax(-1).unflatten(-1, (grid, grid)).cpu())
     )
     try:
         yield maps

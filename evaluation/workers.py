@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from stereovla.evaluation.episode_log import EpisodeLog
+from stereovla.evaluation.policies import Policy
 from stereovla.evaluation.policy_specs import make_policy
 from stereovla.evaluation.rollouts import RolloutConfig, run_episodes
 
@@ -72,6 +73,7 @@ def roll_out(
     processes: int = 2,
     environments: int = 8,
     policy_options: dict[str, Any] | None = None,
+    policy: Policy | None = None,
 ) -> list[dict[str, Any]]:
     """Runs the seeds that `log` lacks and returns the records of all of `seeds`, in their order.
 
@@ -79,11 +81,13 @@ def roll_out(
         spec: see `policy_specs`; every process makes its own policy of it, with `policy_options`.
         processes: 1 rolls out in this process, with as many threads as torch likes; more use one thread each.
         environments: worlds in lockstep per process.
+        policy: that of `spec` where it is made already; for one process.
     """
     todo = [seed for seed in seeds if seed not in log.records]
     with tqdm(total=len(seeds), initial=len(seeds) - len(todo), desc=f"rollouts, {spec}", unit="episode") as bar:
         successes = [log.records[seed]["success"] for seed in seeds if seed in log.records]
-        for record in _records(spec, todo, config, min(processes, len(todo)), environments, policy_options or {}):
+        processes = 1 if policy is not None else min(processes, len(todo))
+        for record in _records(spec, todo, config, processes, environments, policy_options or {}, policy):
             log.append(record)
             successes.append(record["success"])
             bar.set_postfix_str(f"{sum(successes)}/{len(successes)} succeeded", refresh=False)
@@ -92,11 +96,18 @@ def roll_out(
 
 
 def _records(
-    spec: str, seeds: list[int], config: RolloutConfig, processes: int, environments: int, options: dict[str, Any]
+    spec: str,
+    seeds: list[int],
+    config: RolloutConfig,
+    processes: int,
+    environments: int,
+    options: dict[str, Any],
+    policy: Policy | None,
 ) -> Iterator[dict[str, Any]]:
     if processes <= 1:
         if seeds:
-            yield from run_episodes(make_policy(spec, **options), iter(seeds), config, min(environments, len(seeds)))
+            policy = policy or make_policy(spec, **options)
+            yield from run_episodes(policy, iter(seeds), config, min(environments, len(seeds)))
         return
     context = multiprocessing.get_context("spawn")  # OpenGL contexts and torch's threads do not survive a fork
     counter = context.Value("q", 0)

@@ -70,10 +70,7 @@ class DepthExpertConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "DepthExpertConfig":
         """As in transformers; keys that are not known are left out with a warning."""
-        values = known_keys(cls, config_dict)
-        if isinstance(values.get("stereo_config"), dict):
-            values["stereo_config"] = known_keys(StereoEncoderConfig, values["stereo_config"])
-        return super().from_dict(values, **kwargs)
+        return super().from_dict(known_keys(cls, config_dict), **kwargs)
 
     @property
     def hidden_size(self) -> int:
@@ -177,10 +174,7 @@ class DepthVLAConfig(PolicyConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "DepthVLAConfig":
         """As in transformers; keys that are not known are left out with a warning."""
-        values = known_keys(cls, config_dict)
-        if isinstance(values.get("depth_config"), dict):
-            values["depth_config"] = known_keys(DepthExpertConfig, values["depth_config"])
-        return super().from_dict(values, **kwargs)
+        return super().from_dict(known_keys(cls, config_dict), **kwargs)
 
     @property
     def text_config(self) -> GemmaConfig:

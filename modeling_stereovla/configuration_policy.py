@@ -116,14 +116,14 @@ class PolicyConfig(PreTrainedConfig):
             raise ValueError(
                 f"turn_symmetry is {self.turn_symmetry}; it must be 0 (yaw is a number), 1 or 2 (of two fingers)"
             )
-        if not 0 <= self.max_delay < self.chunk_size:
-            raise ValueError(
-                f"max_delay is {self.max_delay}; it must be at least 0 and below chunk_size ({self.chunk_size})"
-            )
         sizes = ("state_dim", "state_history", "action_dim", "chunk_size", "pose_dim", "num_turns", "flow_draws")
         for name in (*sizes, "num_inference_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.max_delay < self.chunk_size:
+            raise ValueError(
+                f"max_delay is {self.max_delay}; it must be at least 0 and below chunk_size ({self.chunk_size})"
+            )
 
 
 def with_overrides(values: dict, overrides: dict) -> dict:

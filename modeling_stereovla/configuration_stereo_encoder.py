@@ -41,13 +41,17 @@ TRANSFORMERS_KEYS = {
 
 
 def known_keys(kind: type[PreTrainedConfig], values: dict[str, Any]) -> dict[str, Any]:
-    """What a saved config says, without the keys that `kind` does not know, such as a newer transformers may write; a
-    warning names these.
+    """What a saved config says, without the keys that `kind` does not know, such as a newer transformers may write, and
+    the same of the configs of ours within it; a warning names these.
     """
     valid = {name for name in kind.__dataclass_fields__ if not name.startswith("_")} | TRANSFORMERS_KEYS
     if unknown := sorted(values.keys() - valid):
         logger.warning(f"{kind.__name__}: unknown keys of the saved config are left out: {', '.join(unknown)}")
-    return {name: value for name, value in values.items() if name in valid}
+    kept = {name: value for name, value in values.items() if name in valid}
+    for name, part in kind.sub_configs_defaults.items():
+        if isinstance(kept.get(name), dict) and part.config_class.__module__.startswith(__name__.rpartition(".")[0]):
+            kept[name] = known_keys(part.config_class, kept[name])
+    return kept
 
 
 def refuse_unknown_keys(config: PreTrainedConfig, keywords: dict) -> None:

@@ -47,11 +47,11 @@ class StereoVLAConfig(PolicyConfig):
         calibration_dropout (`float` in [0, 1)):
             Share of the training samples whose calibration the model is not told, so that it can do without.
         language_pointing_layer (`int`), language_pointing_loss_weight (`float`):
-            The layer of the language model whose attention learns to find what an answer is about
+            The layer of the language model, half of whose heads learn to look at what an answer is about
             (`language_pointing.py`), None = no layer, and the weight of that loss; not in the papers.
-        visual_position_code (`bool`):
-            Whether visual tokens are told their place in the picture, by fixed sines and cosines that are added to
-            them; not in the papers.
+        place_code (`bool`):
+            Whether visual tokens are told their place in the picture by fixed waves, in which the bins of an untrained
+            model are written too (`place_code.py`); not in the papers.
         bin_smoothing (`float`):
             Standard deviation in bins of the targets of poses and boxes; 0 = the true bin alone, as in the papers.
 
@@ -81,7 +81,7 @@ class StereoVLAConfig(PolicyConfig):
     calibration_dropout: float | int = 0.0
     language_pointing_layer: int | None = None
     language_pointing_loss_weight: float = 0.0
-    visual_position_code: bool = False
+    place_code: bool = False
     bin_smoothing: float = 0.0
 
     def __post_init__(self, **kwargs):
@@ -104,10 +104,7 @@ class StereoVLAConfig(PolicyConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "StereoVLAConfig":
         """As in transformers; keys that are not known are left out with a warning."""
-        values = known_keys(cls, config_dict)
-        if isinstance(values.get("stereo_config"), dict):
-            values["stereo_config"] = known_keys(StereoEncoderConfig, values["stereo_config"])
-        return super().from_dict(values, **kwargs)
+        return super().from_dict(known_keys(cls, config_dict), **kwargs)
 
     @property
     def writes_pose(self) -> bool:
@@ -189,8 +186,11 @@ class StereoVLAConfig(PolicyConfig):
         if not 0 <= self.calibration_dropout < 1:
             raise ValueError(f"calibration_dropout is {self.calibration_dropout}; it must be in [0, 1)")
         layers, layer = self.text_config.num_hidden_layers, self.language_pointing_layer
-        if layer is not None and not 0 <= layer < layers:
-            raise ValueError(f"language_pointing_layer is {layer}; it must be None or one of 0 ... {layers - 1}")
+        if layer is not None and not 1 <= layer < layers:
+            raise ValueError(
+                f"language_pointing_layer is {layer}; it must be None or one of 1 ... {layers - 1}, as the layer "
+                "before it reads the question"
+            )
         if layer is None and self.language_pointing_loss_weight:
             raise ValueError(
                 f"language_pointing_loss_weight is {self.language_pointing_loss_weight}, but language_pointing_layer "
@@ -358,6 +358,30 @@ def _demo() -> dict:
     }
 
 
+# sees objects of 3 cm: a coarse volume of views of 192 px, and a search around it at half of their resolution
+SHARP_STEREO = {
+    **SMALL_STEREO,
+    "max_disparity": 64,
+    "volume_channels": 8,
+    "hourglass_channels": [16],
+    "refinement_channels": 8,
+}
+
+
+def _points() -> dict:
+    return {
+        **_demo(),
+        "image_size": 192,
+        "patch_size": 16,
+        "stereo_config": SHARP_STEREO,
+        "points_frame": "base",
+        "calibration_dropout": 0.1,
+        # the stereo encoder comes trained
+        "disparity_loss_weight": 0.0,
+        "stereo_learns_from": "all",
+    }
+
+
 def _lab() -> dict:
     return {
         **_demo(),
@@ -368,4 +392,4 @@ def _lab() -> dict:
     }
 
 
-PRESETS = {"tiny": _tiny, "demo": _demo, "lab": _lab, "full": full_parts}
+PRESETS = {"tiny": _tiny, "demo": _demo, "points": _points, "lab": _lab, "full": full_parts}

@@ -1,18 +1,20 @@
 """StereoVLA (arXiv 2512.21970): a vision-language-action model that sees with two eyes."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 
 import torch
+from torch import nn
 from transformers import GenerationMixin, LlamaModel
 from transformers.cache_utils import Cache, DynamicCache
 
 from .action_expert import Prefix
 from .configuration_stereovla import StereoVLAConfig
 from .flow_matching import Draws
-from .language_pointing import attention_logits, recorded_outputs
+from .language_pointing import chosen_keys, log_attention, log_share, recorded_outputs
 from .layer_caches import CACHE, ContinuingCache, RecordingCache
 from .model_outputs import StereoVLAModelOutput, StereoVLAOutput, refuse_unknown_inputs
 from .objectives import Predictions, Targets, sum_losses
+from .place_code import write_bins
 from .pointing import in_picture
 from .policy import PolicyForActionPrediction, PolicyPreTrainedModel, valid_positions
 from .visual_tokens import StereoVisualTokens, VisualTokens
@@ -192,6 +194,10 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         super().__init__(config)
         self.model = StereoVLAModel(config)
         self._add_heads(config)
+        if config.place_code:
+            grid = config.image_size // config.patch_size
+            for weight in (self.get_input_embeddings().weight, self.lm_head.weight):
+                write_bins(weight, config.action_vocab_size - config.num_bins, config.num_bins, grid)
 
     # ---- training and language
     # ----------------------------------------------------------------------------------------------
@@ -215,6 +221,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         point_transform: torch.Tensor | None = None,
         point_frame: torch.Tensor | None = None,
         answer_points: torch.Tensor | None = None,
+        asked_words: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
         time: torch.Tensor | None = None,
         hide_pose: torch.Tensor | None = None,
@@ -255,6 +262,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             point_transform, point_frame: (B, 3, 4) and (B,) of the processor, for a model with `config.points_frame`;
                 without them it sees no points.
             answer_points: (B, L, 2), pixels in the left view that the labels are about, NaN = nothing, or not seen.
+            asked_words: (B, L) bool, the tokens of the question that say what is asked for.
             output_disparity: return the predicted disparity also where there is no true one.
             noise: (B, K, chunk_size, action_dim) and time: (B, K), one row for each sample, of which those with an
                 action loss are read; drawn (with `generator`) when absent.
@@ -284,13 +292,15 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             equal_turns,
             answer_points=answer_points,
         )
-        acts, looks = actions is not None, answer_points is not None and self.config.language_pointing_layer is not None
+        acts = actions is not None
+        looks = answer_points is not None and self.config.language_pointing_layer is not None
         point_frame = self._told_frame(point_frame, generator)
         disparity_rows = self._choose_disparity(targets, pixel_values) if acts else None
         if (acts or looks) and attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         recorder = RecordingCache() if acts or looks else None
-        with self._recorded_queries(looks) as queries:
+        with ExitStack() as recording:
+            queries = [recording.enter_context(recorded_outputs(layer)) for layer in self._asking_layers(looks)]
             outputs = self.model(
                 input_ids=input_ids,
                 pixel_values=pixel_values,
@@ -312,11 +322,18 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         predictions = Predictions(disparity=outputs.disparity)
         if looks:
             if frames is not None:  # of pictures, and of words
-                queries = [torch.cat([queries[0][frames], queries[1]], dim=1)]
+                queries = [[torch.cat([made[0][frames], made[1]], dim=1)] for made in queries]
             positions = valid_positions(attention_mask) if position_ids is None else position_ids
-            predictions.language_pointing = self._pointing_in_language(
-                queries[0], recorder, positions, input_ids, answer_points
+            asked = in_picture(answer_points[:, 1:], self.config.image_size).nonzero(as_tuple=True)
+            rotation = self.model.language_model.rotary_emb(outputs.last_hidden_state, positions)
+            reading, pointing = (
+                log_attention(made[0], rotation, recorder.states[layer][0], asked, attention_mask.bool())
+                for layer, made in enumerate(queries, self.config.language_pointing_layer - 1)
             )
+            is_image = input_ids == self.config.image_token_id
+            words = torch.zeros_like(is_image) if asked_words is None else asked_words
+            predictions.language_pointing = chosen_keys(pointing, is_image[asked[0]], self.config.num_visual_tokens)
+            predictions.language_reading = log_share(reading, words[asked[0]])
         hidden = outputs.last_hidden_state
         if labels is None:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -358,31 +375,10 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         drawn = torch.rand(len(point_frame), generator=generator, device=point_frame.device)
         return point_frame * (drawn >= dropped)
 
-    def _recorded_queries(self, wanted: bool) -> AbstractContextManager[list[torch.Tensor]]:
-        """Records the queries of the layer that learns to point."""
-        if not wanted:
-            return nullcontext([])
-        layer = self.model.language_model.layers[self.config.language_pointing_layer]
-        return recorded_outputs(layer.self_attn.q_proj)
-
-    def _pointing_in_language(
-        self,
-        queries: torch.Tensor,
-        recorder: RecordingCache,
-        position_ids: torch.Tensor,
-        input_ids: torch.Tensor,
-        answer_points: torch.Tensor,
-    ) -> torch.Tensor:
-        """`Predictions.language_pointing` from the queries (B, L, heads * head_dim) of the layer that learns to point;
-        the other arguments as in `forward`.
-        """
-        keys, _ = recorder.states[self.config.language_pointing_layer]  # (B, kv_heads, L, head_dim)
-        seen = (input_ids == self.config.image_token_id)[:, None, :, None].expand_as(keys)
-        keys = keys[seen].view(*keys.shape[:2], -1, keys.shape[-1])
-        rows, places = in_picture(answer_points[:, 1:], self.config.image_size).nonzero(as_tuple=True)
-        cosines, sines = self.model.language_model.rotary_emb(queries, position_ids)
-        asking = queries[rows, places].unflatten(-1, (-1, keys.shape[-1]))
-        return attention_logits(asking, (cosines[rows, places], sines[rows, places]), keys, rows)
+    def _asking_layers(self, wanted: bool) -> list[nn.Module]:
+        """What makes the queries of the layer that learns to read a question, and of the one that learns to point."""
+        layers, pointing = self.model.language_model.layers, self.config.language_pointing_layer
+        return [layer.self_attn.q_proj for layer in layers[pointing - 1 : pointing + 1]] if wanted else []
 
     def _choose_disparity(self, targets: Targets, pixel_values: torch.Tensor) -> torch.Tensor | None:
         """The samples (B,) bool that the stereo encoder learns from, to which the target is cut; None = all."""

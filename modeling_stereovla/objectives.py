@@ -90,8 +90,9 @@ class Predictions:
         disparity: maps (B', 1, h, w), each in px of its own resolution.
         log_depth: (B, V, H, W), log of m.
         pointed: what the pointers say.
-        language_pointing: (T, heads, N), attention logits of the tokens before the labels whose point is in the
-            picture, over the visual tokens.
+        language_pointing: (T, heads, N), log of the attention on the visual tokens, of the tokens before the labels
+            whose point is in the picture. language_reading: (T, heads), log of theirs on the words that say what is
+            asked for, in the layer before.
     """
 
     logits: torch.Tensor | None = None
@@ -102,6 +103,7 @@ class Predictions:
     log_depth: torch.Tensor | None = None
     pointed: Pointed | None = None
     language_pointing: torch.Tensor | None = None
+    language_reading: torch.Tensor | None = None
 
 
 class Objective(ABC):
@@ -295,7 +297,8 @@ class PointingObjective(Objective):
 
 class LanguagePointingObjective(Objective):
     """Cross-entropy of the language model's attention in one layer with the visual tokens that hold what an answer is
-    about, a mean over the answers' tokens whose point is in the picture, and over the heads.
+    about, and of its attention in the layer before with the words that ask for it, whichever of them; a mean over the
+    answers' tokens whose point is in the picture, and over the heads.
     """
 
     name = "language_pointing"
@@ -314,11 +317,11 @@ class LanguagePointingObjective(Objective):
             return None
         points, patch = targets.answer_points[:, 1:], self.config.patch_size
         points = points[in_picture(points, self.config.image_size)]
-        logits = predictions.language_pointing.float()  # (T, heads, N)
-        wanted, _ = soft_token_targets(points.to(logits.dtype), self.config.image_size // patch, patch)
-        losses = -(wanted[:, None] * logits.log_softmax(-1)).sum(-1).mean(-1)
+        attention = predictions.language_pointing  # not made to sum to 1: what looks at words does not look here
+        wanted, _ = soft_token_targets(points.to(attention.dtype), self.config.image_size // patch, patch)
+        losses = -(wanted[:, None] * attention).sum(-1).mean(-1) - predictions.language_reading.mean(-1)
         with torch.no_grad():
-            hits = logits.softmax(-1).mean(1).argmax(-1) == wanted.argmax(-1)
+            hits = attention.exp().mean(1).argmax(-1) == wanted.argmax(-1)
         return {"language_pointing_loss": losses.sum() / count, "language_pointing_accuracy": hits.sum() / count}
 
 

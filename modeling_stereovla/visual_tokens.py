@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel
 
+from .place_code import code_of_grid
 from .running_statistics import hold_running_statistics
 from .saved_names import accept_saved_names
 from .stereo_encoder import StereoEncoderModel
@@ -43,20 +44,6 @@ def pool_to_grid(features: torch.Tensor, grid: int) -> torch.Tensor:
     else:
         pooled = F.adaptive_avg_pool2d(features, grid)
     return pooled.flatten(2).transpose(1, 2)
-
-
-def position_code(grid: int, width: int, like: torch.Tensor) -> torch.Tensor:
-    """Where the tokens of a grid are: sines and cosines (grid * grid, width) of u and of v, of waves from twice the
-    picture's side, of which the sine is nearly linear, down to two tokens; 0 where `width` is no multiple of 4.
-    """
-    count = width // 4
-    cells = (torch.arange(grid, device=like.device, dtype=torch.float32) + 0.5) * 2 / grid - 1
-    frequencies = torch.pi / 2 * grid ** (torch.arange(count, device=like.device) / max(1, count - 1))
-    angles = cells[:, None] * frequencies  # (grid, count)
-    waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
-    of_v, of_u = waves[:, None].expand(-1, grid, -1), waves[None].expand(grid, -1, -1)
-    code = torch.cat([of_u, of_v], dim=-1).flatten(0, 1).to(like.dtype)
-    return nn.functional.pad(code, (0, width - 4 * count))
 
 
 class SemanticEncoder(nn.Module):
@@ -157,7 +144,7 @@ class StereoVisualTokens(nn.Module):
         self.spatial = None if spatial is None else SemanticEncoder(spatial, self.grid)
         self.stereo = None if stereo is None else StereoEncoderModel(stereo)
         self.projector = Projector(config.fused_size, config.projector_hidden_size, config.text_config.hidden_size)
-        self.tell_positions = config.visual_position_code
+        self.place_code = config.place_code
 
     def forward(
         self,
@@ -196,8 +183,8 @@ class StereoVisualTokens(nn.Module):
             points = points_of_disparity(seen, point_transform, point_frame, self.size)
             fused.append(point_channels(points, point_frame, self.grid))
         tokens = self.projector(torch.cat([part.to(fused[0].dtype) for part in fused], dim=-1))
-        if self.tell_positions:
-            tokens = tokens + position_code(self.grid, tokens.shape[-1], tokens)
+        if self.place_code:
+            tokens = tokens + code_of_grid(self.grid, tokens)
         return VisualTokens(tokens, found, points)
 
     def stereo_features(

@@ -39,8 +39,13 @@ def depth_prompt(points_px: Any, form: str = IN_OUT) -> str:
     """Question about the depth at pixels (n, 2) (u, v) of the processed left view; a point is named by the pixel it
     is in.
     """
+    return value_prompt(f"the depth at {points_text(points_px)}", form)
+
+
+def points_text(points_px: Any) -> str:
+    """Pixels (n, 2) as `depth_prompt` writes them, for example "(16, 21), (3, 5)"."""
     cells = np.floor(np.asarray(points_px, dtype=np.float64).reshape(-1, 2)).astype(int).tolist()
-    return value_prompt("the depth at " + ", ".join(f"({u}, {v})" for u, v in cells), form)
+    return ", ".join(f"({u}, {v})" for u, v in cells)
 
 
 def camera_prompt(form: str = IN_OUT) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers.image_processing_utils import BatchFeature
 
-from .answers import CameraParameters, box_prompt, camera_prompt, depth_prompt, parse_values, value_text
+from .answers import CameraParameters, box_prompt, camera_prompt, depth_prompt, parse_values, points_text, value_text
 from .camera_geometry import Calibration, check_stereo_pair, project_points
 from .image_processing_stereovla import ViewGeometry
 from .normalization import Normalizer
@@ -19,7 +19,7 @@ from .state_entries import begins_with_position, differences, differences_and_tu
 
 PER_SAMPLE = (
     "text state embodiment objective actions action_mask keyframe_pose keyframe_symmetry boxes points_px depths_m "
-    "calibration depth_map target_px gripper_px"
+    "calibration depth_map target_px gripper_px target_name"
 ).split()
 
 
@@ -60,12 +60,12 @@ class PolicyProcessor(ProcessorOptions):
         self,
         rows: list[dict[str, Any]],
         views: list[tuple[np.ndarray | None, ...]],
-        labels: np.ndarray,
+        data: dict[str, np.ndarray],
         maps: list[Any] | None,
         with_answer: bool,
     ) -> dict[str, Any]:
-        """Inputs that only this policy takes: of checked values (`_read`), and of `maps` of `_read_depth`, None where
-        none was asked for.
+        """Inputs that only this policy takes: of checked values (`_read`), of the padded ids and labels in `data`, and
+        of `maps` of `_read_depth`, None where none was asked for.
         """
         raise NotImplementedError
 
@@ -90,6 +90,7 @@ class PolicyProcessor(ProcessorOptions):
         depth_map: Any = None,
         target_px: Any = None,
         gripper_px: Any = None,
+        target_name: str | Sequence[str | None] | None = None,
         return_labels: bool = False,
         padding_side: str | None = None,
         check_stereo: bool | None = None,
@@ -119,6 +120,7 @@ class PolicyProcessor(ProcessorOptions):
             calibration: mapping with focal_length_px, principal_point_px, baseline_m, transform_camera_to_base.
             depth_map: (h, w) of the left view, float in m or integer in depth_unit_m, 0 = unknown.
             target_px, gripper_px: (2,) px of the left view; None or NaN where it is not visible.
+            target_name: what the instruction calls the target ("action", "pose"), for asked_words.
             return_labels: write the answers and `labels`; an answer that is missing is an error.
             padding_side: default "right" with return_labels, else "left".
             check_stereo: overrides the processor's own setting; never done with return_labels unless asked for here.
@@ -167,7 +169,7 @@ class PolicyProcessor(ProcessorOptions):
             data["facing"] = self._facing(rows, names)
         data |= tokens.pad(sequences, padding_side or ("right" if return_labels else "left"))
         maps = None if depth_map is None else [row.get("depth_map") for row in rows]
-        data |= self._own_inputs(rows, views, data["labels"], maps, return_labels)
+        data |= self._own_inputs(rows, views, data, maps, return_labels)
         if self.points_frame is not None:
             data |= self._point_transforms(samples, geometries, normalizer)
         if not return_labels:
@@ -208,6 +210,7 @@ class PolicyProcessor(ProcessorOptions):
         row: dict[str, Any] = {"objective": objective}
         if objective in ("action", "pose"):
             row["prompt"] = self._action_prompt(objective, reader.text(sample), form)
+            row["asked_text"] = sample["target_name"]
             row["states"] = reader.states(sample)
             normalizer.statistics(sample["embodiment"], "state")  # an unknown embodiment is this sample's error
             if with_answer and (objective in self.pose_answers or sample["keyframe_pose"] is not None):
@@ -218,11 +221,13 @@ class PolicyProcessor(ProcessorOptions):
                 required(sample, "actions")
                 row["actions"] = reader.actions(sample)
         elif objective == "box":
-            row["prompt"] = box_prompt(reader.text(sample), form)
+            row["asked_text"] = reader.text(sample)
+            row["prompt"] = box_prompt(row["asked_text"], form)
             if with_answer:
                 row["boxes"] = reader.boxes(sample, geometry)
         elif objective == "depth":
             points = row["asked"] = reader.question_points(sample, geometry)
+            row["asked_text"] = points_text(points)
             row["prompt"] = depth_prompt(points, form)
             if with_answer:
                 row["answer"] = value_text(reader.depths(sample, len(points)), self.depth_decimals)

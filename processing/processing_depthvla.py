@@ -159,12 +159,12 @@ class DepthVLAProcessor(PolicyProcessor):
         self,
         rows: list[dict[str, Any]],
         views: list[tuple[np.ndarray | None, ...]],
-        labels: np.ndarray,
+        data: dict[str, np.ndarray],
         maps: list[dict[str, np.ndarray] | None] | None,
         with_answer: bool,
     ) -> dict[str, Any]:
         present = [[view is not None for view in found[: len(self.views)]] for found in views]
-        inputs = {"view_mask": np.array(present), "token_type_ids": (labels != IGNORE_INDEX).astype(np.int64)}
+        inputs = {"view_mask": np.array(present), "token_type_ids": (data["labels"] != IGNORE_INDEX).astype(np.int64)}
         if maps is not None:
             depth = np.zeros((len(maps), len(self.views), *self.image_processor.target_size), dtype=np.float32)
             for row, of_views in enumerate(maps):

@@ -79,6 +79,16 @@ class PromptTokens:
         self._seen = short if len(self._seen) > _REMEMBERED_TEXTS else self._seen | short
         return [known[text] for text in texts]
 
+    def places_of(self, part: str, text: str) -> slice:
+        """Which of the ids of `text` write its first `part`: where they differ from those with another word there."""
+        if part not in text:
+            raise ValueError(f"{part!r} is not in {text!r}")
+        ids, others = self.encode([text, text.replace(part, "#", 1)])
+        shorter = min(len(ids), len(others))
+        begin = next((n for n in range(shorter) if ids[n] != others[n]), shorter)
+        end = next((n for n in range(shorter - begin) if ids[-1 - n] != others[-1 - n]), shorter - begin)
+        return slice(begin, len(ids) - end)
+
     @property
     def start(self) -> list[int]:
         """Ids before every text, of one set of image placeholders."""

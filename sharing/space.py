@@ -27,7 +27,7 @@ CODE = (
     "simulation/assets/*",
 )
 SCRIPTS = ("setup.py", "train.py", "push_to_hub.py")  # of the root, which the page does not need
-# beside gradio, which the header of the Space names
+# beside gradio, which the header of the Space names, and what gradio brings
 PACKAGES = (
     "datasets",
     "fsspec",
@@ -46,6 +46,7 @@ PACKAGES = (
     "pyyaml",
     "safetensors",
     "simplejpeg",
+    "tokenizers",
     "torch",
     "tqdm",
     "transformers",
@@ -118,7 +119,7 @@ def write_space(
 def space_card(model: str, datasets: Sequence[str], licence: str, published: str | None) -> str:
     """README.md with the header that the Hub builds a Space by."""
     title = f"{model.partition('/')[2]}: a look inside"
-    card = SpaceCard(published or f"---\n---\n{BODY.format(title=title, model=model)}", ignore_metadata_errors=True)
+    card = SpaceCard(published or f"---\nsdk: gradio\n---\n{BODY.format(title=title, model=model)}")
     found = card.data.to_dict()
     card.data.__dict__.update(
         {

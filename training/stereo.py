@@ -36,6 +36,19 @@ SAME_MODEL_PX = 1e-2  # disparities of the same weights, by other kernels or ord
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"height": 64, "width": 64, "steps": 40, "batch_size": 8, "warmup_steps": 5, "checkpoint_every": 20},
     "demo": {"height": 96, "width": 96, "zoom": 1.3, "steps": 1000, "batch_size": 16, "warmup_steps": 100},
+    "points": {
+        "height": 192,
+        "width": 192,
+        "zoom": 1.3,
+        "steps": 1800,
+        "batch_size": 16,
+        "warmup_steps": 100,
+        "flat_share": 0.3,
+        "checkpoint_every": 200,
+        "interaction_weight": 8.0,
+        "loss_beta": 0.25,
+        "mixed_precision": "bf16",
+    },
     # FoundationStereo's own sizes (section 4.1 there)
     "full": {
         "height": 320,

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -46,6 +46,8 @@ _NOT_CONTENT = ("out", "config", "source", "skip_bad_episodes")
 class ImportConfig:
     """What the import commands can be told."""
 
+    needed: ClassVar[tuple[str, ...]] = ("source", "config", "out")
+
     source: str = option("", "What to import: a folder, or where the format allows it the id of a dataset on the Hub.")
     config: str = option("", "YAML file about the robot and its cameras; see dataset_builder/formats/rig.py.")
     out: str = option("", "Folder of the dataset; one with an unfinished import of the same source is gone on with.")
@@ -57,7 +59,7 @@ class ImportConfig:
     )
 
     def __post_init__(self):
-        for name in ("source", "config", "out"):
+        for name in self.needed:
             if not getattr(self, name):
                 raise ValueError(f"--{name} is missing")
         if self.episodes_per_shard < 1:

@@ -226,6 +226,7 @@ def processor_arguments(windows: Sequence[Mapping[str, Any]], views: Sequence[st
             # depth and camera questions do not say which object is the target
             "target_px": None if window["objective"] in ("depth", "camera") else window["points"][0],
             "gripper_px": window["points"][1],
+            "target_name": window["target"],
         }
         for window in windows
     ]

@@ -4,11 +4,11 @@ import shutil
 
 import pytest
 from PIL import Image
+from served_page import served_page
 from synthetic_dataset import write_dataset
 from tiny_checkpoint import save_tiny_checkpoint, stereo_pair
 
-from stereovla.app.command import AppOptions, make_page
-from stereovla.app.layout import CSS, theme
+from stereovla.app.command import AppOptions
 
 playwright = pytest.importorskip("playwright.sync_api")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -25,11 +25,8 @@ def url(tmp_path_factory):
     for name, view in zip(("left", "right"), stereo_pair(size=96), strict=True):
         Image.fromarray(view).save(folder / f"{name}.png")
     world = '{"preset": "easy", "image_size": 96}'
-    blocks = make_page(AppOptions(str(folder / "model"), [str(folder / "data")], world, 2, 4, run_code=True))
-    shown = {"theme": theme(), "css": CSS, "ssr_mode": False, "show_error": True}
-    _, address, _ = blocks.launch(prevent_thread_lock=True, quiet=True, **shown)
-    yield address, folder
-    blocks.close()
+    with served_page(AppOptions(str(folder / "model"), [str(folder / "data")], world, 2, 4, run_code=True)) as address:
+        yield address, folder
 
 
 @pytest.mark.slow
@@ -55,7 +52,7 @@ def test_a_visitor_uses_all_of_it(url):
         ask = page.get_by_role("button", name="Ask the model")
         ask.click()
         page.get_by_text("the left and the right view is missing: drop a picture there").wait_for()
-        page.get_by_label("Close").first.click() if page.get_by_label("Close").count() else None
+        page.get_by_test_id("toast-close").click()
 
         files = page.locator("input[type=file]")
         for number, name in enumerate(("left", "right")):
@@ -85,6 +82,7 @@ def test_a_visitor_uses_all_of_it(url):
         page.get_by_role("button", name="Run", exact=True).click()
         page.get_by_text("failed").wait_for()
         left = page.locator(".view img").first.evaluate("image => image.naturalWidth")
+        page.screenshot(path=folder / "page.png", full_page=True)  # to look at
         assert left == 96
         browser.close()
     assert not errors and not outside, (errors, outside)

@@ -29,12 +29,13 @@ def test_a_calibration_comes_back(known):
     found = read_calibration(calibration_text(read_calibration(json.dumps(known))))
     for key, value in known.items():
         np.testing.assert_allclose(getattr(found, key), value, rtol=1e-7)
-    assert read_calibration("  ") is None and calibration_text(None) == ""
+    assert read_calibration("  ") is None and read_calibration(None) is None and calibration_text(None) == ""
 
 
 @pytest.mark.parametrize(
     ("read", "words"),
     [
+        (lambda: read_states(None, 7), "the state is missing: a line of 7 numbers"),
         (lambda: read_states("", 7), "the state is missing: a line of 7 numbers"),
         (lambda: read_states("1, 2\n1, x", 2), "line 2 of the state is '1, x'; expected 2 numbers"),
         (lambda: read_states("1, 2, 3", 7), "line 1 of the state has 3 numbers; this model's have 7"),

@@ -10,10 +10,17 @@ from tiny_checkpoint import EMBODIMENT, save_tiny_checkpoint, save_tiny_depthvla
 
 from stereovla.app.frames import Carried, Frame, dataset_frame
 from stereovla.app.look import POINTERS, look_at
+from stereovla.processing.camera_geometry import Calibration
 from stereovla.serving.served_model import ServedModel
 from stereovla.sources import load_checkpoint
 
 STATE = np.array([0.45, 0.0, 0.2, 0.0, 0.0, 0.1, 1.0], np.float32)
+KNOWN = {
+    "focal_length_px": [60.0, 60.0],
+    "principal_point_px": [32.0, 32.0],
+    "baseline_m": 0.06,
+    "transform_camera_to_base": [[0, 0, 1, -0.3], [-1, 0, 0, 0], [0, -1, 0, 0.2], [0, 0, 0, 1]],
+}
 KINDS = {
     "block": {},
     "pi0": {"depth_config": None, "depth_map_loss_weight": 0.0},
@@ -28,6 +35,7 @@ def served(tmp_path_factory) -> dict[str, ServedModel]:
         name: save_tiny_depthvla(folder / name, use_pointers=name == "block", **own) for name, own in KINDS.items()
     }
     paths["stereovla"] = save_tiny_checkpoint(folder / "stereovla", preset="demo")  # with pointers
+    paths["points"] = save_tiny_checkpoint(folder / "points", points_frame="base", use_pointers=True)
     return {name: ServedModel(*load_checkpoint(str(path), run_code=True), name) for name, path in paths.items()}
 
 
@@ -35,6 +43,7 @@ def frame_for(model: ServedModel, **changes) -> Frame:
     pair = dict(zip(("left", "right"), stereo_pair(), strict=True))
     views = {name: pair[name] for name in model.keys.views}
     given = {"views": views, "instruction": "pick up the red cube", "embodiment": EMBODIMENT, "states": STATE[None]}
+    given["calibration"] = Calibration.from_mapping(KNOWN)
     return Frame(**{**given, **changes})
 
 
@@ -42,17 +51,17 @@ def direct(model: ServedModel, frame: Frame, seed: int) -> tuple[dict, np.ndarra
     """Inputs and chunk, without what serves."""
     images = dict(frame.views) if model.named else list(frame.views.values())
     given = {"images": images, "text": frame.instruction, "state": frame.states, "embodiment": EMBODIMENT}
-    inputs = dict(
-        model.processor(
-            **given, **({"depth_map": dict(frame.carried.depths)} if model.model.config.reads_depth else {})
-        )
-    )
+    if model.model.config.reads_depth:
+        given["depth_map"] = dict(frame.carried.depths)
+    if model.keys.calibration:
+        given["calibration"] = KNOWN
+    inputs = dict(model.processor(**given))
     shape = (1, model.model.config.chunk_size, 7)
     noise = torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, dtype=np.float32))
     return inputs, model.processor.decode_actions(model.model.predict_action(**inputs, noise=noise), EMBODIMENT)[0]
 
 
-@pytest.mark.parametrize("name", ["stereovla", *KINDS])
+@pytest.mark.parametrize("name", ["stereovla", "points", *KINDS])
 def test_the_answer_is_the_model_s(served, name):
     model = served[name]
     frame = frame_for(model)
@@ -61,11 +70,12 @@ def test_the_answer_is_the_model_s(served, name):
     look = look_at(model, frame, seed=5)
     inputs, chunk = direct(model, frame, seed=5)
     np.testing.assert_allclose(look.actions, chunk, atol=1e-6)
-    assert not np.allclose(look.actions, look_at(model, frame, seed=6).actions)
+    alike = np.allclose(look.actions, look_at(model, frame, seed=6).actions)
+    assert alike == (model.model.config.noise_scale == 0)  # some presets start from no noise
     assert look.chunk_ms > 0
     with torch.inference_mode():
-        if name == "stereovla":
-            expected = 4 * model.model(**inputs, output_disparity=True).disparity[0, 0]
+        if name in ("stereovla", "points"):
+            expected = model.model(**inputs, output_disparity=True).disparity[0]
             np.testing.assert_allclose(look.disparity, expected, atol=1e-5)
         else:
             assert look.disparity is None
@@ -118,6 +128,8 @@ def test_what_cannot_be_asked_is_told(served):
         look_at(model, frame_for(model, views={"left": right, "right": left}))
     drawn = frame_for(model, views={"left": right, "right": left}, carried=Carried(drawn=True))
     assert look_at(model, drawn).actions.shape == (8, 7)  # nobody looks at what a renderer has drawn
+    with pytest.raises(ValueError, match="needs the calibration of its cameras, with focal_length_px"):
+        look_at(served["points"], frame_for(served["points"], calibration=None))
     with pytest.raises(ValueError, match="the robot is 'arm'; this model knows franka_panda"):
         look_at(model, frame_for(model, embodiment="arm"))
     with pytest.raises(ValueError, match="shown depth maps of left, which pictures alone have not"):

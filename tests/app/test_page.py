@@ -7,6 +7,7 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
+from served_page import served_page
 from synthetic_dataset import write_dataset
 from tiny_checkpoint import EMBODIMENT, save_tiny_checkpoint, save_tiny_depthvla, stereo_pair
 
@@ -18,6 +19,7 @@ from stereovla.serving.served_model import ServedModel
 from stereovla.simulation import World, WorldConfig
 from stereovla.sources import load_checkpoint
 
+PATIENCE_S = 300  # a busy machine is no fault of a test
 STATE = "0.45, 0.0, 0.2, 0.0, 0.0, 0.1, 1.0"
 CALIBRATION = (
     '{"focal_length_px": [60, 60], "principal_point_px": [32, 32], "baseline_m": 0.06, "transform_camera_to_base": '
@@ -42,10 +44,8 @@ def client(place):
     options = AppOptions(
         str(place / "model"), [str(place / "data")], world=WORLD, execution_horizon=2, max_steps=4, run_code=True
     )
-    blocks = make_page(options)
-    _, url, _ = blocks.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False, show_error=True, server_port=None)
-    yield Client(url, verbose=False)
-    blocks.close()
+    with served_page(options) as url:
+        yield Client(url, verbose=False, httpx_kwargs={"timeout": PATIENCE_S})
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_a_pair_of_pictures_is_answered(client, place, served):
         {"left": left, "right": right}, "pick up the red cube", EMBODIMENT, states, read_calibration(CALIBRATION)
     )
     look = look_at(served, frame, 3)
-    np.testing.assert_allclose(chunk_of(answer), look.actions, atol=6e-5)
+    np.testing.assert_allclose(chunk_of(answer), look.actions, atol=6e-4)
     assert table["value"]["headers"] == ["", "dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"]
     assert table["label"] == "Chunk, in m and rad"
     for drawn in (chunk, pointing, disparity):
@@ -89,7 +89,7 @@ def test_a_pair_of_pictures_is_answered(client, place, served):
 
 
 def test_without_a_calibration_the_chunk_has_no_place_in_the_picture(client, place):
-    marks, space = ask(client, place)[4], ask(client, place)[3]
+    _, _, _, space, marks, *_ = ask(client, place, calibration=None)  # as of a field that nobody has touched
     assert "has no place in the picture" in marks
     assert "what it sees" not in space["value"]["plot"] and '"name":"chunk"' in space["value"]["plot"]
 
@@ -101,6 +101,8 @@ def test_without_a_calibration_the_chunk_has_no_place_in_the_picture(client, pla
         ({"right": "text.png"}, "the right view is no picture of JPEG, PNG, WEBP"),
         ({"left": "right.png", "right": "left.png"}, "swapped"),
         ({"text": "  "}, "the instruction is empty"),
+        ({"text": None}, "the instruction is empty"),
+        ({"states": None}, "the state is missing"),
         ({"states": "1, 2"}, "line 1 of the state has 2 numbers; this model's have 7"),
         ({"calibration": "{"}, "the calibration is no JSON"),
         ({"calibration": '{"focal_length_px": [0, 1], "principal_point_px": [1, 1]}'}, "must be positive"),
@@ -123,7 +125,7 @@ def test_a_dataset_s_frame_fills_the_fields(client, place):
         assert (255 - np.asarray(picture) - np.asarray(other) == 0).mean() > 0.9
     assert (text, robot) == ("pick up the red cube", EMBODIMENT)
     lines = states.splitlines()
-    assert len(lines) == 4 and lines[-1].startswith("0.05, ")
+    assert len(lines) == 1 and lines[0].startswith("0.05, ")  # as many as this model is told
     assert read_calibration(calibration).focal_length_px.tolist() == [40, 40]
     for wrong, words in (
         (("validation", 7, 0), "has no episode 7"),
@@ -152,12 +154,12 @@ def test_the_simulator_is_the_one_that_measures(client, served):
         frame = Frame({"left": seen.left, "right": seen.right}, seen.instruction, EMBODIMENT, seen.states)
         images = [seen.left, seen.right]
         actions = chunk_of(answer)
-        history = {"state": frame.states[-4:], "text": frame.instruction, "embodiment": EMBODIMENT}
+        history = {"state": frame.states[-1:], "text": frame.instruction, "embodiment": EMBODIMENT}
         inputs = served.processor(images=images, check_stereo=False, **history)
         noise = np.random.default_rng(0).standard_normal((1, 8, 7), dtype=np.float32)
         chunk = served.model.predict_action(**inputs, noise=inputs["state"].new_tensor(noise))
         expected = served.processor.decode_actions(chunk, EMBODIMENT)[0]
-        np.testing.assert_allclose(actions, expected, atol=6e-5)
+        np.testing.assert_allclose(actions, expected, atol=6e-4)
         for action in expected[:2]:
             episode.world.step(action)
             episode.states.append(episode.world.state())
@@ -173,11 +175,14 @@ def test_the_simulator_is_the_one_that_measures(client, served):
     episode.world.close()
 
 
-def test_a_page_without_a_simulator_says_why(tmp_path):
+def test_a_page_without_a_simulator_says_why(tmp_path, place):
     save_tiny_depthvla(tmp_path / "wrist", views=["left", "wrist"])
-    blocks = make_page(AppOptions(str(tmp_path / "wrist"), run_code=True))
+    page, blocks = make_page(AppOptions(str(tmp_path / "wrist"), run_code=True))
+    page.close()
     texts = [block.value for block in blocks.blocks.values() if isinstance(getattr(block, "value", None), str)]
     assert "The model sees left, wrist; the simulator has the views left and right alone." in texts
+    with pytest.raises(ValueError, match="--execution_horizon is 9; the model predicts 8 actions"):
+        make_page(AppOptions(str(place / "model"), execution_horizon=9, run_code=True))
     labels = {getattr(block, "label", "") for block in blocks.blocks.values()}
     assert {"left view", "wrist view"} <= labels and "right view" not in labels and "Dataset" not in labels
 
@@ -190,6 +195,7 @@ def test_options_are_checked_before_a_model_is_loaded(tmp_path, capsys):
         (["--model", "x", "--world", "{"], "is no JSON"),
         (["--model", "x", "--world", "[]"], "must be a JSON object"),
         (["--model", str(tmp_path)], "is no checkpoint"),
+        (["--model", str(tmp_path), "--host", "203.0.113.1"], "cannot listen on 203.0.113.1, port 7860"),
         (["--model", "x/y", "--dataset", str(tmp_path / "no")], "no dataset is there"),
     ):
         assert main(["app", *arguments]) == 2

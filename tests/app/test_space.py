@@ -17,6 +17,7 @@ from tiny_checkpoint import save_tiny_checkpoint
 from stereovla.sharing.space import CODE, LIBRARIES, PACKAGES, SCRIPTS, space_card
 from stereovla.simulation.rendering import EGL_HELP
 
+PATIENCE_S = 300  # a busy machine is no fault of a test
 MODEL, SPACE, DATA = "someone/policy", "someone/policy-page", "someone/data"
 
 
@@ -38,7 +39,7 @@ def test_all_that_the_page_imports_travels_and_is_installed():
     owners = importlib.metadata.packages_distributions()
     foreign = {name.partition(".")[0] for path in files for name in imported_names(path)}
     foreign -= {"stereovla", *sys.stdlib_module_names}
-    named = {name.lower().replace("_", "-") for name in PACKAGES} | {"gradio"}
+    named = {name.lower().replace("_", "-") for name in PACKAGES} | {"gradio", "fastapi", "uvicorn"}
     missing = {name for name in foreign if not named & {owner.lower().replace("_", "-") for owner in owners[name]}}
     assert not missing, f"sharing/space.py does not name {missing}"
     assert all(library in EGL_HELP for library in LIBRARIES)
@@ -46,7 +47,9 @@ def test_all_that_the_page_imports_travels_and_is_installed():
 
 def test_what_people_wrote_into_the_card_of_a_space_stays():
     first = space_card(MODEL, [DATA], "mit", None)
-    header = yaml.safe_load(first.split("---")[1])
+    _, head, text = first.split("---")
+    assert text.strip().startswith("# policy: a look inside")
+    header = yaml.safe_load(head)
     assert header["title"] == "policy: a look inside" and header["models"] == [MODEL] and header["datasets"] == [DATA]
     assert (header["sdk"], header["sdk_version"]) == ("gradio", importlib.metadata.version("gradio"))
     edited = first.replace("policy: a look inside", "My arm").replace("Written by", "Mine. Written by")
@@ -86,13 +89,15 @@ def test_a_space_is_published_and_runs_as_it_was_sent(tmp_path, monkeypatch):
         kept = {name: value for name, value in given.items() if name != "PYTHONPATH"}
         port = {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": "0"}
         # the folder first, so that it is this package which is imported wherever another is installed
-        started = "import runpy, sys; sys.path.insert(0, ''); runpy.run_path('app.py', run_name='__main__')"
+        started = "import runpy, sys; sys.path.insert(0, ''); import stereovla; print(stereovla.__file__); "
+        started += "runpy.run_path('app.py', run_name='__main__')"
         process = subprocess.Popen(
             [sys.executable, "-u", "-c", started], cwd=page, env=kept | port, stdout=subprocess.PIPE, text=True
         )
         try:
+            assert Path(next(process.stdout).strip()).is_relative_to(page)  # its own code runs
             url = next(found[0] for line in process.stdout if (found := re.search(r"http://127[\d.:]+", line)))
-            client = Client(url, verbose=False)
+            client = Client(url, verbose=False, httpx_kwargs={"timeout": PATIENCE_S})
             left, right, *fields = client.predict(DATA, "validation", 0, 1, api_name="/take")
             answer = client.predict(handle_file(left), handle_file(right), *fields, 0, api_name="/look")
             assert "for a chunk of 8 actions" in answer[-2]
@@ -101,4 +106,3 @@ def test_a_space_is_published_and_runs_as_it_was_sent(tmp_path, monkeypatch):
         finally:
             process.terminate()
             process.wait(30)
-        assert (page / "stereovla" / "app" / "__pycache__").is_dir()  # its own code ran

@@ -145,6 +145,16 @@ def test_unknown_keys_of_a_saved_config_are_left_out_with_a_warning(tmp_path, ca
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
+def test_unknown_keys_of_a_part_of_a_part_are_left_out_too(caplog):
+    values = tiny_config(depth_config=stereo_encoder()).to_dict()
+    values["depth_config"]["stereo_config"]["sharpness"] = 1.0
+    with caplog.at_level("WARNING"):
+        again = DepthVLAConfig.from_dict(values)
+    assert "StereoEncoderConfig: unknown keys of the saved config are left out: sharpness" in caplog.text
+    del values["depth_config"]["stereo_config"]["sharpness"]
+    assert again.to_dict() == DepthVLAConfig.from_dict(values).to_dict()
+
+
 def test_a_tied_output_layer_is_the_language_model_s_choice():
     config = tiny_config()
     assert config.tie_word_embeddings and config.text_config.tie_word_embeddings

@@ -202,7 +202,7 @@ def test_parts_of_a_batch_add_up_to_the_batch():
     """With the whole batch's counts, as split over processes or accumulation steps; samples are unevenly spread."""
     torch.manual_seed(0)
     weights = {f"{name}_loss_weight": 1.0 for name in ("pointing", "disparity", "keyframe", "language_pointing")}
-    options = {"use_pointers": True, "language_pointing_layer": 0, "bin_smoothing": 1.0}
+    options = {"use_pointers": True, "language_pointing_layer": 1, "bin_smoothing": 1.0}
     config = StereoVLAConfig.from_preset("tiny", **options, flow_draws=2, direct_probability=0.5, **weights)
     model = StereoVLAForActionPrediction(config).eval()  # batch norm would see another batch
     size, chunk = config.image_size, (config.chunk_size, config.action_dim)
@@ -216,8 +216,8 @@ def test_parts_of_a_batch_add_up_to_the_batch():
         "hide_pose": torch.tensor([True, False, False, True]),
     }
     batch["labels"][0] = -100
-    batch["answer_points"] = torch.rand(*batch["labels"].shape, 2) * size
-    batch["answer_points"][0] = batch["answer_points"][1, :10] = float("nan")
+    anywhere = torch.rand(*batch["labels"].shape, 2) * size
+    batch["answer_points"] = torch.where(batch["labels"][..., None] == -100, float("nan"), anywhere)
     batch["disparity"][1], batch["points"][2], batch["displacement"][3] = 0, float("nan"), float("nan")
     found = []
     for parts in ([slice(0, 4)], [slice(0, 3), slice(3, 4)]):
@@ -283,7 +283,7 @@ def test_bad_input_is_refused(model):
 def test_config_refuses_what_cannot_work():
     with pytest.raises(ValueError, match="did you mean 'chunk_size'"):
         StereoVLAConfig.from_preset("tiny", chunk_sise=3)
-    with pytest.raises(ValueError, match="tiny, demo, lab, full"):
+    with pytest.raises(ValueError, match="tiny, demo, points, lab, full"):
         StereoVLAConfig.from_preset("huge")
     with pytest.raises(Exception, match="image_size is 100"):
         StereoVLAConfig.from_preset("tiny", image_size=100)

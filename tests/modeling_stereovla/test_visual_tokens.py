@@ -7,12 +7,7 @@ from torch.nn import functional as F
 
 from stereovla.modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
 from stereovla.modeling_stereovla.configuration_stereovla import PRESETS
-from stereovla.modeling_stereovla.visual_tokens import (
-    StereoVisualTokens,
-    normalize_pixels,
-    pool_to_grid,
-    position_code,
-)
+from stereovla.modeling_stereovla.visual_tokens import StereoVisualTokens, normalize_pixels, pool_to_grid
 
 ABLATIONS = {
     "mono": {"stereo_config": None},
@@ -135,25 +130,3 @@ def test_a_dict_brings_in_a_part_that_the_preset_lacks():
     assert StereoVLAConfig.from_preset("demo", spatial_config=spatial).spatial_config.hidden_size == 32
     with pytest.raises(ValueError, match="did you mean 'stereo_config'"):
         StereoVLAConfig.from_preset("demo", stereo_konfig={"max_disparity": 64})
-
-
-@torch.no_grad()
-def test_the_position_code_is_added_and_tells_each_token_its_place():
-    pair = torch.rand(2, 2, 3, 64, 64)
-    plain, told = tiny(), tiny(visual_position_code=True)
-    told.load_state_dict(plain.state_dict())  # it has no weights
-    code = (told.model.visual_tokens(pair).tokens - plain.model.visual_tokens(pair).tokens)[0]
-    torch.testing.assert_close(code, position_code(4, 64, code), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(("grid", "width"), [(4, 64), (12, 96), (16, 192), (3, 30)])
-def test_places_follow_linearly_from_the_position_code(grid, width):
-    code = position_code(grid, width, torch.zeros(1, dtype=torch.float64))
-    assert code.shape == (grid**2, width) and code.abs().max() <= 1
-    v, u = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
-    places = torch.stack([u, v], -1).flatten(0, 1).double()
-    told = torch.cat([code, torch.ones(grid**2, 1)], -1)
-    read = told @ torch.linalg.lstsq(told, places, driver="gelsd").solution
-    torch.testing.assert_close(read, places, atol=0.02, rtol=0)
-    apart = torch.cdist(code, code) + 10 * torch.eye(grid**2)
-    assert apart.min() > 0.1

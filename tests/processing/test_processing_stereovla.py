@@ -199,9 +199,16 @@ def test_answer_points_are_what_each_label_is_about(processor):
         calibration=[CALIBRATION] * 6,
         target_px=[target, target, target, None, None, [70.0, 3.0]],
         gripper_px=[gripper] * 6,
+        target_name=["red cube", "blue ball", None, "red cube", None, None],
         return_labels=True,
     )
     points, labels = batch["answer_points"], batch["labels"]
+    assert batch["asked_words"].shape == labels.shape and batch["asked_words"].dtype == torch.bool
+    words = [
+        processor.tokenizer.decode(ids[said])
+        for ids, said in zip(batch["input_ids"], batch["asked_words"], strict=True)
+    ]
+    assert words == [" red cube", "", " red cube", " (40, 50)", "", " blue ball"]
     assert points.shape == (*labels.shape, 2) and points.dtype == torch.float32
     for row, (about, skipped) in enumerate([(target, 7), (target, 7), (target, 0), (asked, 0), (None, 0), (None, 0)]):
         places = (labels[row] != -100).nonzero()[skipped:, 0] if about else torch.tensor([], dtype=torch.int64)
@@ -403,14 +410,13 @@ def test_batch_equals_samples(processor):
     columns = {name: [sample.get(name) for sample in samples] for name in names}
     batch = processor(pairs, embodiment="arm", return_labels=True, **columns)
     assert batch["is_action"].tolist() == [True] + [False] * 4
-    by_token = {"input_ids", "labels", "attention_mask", "answer_points"}
+    by_token = {"input_ids", "labels", "attention_mask", "answer_points", "asked_words"}
     for row, sample in enumerate(samples):
         single = processor(pairs[row], return_labels=True, **sample)
         length = single["input_ids"].shape[1]
-        for name in by_token - {"answer_points"}:
-            assert torch.equal(batch[name][row, :length], single[name][0]), (row, name)
-        torch.testing.assert_close(batch["answer_points"][row, :length], single["answer_points"][0], equal_nan=True)
-        assert batch["answer_points"][row, length:].isnan().all()
+        for name in by_token & set(single):
+            torch.testing.assert_close(batch[name][row, :length], single[name][0], equal_nan=True, rtol=0, atol=0)
+        assert batch["answer_points"][row, length:].isnan().all() and not batch["asked_words"][row, length:].any()
         assert not batch["attention_mask"][row, length:].any() and (batch["labels"][row, length:] == -100).all()
         for name in set(single) - by_token:
             torch.testing.assert_close(batch[name][row], single[name][0], equal_nan=True)

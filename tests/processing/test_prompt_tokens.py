@@ -45,6 +45,26 @@ def test_layouts(tokenizer):
     assert paligemma.start == paligemma.start_of(1) == [3, 3, 3, 3, 1] and paligemma.start_of(0) == [1]
 
 
+@pytest.mark.parametrize(
+    ("part", "text"),
+    [
+        ("red cube", "In: What action should the robot take to pick up the red cube?\nOut: "),
+        ("red cube", "put the red cube on the other red cube"),  # the first of them
+        ("(16, 21), (3, 5)", "the depth at (16, 21), (3, 5) in the image?"),
+        ("cube", "cube"),
+        ("zebra", "pick up the zebra now"),  # a word that falls apart
+    ],
+)
+def test_places_of_a_part(tokenizer, part, text):
+    tokens = prompt_tokens(tokenizer)
+    ids, places = tokens.encode([text])[0], tokens.places_of(part, text)
+    assert tokenizer.decode(ids[places]).strip() == part
+    before = tokenizer.decode(ids[: places.start])
+    assert text.startswith(before) and before.strip() == text[: text.index(part)].strip()
+    with pytest.raises(ValueError, match="'green' is not in"):
+        tokens.places_of("green", text)
+
+
 def test_nothing_is_cut(tokenizer):
     tokens = prompt_tokens(tokenizer, max_length=5)
     assert tokens.pad([([1] * 5, 5, 0)], "left")["input_ids"].shape == (1, 5)

@@ -154,38 +154,54 @@ def test_a_model_is_published_whole(hub, ours, stranger, folders, copied):
     assert repo.tags["v1"] != repo.heads["main"] and repo.files("v1") == sent
 
 
+# a push's Space without the model's loads; the calls are those of push_to_hub.check_and_publish
+SEND_SPACE = """
+import sys, tempfile
+from pathlib import Path
+from stereovla.push_to_hub import PushOptions, prepare_space, publish_space
+folder, repo_id, space, dataset = sys.argv[1:]
+options = PushOptions(folder, "mit", repo_id, dataset_ids=[dataset], space=space)
+with tempfile.TemporaryDirectory() as page:
+    publish_space(Path(page), *prepare_space(Path(page), Path(folder), options), options)
+"""
+
+
 def test_a_space_is_published_beside_its_model(hub, ours, folders, copied):
+    folder = str(copied / "run/model")
     hub.add("dataset", DATA, folders / "data")
-    command = ["--folder", str(copied / "run/model"), "--repo_id", MODEL, "--license", "mit", "--dataset_ids", DATA]
-    page = [*command, "--space", SPACE]
-    dry = ours.run(COMMAND, *page, "--dry_run")
-    assert f"Space {SPACE}: " in dry.stdout and set(hub.repos) == {("dataset", DATA)}
-    done = ours.run(COMMAND, *page)
+    command = ["--folder", folder, "--repo_id", MODEL, "--license", "mit", "--dataset_ids", DATA, "--space", SPACE]
+    done = ours.run(COMMAND, *command)
     assert f"Space {SPACE}: {hub.url}/spaces/{SPACE}" in done.stdout
     repo = hub.repos["space", SPACE]
     assert repo.private and hub.repos["model", MODEL].private
     sent = repo.files()
-    assert {name for name in sent if "/" not in name} == {
-        "README.md", "app.py", "packages.txt", "requirements.txt", ".gitattributes"
-    }  # fmt: skip
+    written = {"README.md", "app.py", "packages.txt", "requirements.txt"}
+    assert {name for name in sent if "/" not in name} == written | {".gitattributes"}
     assert f'model="{MODEL}"'.encode() in sent["app.py"] and f'dataset=["{DATA}"]'.encode() in sent["app.py"]
     assert str(copied).encode() not in b"".join(sent.values())
-    repo.commit("main", sent | {"stereovla/old.py": Blob(b"x = 1", False)})  # of an earlier version of the page
-    ours.run(COMMAND, *page)
+    again = [SEND_SPACE, folder, MODEL, SPACE, DATA]
+    # of an earlier version of the page
+    repo.commit("main", repo.commits[repo.sha("main")] | {"stereovla/old.py": Blob(b"x = 1", False)})
+    ours.run(*again)
     assert repo.files() == sent
     before = len(repo.commits)
-    ours.run(COMMAND, *page)
+    ours.run(*again)
     assert len(repo.commits) == before  # nothing is sent twice
     repo.private = False
-    for wrong, words in (
-        (page, f"the Space {SPACE} is public, this push is private"),
-        ([*page, "--pull_request"], "--space shows what --repo_id has on its main branch"),
-        (["--folder", str(folders / "data"), *page[2:]], "is a dataset; a Space shows a model or an adapter"),
-        ([*page[:-1], "no id at all"], "an id on the Hub has the form NAME/REPOSITORY"),
-    ):
-        refused = ours.run(COMMAND, *wrong, check=False)
-        assert refused.returncode == 2 and words in refused.stderr, refused.stderr
+    assert f"the Space {SPACE} is public, this push is private" in ours.run(*again, check=False).stderr
     assert len(repo.commits) == before
+
+
+def test_a_space_that_cannot_be_is_told_before_anything_is_sent(folders):
+    with pytest.raises(ValueError, match="--space shows what --repo_id has on its main branch"):
+        options(space=SPACE, repo_id=MODEL, pull_request=True)
+    with pytest.raises(ValueError, match="give that, and no --pull_request"):
+        options(space=SPACE)
+    with pytest.raises(ValueError, match="--space is 'no id at all'; an id on the Hub has the form"):
+        options(space="no id at all", repo_id=MODEL)
+    dataset = PushOptions(str(folders / "data"), "mit", DATA, space=SPACE, dry_run=True)
+    with pytest.raises(ValueError, match="is a dataset; a Space shows a model or an adapter"):
+        check_and_publish(dataset)
 
 
 def test_strangers_use_model_and_adapter(hub, ours, stranger, folders):

@@ -1,0 +1,38 @@
+"""Places in the picture and bins in one code of fixed waves: where a visual token is, and what a bin says.
+
+Not in the papers: an option (off in the `full` preset). Visual tokens carry no place of their own but the language
+model's rotary embedding, which values do not have; and untrained bins are 256 words that know nothing of each other, of
+which each is met in a few answers. In one code, an answer is near right as soon as the attended place is handed on.
+"""
+
+import torch
+
+
+def waves(places: torch.Tensor, width: int, grid: int) -> torch.Tensor:
+    """Sines and cosines (n, width) of places (n, 2) in [-1, 1], of the first coordinate, then of the second; from waves
+    of twice the range, whose sine is nearly linear, to waves of two of the `grid` tokens of a side. 0 in the last
+    `width` % 4 entries.
+    """
+    count = width // 4
+    powers = torch.arange(count, device=places.device, dtype=places.dtype) / max(1, count - 1)
+    angles = places[..., None] * (torch.pi / 2 * grid**powers)  # (n, 2, count)
+    code = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+    return torch.nn.functional.pad(code, (0, width - 4 * count))
+
+
+def code_of_grid(grid: int, like: torch.Tensor) -> torch.Tensor:
+    """The code (grid * grid, width) of the centres of the visual tokens; `like` (..., width)."""
+    cells = (torch.arange(grid, device=like.device, dtype=torch.float32) + 0.5) * 2 / grid - 1
+    v, u = torch.meshgrid(cells, cells, indexing="ij")
+    return waves(torch.stack([u, v], dim=-1).flatten(0, 1), like.shape[-1], grid).to(like.dtype)
+
+
+@torch.no_grad()
+def write_bins(weight: torch.Tensor, first: int, num_bins: int, grid: int) -> None:
+    """Gives the rows of `num_bins` bins in an embedding (vocabulary, width), of which `first` is the id of the last,
+    the code of what they say, in both coordinates, at the size that the rows have.
+    """
+    rows = weight[first : first + num_bins]
+    edges = torch.linspace(1, -1, num_bins, device=weight.device)  # bin b is the id first + num_bins - b
+    code = waves(edges[:, None].expand(-1, 2), weight.shape[1], grid)
+    rows.copy_(code * (rows.float().square().mean() / code.square().mean()).sqrt())
