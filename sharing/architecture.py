@@ -127,11 +127,12 @@ class Architecture:
             f"({size_of(config['text_config'])}) reads them with the text; {self.action_expert('its keys and values')}"
         )
         if frame := config.get("points_frame"):
-            of = "a given depth map's disparity" if config["points_of"] == "given" else "the stereo encoder's disparity"
+            given = config["points_of"] == "given"
+            of = "a given depth map's disparity" if given else "the stereo encoder's disparity"
+            place = "robot base" if frame == "base" else "camera"
             text += (
-                f" Not in the paper: tokens and pointers see points of {of} and the calibration, in the "
-                f"{'robot base' if frame == 'base' else 'camera'}'s frame; {100 * config['calibration_dropout']:g} % of "
-                "the training samples came without calibration."
+                f" Not in the paper: tokens and pointers see points of {of} and the calibration, in the {place}'s "
+                f"frame; {100 * config['calibration_dropout']:g} % of the training samples came without calibration."
             )
         return text
 
