@@ -103,5 +103,5 @@ def test_a_space_is_published_and_runs_as_it_was_sent(tmp_path, monkeypatch):
             assert told.startswith("0.0 s")
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(PATIENCE_S)
         assert (page / "stereovla" / "app" / "__pycache__").is_dir()  # its own code ran
