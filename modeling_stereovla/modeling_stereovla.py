@@ -140,7 +140,7 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
         cache: RecordingCache,
     ) -> StereoVLAModelOutput:
         """`forward` where samples share pairs: a picture's tokens come first and see no words, so that the language
-        model reads them once for all questions about it.
+        model reads them once for all questions about it. Visual tokens and points stay those of the pictures.
         """
         length = 1 + self.config.num_visual_tokens
         start = input_ids[0, :length]
@@ -166,9 +166,9 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
         cache.states = words.states
         return StereoVLAModelOutput(
             last_hidden_state=torch.cat([first.last_hidden_state[frames], second.last_hidden_state], dim=1),
-            visual_tokens=seen.tokens[frames],
+            visual_tokens=seen.tokens,
             disparity=seen.disparity,
-            points=None if seen.points is None else seen.points[frames],
+            points=seen.points,
         )
 
 
@@ -343,7 +343,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             logits = predictions.logits = self.lm_head(hidden[:, :-1][targets.labelled])
         if acts:
             state_tokens, predictions.pointed = self._state_tokens(
-                state, input_ids, attention_mask, outputs, point_frame, targets, facing
+                state, input_ids, attention_mask, outputs, point_frame, targets, facing, frames
             )
             draws = Draws(noise, time, hide_pose, delay).completed(self.config, actions, generator)
             mask = attention_mask if draws.hide_pose is None else self._without_pose(attention_mask, draws.hide_pose)

@@ -121,10 +121,12 @@ class Pointers(nn.Module):
         facing: torch.Tensor | None = None,
         turns: torch.Tensor | None = None,
         equal_turns: torch.Tensor | None = None,
+        frames: torch.Tensor | None = None,
     ) -> Pointed:
         """
         Args:
-            visual_tokens: (B, N, hidden).
+            visual_tokens: (B, N, hidden), or where samples share pictures those of the pictures, and `frames` (B,)
+                int64 which of them each sample is about; `points` likewise.
             text: (B, L, hidden) token embeddings; text_mask: (B, L) bool, True = a word of the prompt.
             state: (B, state_dim), the present one, normalised; state_token: (B, width), embedded.
             points: (B, 3, h, w) and frame: (B,), of a model that has points (see `view_points`).
@@ -137,17 +139,22 @@ class Pointers(nn.Module):
         instruction = (words * text_mask[..., None].to(words.dtype)).sum(1)
         gripper = self.gripper_query.weight.expand(len(instruction), -1).to(words.dtype)
         tokens = self.token_norm(visual_tokens)
-        logits = torch.stack([instruction, gripper], dim=1) @ self.key(tokens).transpose(1, 2) / tokens.shape[-1] ** 0.5
+
+        def of_samples(of_pictures: torch.Tensor) -> torch.Tensor:
+            return of_pictures if frames is None else of_pictures.index_select(0, frames)
+
+        keys, values = of_samples(self.key(tokens)), of_samples(self.value(tokens))
+        logits = torch.stack([instruction, gripper], dim=1) @ keys.transpose(1, 2) / tokens.shape[-1] ** 0.5
         attention = logits.softmax(-1)
         pointed = Pointed(logits)
         place, known = attention @ self.centres(attention), []
         if self.cells:
-            pointed.cells = self.cell(tokens).unflatten(-1, (2, -1)).transpose(1, 2)
-            pointed.points, ways = self.read_points(attention, pointed.cells, points, frame, state)
+            pointed.cells = of_samples(self.cell(tokens)).unflatten(-1, (2, -1)).transpose(1, 2)
+            pointed.points, ways = self.read_points(attention, pointed.cells, of_samples(points), frame, state)
             known = [ways.to(place.dtype)]
         place = torch.cat([place, *known], dim=-1)
         # value first, attention after: the MLP sees single tokens, as an offset within a token is not linear in them
-        read_out = (attention @ self.value(tokens) + self.place(place)).to(state_token.dtype)
+        read_out = (attention @ values + self.place(place)).to(state_token.dtype)
         features = torch.cat([read_out.flatten(1), state_token, *(part.flatten(1) for part in known)], dim=-1)
         pointed.displacement = self.displacement(features)
         told = self.displacement_token(DISPLACEMENT_GAIN * pointed.displacement)

@@ -152,6 +152,7 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
         point_frame: torch.Tensor | None = None,
         targets: Targets | None = None,
         facing: torch.Tensor | None = None,
+        frames: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Pointed | None]:
         """The expert's state tokens (B, S, width), the pointers' among them, and what these say.
 
@@ -161,6 +162,7 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
             point_frame: (B,), of the points.
             targets: in training, whose turns decide which of those that hold alike the expert is told.
             facing: (B, num_turns) rad, where the tool faces now.
+            frames: (B,) int64, which of the pictures each sample is about, where `seen` is of pictures.
         """
         expected = (self.config.state_history, self.config.state_dim)
         if state is None or tuple(state.shape[1:]) != expected:
@@ -193,6 +195,7 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
             facing,
             None if targets is None else targets.turns,
             None if targets is None else targets.equal_turns,
+            frames,
         )
         return torch.cat([tokens, pointed.tokens.to(tokens.dtype)], dim=1), pointed
 

@@ -268,17 +268,19 @@ class PolicyProcessor(ProcessorOptions):
         ways = np.full((len(rows), self.state_dim), np.nan, dtype=np.float32)
         turns = np.full((len(rows), self.num_turns), np.nan, dtype=np.float32)
         equal = np.full(len(rows), max(1, self.turn_symmetry), dtype=np.float32)
-        for number, (row, name) in enumerate(zip(rows, names, strict=True)):
-            if "pose" not in row:
-                continue
-            rotations, ends = self.rotations(name), (row["pose"], row["states"][-1])
+        known = [number for number, row in enumerate(rows) if "pose" in row]
+        for name in sorted({names[number] for number in known}):
+            # all of an embodiment at once: one by one they take a third of the time of a batch
+            chosen = [number for number in known if names[number] == name]
+            rotations = self.rotations(name)
+            ends = (np.stack([rows[n]["pose"] for n in chosen]), np.stack([rows[n]["states"][-1] for n in chosen]))
             if self.turn_symmetry:
-                way, apart = differences_and_turns(*ends, rotations)
-                turns[number, : len(rotations)] = apart
-                equal[number] = row.get("equal_turns", equal[number])
+                way, turns[chosen, : len(rotations)] = differences_and_turns(*ends, rotations)
             else:
                 way = differences(*ends, rotations)
-            ways[number] = normalizer.scale(way, name, "state", rotations)
+            ways[chosen] = normalizer.scale(way, name, "state", rotations)
+        for number in known:
+            equal[number] = rows[number].get("equal_turns", equal[number])
         apart = {"turns": turns, "equal_turns": equal} if self.turn_symmetry else {}
         return {"displacement": ways, **apart}
 

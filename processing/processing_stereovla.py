@@ -43,11 +43,11 @@ class StereoProcessor(PolicyProcessor):
       the turn of the tool about its own axis, rad, which displacement then has not
       (`state_entries.differences_and_turns`); NaN = none. equal_turns float32 (B,): how many turns in a whole one are
       as right.
-    - answer_points float32 (B, L, 2), with points and `return_labels`: (u, v) in px of the processed left view that
-      each label is about. Of a box and of a pose (but not of the present state before it) the target, of a depth
-      question the pixel that it asks about; NaN where that is not visible, and for labels about nothing, or about
+    - answer_points float32 (B, L, 2), with `return_labels` only: (u, v) in px of the processed left view that each
+      label is about. Of a box and of a pose (but not of the present state before it) the target, of a depth question
+      the pixel that it asks about; NaN where that is not visible or not given, and for labels about nothing, or about
       several pixels.
-    - asked_words bool (B, L), with points and `return_labels`: the ids that say what is asked for. Of a box the
+    - asked_words bool (B, L), with `return_labels` only: the ids that say what is asked for. Of a box the
       object's name, of an action or a pose `target_name` where the instruction has it, of a depth question its pixels.
 
     Objectives and their answers:
@@ -114,7 +114,7 @@ class StereoProcessor(PolicyProcessor):
         with_answer: bool,
     ) -> dict[str, Any]:
         inputs = {} if maps is None else self._disparity(maps)
-        if with_answer and "points" in rows[0]:
+        if with_answer:
             inputs["answer_points"] = self._answer_points(rows, data["labels"])
             inputs["asked_words"] = self._asked_words(rows, data["input_ids"])
         return inputs
@@ -135,10 +135,9 @@ class StereoProcessor(PolicyProcessor):
             places = np.flatnonzero(labels[number] != IGNORE_INDEX)
             if row["objective"] in self.pose_answers:
                 places = places[self.state_dim :]  # the present state is no question
-            if "asked" not in row:
-                points[number, places] = row["points"][0]
-            elif len(row["asked"]) == 1:
-                points[number, places] = row["asked"][0]
+            about = row.get("asked", row.get("points", ())[:1])  # pixels of a depth question, or the target
+            if len(about) == 1:
+                points[number, places] = about[0]
         return points
 
     def _disparity(self, maps: list[tuple[np.ndarray, float] | None]) -> dict[str, torch.Tensor]:

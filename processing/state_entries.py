@@ -80,10 +80,11 @@ def differences_and_turns(
     the rotation vector t (in the base frame), only tilts the tool: the tool's axis is z of its own frame. So a tool
     that is turned on by any angle about its axis has another d and the same t.
     """
-    way, turns = differences(targets, states, rotations), []
+    way = np.asarray(targets, dtype=np.float64) - np.asarray(states, dtype=np.float64)
+    turns = []
     for group in rotations:
         if len(group) == 1:
-            turns.append(way[..., group[0]].copy())
+            turns.append(wrap_angle(way[..., group[0]]))
             way[..., group] = 0.0
             continue
         now, then = (rpy_to_matrix(np.asarray(values)[..., group]) for values in (states, targets))

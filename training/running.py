@@ -10,7 +10,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -122,8 +122,11 @@ def begin_run(options: Any, processes: int, output: Path) -> None:
         before = read_json(saved)
     elif finished:  # the result alone was kept, which says the same
         before = read_json(result / "training.json").get("options")
-    if before is not None and before != record:
-        changed = sorted(key for key in before.keys() | record.keys() if before.get(key) != record.get(key))
+    if before is not None:
+        # a run that began before an option existed went by the option's default
+        before = {item.name: item.default for item in fields(options) if item.name not in before} | before
+    keys = set() if before is None else before.keys() | record.keys()
+    if changed := sorted(key for key in keys if before.get(key) != record.get(key)):
         raise ValueError(
             f"{output} holds a run with other options ({', '.join(changed)}); choose another --output_dir or delete it"
         )

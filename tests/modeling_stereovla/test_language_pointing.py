@@ -43,13 +43,13 @@ def test_it_is_the_attention_of_the_layer(padding):
         fill = {"input_ids": 0, "attention_mask": 0, "labels": -100}
         inputs |= {name: F.pad(inputs[name], amount, value=value) for name, value in fill.items()}
         inputs["answer_points"] = F.pad(inputs["answer_points"], (0, 0, *amount), value=NAN)
-    output = model(**inputs, output_attentions=True)
     seen = inputs["input_ids"] == model.config.image_token_id
     words = (inputs["input_ids"] >= 10) & (inputs["input_ids"] < 400)  # those of `make_inputs`
     words &= torch.rand(words.shape) < 0.5
     words[1] = False  # nothing that could be read
     inputs["asked_words"] = words
     assert words[[0, 2]].any(-1).all()
+    output = model(**inputs, output_attentions=True)
     expected, hits = [], []
     for row, place in inputs["answer_points"][:, 1:, 0].isfinite().nonzero():
         weights = output.attentions[1][row, :2, place][:, seen[row]]  # (heads, N)

@@ -351,7 +351,7 @@ def test_it_learns_disparity():
     ("change", "message"),
     [
         ({"max_disparty": 64}, "did you mean 'max_disparity'"),
-        ({"max_disparity": 48}, "max_disparity is 48 px; it must be a positive multiple of 32"),
+        ({"max_disparity": 40}, "max_disparity is 40 px; it must be a positive multiple of 16"),
         ({"features": "volume"}, "valid: 'correlation', 'cost_volume', 'filtered_cost_volume', 'lookup'"),
         ({"attention_layout": "tokens"}, "valid: 'disparity', 'heads'"),
         ({"edgenext_depths": [1, 1]}, "edgenext_depths has 2 entries; edgenext_channels has 3"),

@@ -43,7 +43,7 @@ def random_pair(height: int, width: int) -> torch.Tensor:
 
 def check_volume_at_samples(model: StereoEncoderModel, pair: torch.Tensor, samples: int = 200) -> None:
     """Compares the raw volume with the definition of its entries, at random places and on both sides of x = d."""
-    maps = model.extract_features(pair)
+    maps = model.extract_features(model.normalized_views(pair))
     volume, (left, right) = model.raw_volume(maps)[0], maps[0]
     projected_left, projected_right = model.match_projection(maps[0])
     groups, concat, bins = (
@@ -99,7 +99,7 @@ def test_every_disparity_range(max_disparity):
     output = model(pair)
     assert output.features.shape == (1, 4 * max_disparity // 4, 56, 56)
     assert output.logits.shape == (1, 1, max_disparity // 4, 56, 56)
-    maps = model.extract_features(pair)
+    maps = model.extract_features(model.normalized_views(pair))
     short, long = model.raw_volume(maps), wider.raw_volume(maps)
     assert long.shape[2] == short.shape[2] + 8 and torch.equal(long[:, :, : short.shape[2]], short)
     check_volume_at_samples(model, pair, samples=40)
@@ -109,7 +109,7 @@ def test_every_disparity_range(max_disparity):
 def test_a_crop_of_the_volume_gives_the_crop_of_the_filtered_one():
     """At 480x640: away from the new borders, no place of the filtered volume depends on where it is in the image."""
     model = thin_model(hourglass_channels=[4])
-    maps = model.extract_features(random_pair(480, 640))
+    maps = model.extract_features(model.normalized_views(random_pair(480, 640)))
     left, volume = [features[0::2] for features in maps], model.raw_volume(maps)
     whole = model.filter(volume, left)
     top, start, height, width = 16, 64, 64, 80  # in pixels of the volume, multiples of the coarsest stride

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tiny_checkpoint import save_tiny_checkpoint
 from training_runs import arguments
 
 from stereovla.command_line import parse
@@ -37,6 +38,19 @@ def test_fields_of_a_config_and_of_its_parts_are_replaced():
     assert config.stereo_config.max_disparity == plain.stereo_config.max_disparity
     mono = config_of("--preset", "tiny", "--config", '{"stereo_config": null}')
     assert mono.stereo_config is None and mono.semantic_config is not None
+
+
+def test_the_longest_delay_stands_in_the_config_of_a_new_model_and_of_a_trained_one(tmp_path):
+    assert config_of("--preset", "tiny").max_delay == 0
+    assert config_of("--preset", "tiny", "--max_delay", "3").max_delay == 3
+    folder = str(save_tiny_checkpoint(tmp_path / "model"))
+    assert config_of("--preset", "tiny", "--model", folder, "--max_delay", "5").max_delay == 5
+    for given, words in (
+        (["--max_delay", "8"], "max_delay is 8; it must be at least 0 and below chunk_size"),
+        (["--model", folder, "--max_delay", "2", "--lora_rank", "2"], "which an adapter does not have"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            config_of("--preset", "tiny", *given)
 
 
 def test_each_ablation_stands_in_the_config():

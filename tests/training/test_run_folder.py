@@ -69,6 +69,14 @@ def test_options_are_written_once_and_whole(tmp_path):
     assert (again.st_ino, again.st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
     with pytest.raises(ValueError, match=r"holds a run with other options \(seed, steps\)"):
         begin_run(options(output, "--seed", "1", "--steps", "7"), 1, output)
+    # a version that did not know some options yet
+    older = {
+        name: value for name, value in asdict(options(output)).items() if name not in ("depth_points", "lora_rank")
+    }
+    (output / "options.json").write_text(json.dumps(older))
+    begin_run(options(output), 1, output)
+    with pytest.raises(ValueError, match=r"other options \(depth_points\)"):
+        begin_run(options(output, "--depth_points", "off"), 1, output)
     (output / "options.json").write_text('{"dataset": [')
     with pytest.raises(ValueError, match="options.json is no valid JSON"):
         begin_run(options(output), 1, output)
