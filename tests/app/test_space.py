@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 from gradio_client import Client, handle_file
 from house import ROOT, file_graph, imported_names, sources
@@ -60,7 +61,8 @@ def test_what_people_wrote_into_the_card_of_a_space_stays():
     assert "Mine. Written by" in again
 
 
-def test_a_space_is_published_and_runs_as_it_was_sent(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_space_is_published_and_runs_as_it_was_sent(tmp_path):
     """Its own folder is where the running page has its code from; the model comes from the Hub."""
     save_tiny_checkpoint(tmp_path / "model")
     write_finished_dataset(tmp_path / "data")
@@ -89,13 +91,16 @@ def test_a_space_is_published_and_runs_as_it_was_sent(tmp_path, monkeypatch):
         kept = {name: value for name, value in given.items() if name != "PYTHONPATH"}
         port = {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": "0"}
         # the folder first, so that it is this package which is imported wherever another is installed
-        started = "import runpy, sys; sys.path.insert(0, ''); import stereovla; print(stereovla.__file__); "
-        started += "runpy.run_path('app.py', run_name='__main__')"
+        started = (
+            "import runpy, sys; sys.path.insert(0, ''); import stereovla; print(stereovla.__file__)\n"
+            "runpy.run_path('app.py', run_name='__main__')"
+        )
         process = subprocess.Popen(
             [sys.executable, "-u", "-c", started], cwd=page, env=kept | port, stdout=subprocess.PIPE, text=True
         )
         try:
-            assert Path(next(process.stdout).strip()).is_relative_to(page)  # its own code runs
+            code = process.stdout.readline().strip()
+            assert Path(page, code).resolve().is_relative_to(page.resolve()), code
             url = next(found[0] for line in process.stdout if (found := re.search(r"http://127[\d.:]+", line)))
             client = Client(url, verbose=False, httpx_kwargs={"timeout": PATIENCE_S})
             left, right, *fields = client.predict(DATA, "validation", 0, 1, api_name="/take")
@@ -105,4 +110,4 @@ def test_a_space_is_published_and_runs_as_it_was_sent(tmp_path, monkeypatch):
             assert told.startswith("0.0 s")
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(PATIENCE_S)
