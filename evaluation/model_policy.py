@@ -46,7 +46,6 @@ class ModelPolicy(Policy):
         self.model, self.processor, self.name = model, processor, name
         self.num_steps, self.check_stereo = num_steps, check_stereo
         self.watch = watch_of(model, processor)
-        self._warned = False
 
     def inputs(self, observations: Sequence[Observation]) -> Any:
         """The processor's batch for an action."""
@@ -134,9 +133,8 @@ class ModelPolicy(Policy):
             self.watch.compare(
                 [self.processor.tool_px(o.states, o.calibration, o.embodiment, o.left.shape[:2]) for o in observations]
             )
-            if self.watch.problem and not self._warned:
-                self._warned = True
-                warnings.warn(f"{self.name}: {self.watch.problem}", RuntimeWarning, stacklevel=2)
+            if problem := self.watch.news():
+                warnings.warn(f"{self.name}: {problem}", RuntimeWarning, stacklevel=2)
         return list(self.processor.decode_actions(chunks, names))
 
     def noise(self, keys: Sequence[tuple[int, int]]) -> torch.Tensor:

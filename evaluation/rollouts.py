@@ -11,8 +11,8 @@ import numpy as np
 from stereovla.evaluation.delays import DelayedArm, Delivery
 from stereovla.evaluation.metrics import success_rate
 from stereovla.evaluation.policies import Observation, Policy
+from stereovla.serving.rotations import vector_to_matrix
 from stereovla.simulation import World, WorldConfig
-from stereovla.simulation.geometry import rotation_matrix
 
 RUNNING = ("running_actions", "delay")  # what a request says of the chunk that is executed
 WRONG_LIFT_M = 0.05  # another object held this high was picked by mistake; the target counts from the same height
@@ -91,7 +91,7 @@ class Episode:
         axis = np.random.default_rng(self.seed).standard_normal(3)
         axis *= math.radians(self.config.calibration_error_deg) / np.linalg.norm(axis)
         pose = np.array(calibration["transform_camera_to_base"], dtype=np.float64)
-        pose[:3, :3] = pose[:3, :3] @ rotation_matrix(axis)
+        pose[:3, :3] = pose[:3, :3] @ vector_to_matrix(axis)
         return {**calibration, "transform_camera_to_base": pose}
 
     def execute(self, chunk: np.ndarray) -> Iterator[None]:

@@ -24,6 +24,7 @@ class CalibrationWatch:
         self.size = model.config.image_size
         self.offsets_px: deque[float] = deque(maxlen=FRAMES)
         self._seen: np.ndarray | None = None
+        self._told = False
         cells = (np.arange(model.pointers.grid) + 0.5) * (self.size / model.pointers.grid)
         self._centres = torch.from_numpy(np.stack(np.meshgrid(cells, cells), axis=-1).reshape(-1, 2)).float()
         model.pointers.register_forward_hook(self._note)
@@ -37,6 +38,13 @@ class CalibrationWatch:
         for seen, tool in zip(self._seen, tools_px, strict=True):
             if np.isfinite(tool).all():
                 self.offsets_px.append(float(np.linalg.norm(seen - tool)))
+
+    def news(self) -> str | None:
+        """The `problem` where there is one, once."""
+        if self._told or (problem := self.problem) is None:
+            return None
+        self._told = True
+        return problem
 
     @property
     def problem(self) -> str | None:

@@ -78,7 +78,7 @@ class ServedModel:
             revision,
             limit,
         )
-        self.watch, self._warned = watch_of(model, processor), False
+        self.watch = watch_of(model, processor)
         self.named = hasattr(processor, "views")  # whether the processor takes views by name; else it takes a pair
         if not processor.norm_stats:
             raise ValueError(f"{name} has no statistics of any robot (norm_stats): its actions have no units")
@@ -246,9 +246,8 @@ class ServedModel:
         if any(one.tool_px is None for one in batch):
             return
         self.watch.compare([one.tool_px for one in batch])
-        if self.watch.problem and not self._warned:
-            self._warned = True
-            print(f"warning: {self.watch.problem}", file=sys.stderr, flush=True)
+        if problem := self.watch.news():
+            print(f"warning: {problem}", file=sys.stderr, flush=True)
 
     @torch.inference_mode()
     def further(self, batch: Sequence[Prepared]) -> list[dict[str, Any]]:

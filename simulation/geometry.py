@@ -50,16 +50,6 @@ def rotation_vector(matrix: np.ndarray) -> np.ndarray:
     return axis if sine < 1e-9 else axis * (angle / sine)
 
 
-def rotation_matrix(vector: np.ndarray) -> np.ndarray:
-    """(3,) axis times angle in rad -> (3, 3) rotation (Rodrigues); the inverse of `rotation_vector`."""
-    angle = float(np.linalg.norm(vector))
-    if angle == 0.0:
-        return np.eye(3)
-    x, y, z = vector / angle
-    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
-    return np.eye(3) + math.sin(angle) * cross + (1.0 - math.cos(angle)) * cross @ cross
-
-
 def wrap_angle(angle: float, period: float = 2.0 * math.pi) -> float:
     """The equal angle modulo `period` in [-period / 2, period / 2)."""
     return (angle + period / 2.0) % period - period / 2.0

@@ -57,6 +57,7 @@ def test_a_camera_that_was_turned_is_noticed(parts, turned, wrong):
     expected = 88 * math.tan(math.radians(turned))  # of a tool near the middle of the view
     assert np.median(watch.offsets_px) == pytest.approx(expected, abs=0.6)
     assert (watch.problem is not None) == wrong == (expected > LIMIT * 64)
+    assert watch.news() == watch.problem and watch.news() is None  # once
     if wrong:
         assert "8 px beside where the calibration puts the tool" in watch.problem
 
