@@ -2,8 +2,8 @@
 what it answers in words.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,39 +13,32 @@ from stereovla.evaluation.held_out import HeldOutRow
 
 
 @contextmanager
-def told_displacements(model: Any) -> Iterator[list[torch.Tensor]]:
+def noted(module: Any, noting: Callable[[Any], torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Within, what `noting` makes of each output of the module is kept, on the CPU; nothing where there is none."""
+    kept: list[torch.Tensor] = []
+    if module is None:
+        yield kept
+        return
+    hook = module.register_forward_hook(lambda _, inputs, output: kept.append(noting(output).cpu()))
+    try:
+        yield kept
+    finally:
+        hook.remove()
+
+
+def told_displacements(model: Any) -> AbstractContextManager[list[torch.Tensor]]:
     """Within, what the pointers tell the action expert of the way to the keyframe is noted, (B, pose_dim) each time;
     nothing where the model has none.
     """
-    told: list[torch.Tensor] = []
-    if model.pointers is None:
-        yield told
-        return
-    network = model.pointers.displacement
-    hook = network.register_forward_hook(lambda _, inputs, output: told.append(output.float().cpu()))
-    try:
-        yield told
-    finally:
-        hook.remove()
+    return noted(None if model.pointers is None else model.pointers.displacement, torch.Tensor.float)
 
 
-@contextmanager
-def pointing_maps(model: Any) -> Iterator[list[torch.Tensor]]:
+def pointing_maps(model: Any) -> AbstractContextManager[list[torch.Tensor]]:
     """Within, where the pointers look is noted: (B, 2, grid, grid) each time, for target and gripper the shares of the
     visual tokens of the processed left view, which sum to 1; nothing where the model has none.
     """
-    maps: list[torch.Tensor] = []
-    if model.pointers is None:
-        yield maps
-        return
-    grid = model.pointers.grid
-    hook = model.pointers.register_forward_hook(
-        lambda _, inputs, output: maps.append(output.logits.float().softmax(-1).unflatten(-1, (grid, grid)).cpu())
-    )
-    try:
-        yield maps
-    finally:
-        hook.remove()
+    pointers = model.pointers
+    return noted(pointers, lambda said: said.logits.float().softmax(-1).unflatten(-1, (pointers.grid, pointers.grid)))
 
 
 def way_in_metres(processor: Any, way: np.ndarray, embodiment: str) -> np.ndarray:
