@@ -16,20 +16,20 @@ def policy_server(parts, name: str = "tiny", limit: int | None = None, keys=None
 
 def serve_in_thread(server: PolicyServer, port: int = 0) -> tuple[str, Callable[[], None]]:
     """(url, stop function) of a server that runs in a thread of its own; port 0 takes a free one."""
-    started, stopped = threading.Event(), None
+    started, stopped, loop = threading.Event(), None, None
     address = []
 
     async def run():
-        nonlocal stopped
-        stopped = asyncio.Event()
+        nonlocal stopped, loop
+        stopped, loop = asyncio.Event(), asyncio.get_running_loop()
         listening = await server.start(port=port)
         address.append(listening.sockets[0].getsockname())
         started.set()
         await stopped.wait()
         await server.stop(listening)
 
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_until_complete, args=(run(),), daemon=True)
+    # asyncio.run also ends what a client left open: a task that is collected unfinished logs from wherever that is.
+    thread = threading.Thread(target=asyncio.run, args=(run(),), daemon=True)
     thread.start()
     assert started.wait(10)
 

@@ -80,9 +80,12 @@ def test_it_goes_on_with_a_server_that_restarted(parts):
 
 def answering(answer: Callable, greeting: bytes | str = wire.pack({"pi": 0})) -> tuple[str, Callable[[], None]]:
     """(url, stop function) of a server that answers every message with what `answer` makes of it."""
-    started, loop, address = threading.Event(), asyncio.new_event_loop(), []
+    started, stopping, loop, address = threading.Event(), None, None, []
 
     async def run():
+        nonlocal stopping, loop
+        stopping, loop = asyncio.Event(), asyncio.get_running_loop()
+
         async def talk(connection):
             await connection.send(greeting)
             async for data in connection:
@@ -95,8 +98,7 @@ def answering(answer: Callable, greeting: bytes | str = wire.pack({"pi": 0})) ->
             started.set()
             await stopping.wait()
 
-    stopping = asyncio.Event()
-    thread = threading.Thread(target=loop.run_until_complete, args=(run(),), daemon=True)
+    thread = threading.Thread(target=asyncio.run, args=(run(),), daemon=True)
     thread.start()
     assert started.wait(20)
 
