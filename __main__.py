@@ -16,6 +16,12 @@ SOURCES = {
         "dataset_builder.commands:import_droid",
         "DROID's raw episodes (HDF5 and stereo recordings)",
     ),
+    "libero": Command(
+        "dataset_builder.recording.libero_demonstrations:DemonstrationsConfig",
+        "dataset_builder.recording.build:build",
+        "LIBERO's own demonstrations (HDF5), rendered again in stereo",
+        done="dataset: {}",
+    ),
     "rollouts": Command(
         "dataset_builder.formats.rollout_source:RolloutImportConfig",
         "dataset_builder.commands:import_rollouts",

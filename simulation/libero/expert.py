@@ -56,7 +56,8 @@ class LiberoExpert(Expert):
             found = scene.heights(xy + robot.base[:2], robot.base[2] + ABOVE_M, target.bodies | arm)
             return found - robot.base[2]
 
-        grasp = choose_grasp(points, object_rotation, lowest, position, heights)
+        destination = scene.place_of(goal.destination) - robot.base
+        grasp = choose_grasp(points, object_rotation, lowest, position, destination[:2] - center[:2], heights)
         # pads far apart touch two sides of something wide, or two things; what is in the air between closed ones is
         # held, though it may not touch both for a moment
         at_rim = grasp.width == RIM_WIDTH_M
@@ -64,7 +65,6 @@ class LiberoExpert(Expert):
         in_air = world.lift_m > LIFTED_M and float(np.linalg.norm(grasp.position - position)) < NEAR_M
         held = closed and (world.held or in_air)
         below = (position[2] if held else grasp.position[2]) - lowest
-        destination = scene.place_of(goal.destination) - robot.base
         # where tool and fingers will be when the target's body is over its destination
         tool = position[:2] if held else grasp.position[:2]
         tool_there = destination[:2] + tool - center[:2]

@@ -22,15 +22,19 @@ RIM_WIDTH_M = 0.024  # as which it counts between the fingers: nothing that must
 FINGERS = [(along, side, -TIPS_M) for along in (0.014, 0.025, 0.036, 0.047, 0.058) for side in (-0.01, 0.01)]
 HAND = [(along, side, 0.05) for along in (-0.1, -0.05, 0.05, 0.1) for side in (-0.03, 0.03)]
 MARGIN_M = 0.004
-# costs: of a blocked point, of a yaw of 1 rad, of 1 m more than the narrowest, of 1 m from the tool
-BLOCKED, AWKWARD, WIDE, FAR = 10.0, 0.3, 60.0, 3.0
+REACH_M = 0.75  # from the base; at 0.78 m the elbow of a hand that points down is straight
+# costs: of a blocked point, of a yaw of 1 rad, of 1 m more than the narrowest, of 1 m from the tool, of a wall that
+# leans by 90 degrees, of 1 m beyond the reach
+BLOCKED, AWKWARD, WIDE, FAR, LEANS, BEYOND = 10.0, 0.3, 60.0, 3.0, 5.0, 100.0
 
 Heights = Callable[[np.ndarray], np.ndarray]  # (n, 2) -> (n,) height of what is in the way
 
 
-def choose_grasp(points: np.ndarray, rotation: np.ndarray, floor_z: float, tool: np.ndarray, heights: Heights) -> Grasp:
+def choose_grasp(
+    points: np.ndarray, rotation: np.ndarray, floor_z: float, tool: np.ndarray, way: np.ndarray, heights: Heights
+) -> Grasp:
     """The best grasp of a thing with the corner points (n, 3) and the rotation (3, 3), over a floor at `floor_z`, for a
-    tool at `tool` (3,).
+    tool at `tool` (3,) that then carries it `way` (2,); positions in the robot's base frame.
     """
     top, middle = float(points[:, 2].max()), (points[:, :2].max(0) + points[:, :2].min(0)) / 2
     half = (top - float(points[:, 2].min())) / 2
@@ -39,8 +43,14 @@ def choose_grasp(points: np.ndarray, rotation: np.ndarray, floor_z: float, tool:
     yaw = float(np.arctan2(rotation[1, 0], rotation[0, 0]))
     found = _across(points[:, :2], np.array([*middle, height]), yaw, heights)
     found = found or _at_the_rim(points, rotation, lowest, heights)
-    # of equally good ones the nearest: what is gone for stays the best
-    _, place, turn, width = min(found, key=lambda one: one[0] + FAR * np.linalg.norm(one[1][:2] - tool[:2]))
+
+    def cost(one: tuple) -> float:
+        place = one[1][:2]
+        beyond = max(0.0, float(np.linalg.norm(place)) - REACH_M, float(np.linalg.norm(place + way)) - REACH_M)
+        # of equally good ones the nearest: what is gone for stays the best
+        return one[0] + BEYOND * beyond + FAR * float(np.linalg.norm(place - tool[:2]))
+
+    _, place, turn, width = min(found, key=cost)
     return Grasp(place, turn, 2, width, False, max(0.0, top - float(place[2])))
 
 
@@ -83,7 +93,8 @@ def _at_the_rim(points: np.ndarray, rotation: np.ndarray, lowest: float, heights
             reach = float(((rim - middle)[:, :2] @ outwards).max()) - WALL_M / 2
             height = middle[2] - float(axis[:2] @ outwards) / axis[2] * reach - RIM_DEPTH_M  # the rim may be tilted
             place = np.array([*(middle[:2] + outwards * reach), max(height, lowest)])
-            cost = _blocked(place, turn, heights, (side,)) + AWKWARD * abs(turn)
+            # the wall stands upright beside the direction into which a thing leans
+            cost = _blocked(place, turn, heights, (side,)) + AWKWARD * abs(turn) + LEANS * abs(axis[:2] @ outwards)
             found.append((cost, place, turn, RIM_WIDTH_M))
     return found
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import mujoco
@@ -113,6 +113,14 @@ class Scene:
                     return
         raise RuntimeError(f"none of {PLACEMENTS} layouts of {self.task.definition.name} has room for all objects")
 
+    def place_fixtures(self, poses: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+        """Puts the fixtures where {name of a body: position (3,), quaternion (4,)} says, which a state does not."""
+        for body in self._loaded:
+            name = self.model.body(body).name
+            if name not in poses:
+                raise ValueError(f"the recorded scene has no {name}; {self.task.definition.name} has one")
+            self.model.body_pos[body], self.model.body_quat[body] = poses[name]
+
     def restore(self, state: np.ndarray) -> None:
         """The simulator's flattened state (n,): time, positions, velocities; as LIBERO's `set_init_state`."""
         size = 1 + self.model.nq + self.model.nv
@@ -128,11 +136,6 @@ class Scene:
     def flattened(self) -> np.ndarray:
         """The state that `restore` takes."""
         return np.concatenate([[self.data.time], self.data.qpos, self.data.qvel])
-
-    def fastest(self) -> float:
-        """Speed in m/s of the fastest movable thing."""
-        addresses = [self.model.body_dofadr[thing.body] for thing in self.things if thing.movable]
-        return max((float(np.linalg.norm(self.data.qvel[at : at + 3])) for at in addresses), default=0.0)
 
     def fulfilled(self, goal: Goal) -> bool:
         """Whether LIBERO's own check of one condition holds."""
