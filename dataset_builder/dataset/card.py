@@ -196,7 +196,14 @@ def _how(info: dict[str, Any]) -> str:
         f"Only solved episodes are kept. Failed attempts: {reasons}.",
         f"Camera range: {build['camera_range']}, {view}.",
     ]
-    if _suite(info):
+    if "demonstrations" in build:
+        lines = [
+            "LIBERO's demonstrations, rendered again from the simulator's recorded states; every second one of 20 Hz. "
+            "An action is how the tool moved until the next frame.",
+            f"Camera range: {build['camera_range']}, {view}.",
+            f"What LIBERO's check says of their last states: {reasons}.",
+        ]
+    elif _suite(info):
         lines += [
             "Layouts are drawn as LIBERO's tasks define them; none is one of its official initial states, which are "
             "for evaluation.",

@@ -19,7 +19,7 @@ WALL_M = 0.006  # of what is held at its rim
 RIM_WIDTH_M = 0.024  # as which it counts between the fingers: nothing that must be met by the middle of the pads
 # where the fingers and the hand are when the gripper is open: along the closing direction, to the side, and over the
 # tool
-FINGERS = [(along, side, -TIPS_M) for along in (0.014, 0.025, 0.036, 0.047, 0.058) for side in (-0.01, 0.01)]
+FINGERS = [(along, side, -TIPS_M) for along in np.arange(0.010, 0.060, 0.007) for side in (-0.01, 0.01)]
 HAND = [(along, side, 0.05) for along in (-0.1, -0.05, 0.05, 0.1) for side in (-0.03, 0.03)]
 MARGIN_M = 0.004
 REACH_M = 0.75  # from the base; at 0.78 m the elbow of a hand that points down is straight
