@@ -79,5 +79,9 @@ setup(
         "numpy>=1.26",
         "pillow>=10",
     ],
-    extras_require={**EXTRAS, "all": sorted({item for extra in EXTRAS.values() for item in extra})},
+    # LIBERO holds mujoco back, and brings an OpenCV that takes the place of the headless one
+    extras_require={
+        **EXTRAS,
+        "all": sorted({item for name, extra in EXTRAS.items() if name != "libero" for item in extra}),
+    },
 )
