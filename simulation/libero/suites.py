@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,7 @@ PERTURBED = tuple(
 SUITES = (*STEP_LIMITS, *PERTURBED)
 INITIAL_STATES = 50  # of every task
 PLACED = ("on", "in")  # conditions that picking up and placing fulfils
+OTHER_DEEDS = re.compile(r"\b(open|close|push|slide|turn)\b")  # that an instruction asks for beside that
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,12 @@ def suite_tasks(suite: str) -> tuple[SuiteTask, ...]:
 
 
 def placing_tasks(suite: str) -> tuple[int, ...]:
-    """Numbers of the tasks that picking up and placing solves."""
-    tasks = suite_tasks(suite)
-    return tuple(number for number, task in enumerate(tasks) if all(goal.by_placing for goal in task.goals))
+    """Numbers of the tasks that picking up and placing solves, by what must hold in the end and by what is asked."""
+    return tuple(
+        number
+        for number, task in enumerate(suite_tasks(suite))
+        if all(goal.by_placing for goal in task.goals) and not OTHER_DEEDS.search(task.instruction)
+    )
 
 
 def initial_states(task: SuiteTask) -> np.ndarray:

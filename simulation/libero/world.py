@@ -271,18 +271,18 @@ class LiberoWorld:
 
     def observe(self, labels: bool = False) -> dict:
         """As `World.observe`: left, right uint8 (H, W, 3) and calibration, with `labels` also depth, segmentation and
-        boxes; and wrist (H, W, 3) where the config has it.
+        boxes; and wrist (H, W, 3) where the config has it. With LIBERO's own control the pictures are mirrored left to
+        right, as in its datasets once they are turned by 180 degrees, and there is neither calibration nor label.
         """
         renderer = self._aimed_renderer()
         renderer.update(self.data)
         left, depth = renderer.color(self.data, 0, depth=labels)
-        result = {
-            "left": left,
-            "right": renderer.color(self.data, 1)[0],
-            "calibration": {key: value.copy() for key, value in self.calibration.items()},
-        }
+        result = {"left": left, "right": renderer.color(self.data, 1)[0]}
         if self.config.wrist:
             result["wrist"] = renderer.color(self.data, 2)[0]
+        if self.config.control == "osc":
+            return {name: np.ascontiguousarray(view[:, ::-1]) for name, view in result.items()}
+        result["calibration"] = {key: value.copy() for key, value in self.calibration.items()}
         if labels:
             table = self._segmentation_table()
             segmentation = table[renderer.geom_ids(self.data, 0)]
