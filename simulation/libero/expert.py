@@ -19,7 +19,7 @@ from stereovla.simulation.libero.grasps import FINGERS, HAND, RIM_WIDTH_M, choos
 from stereovla.simulation.libero.world import LiberoWorld
 
 FULFILLED_ACROSS_M = 0.02  # so near the middle, what LIBERO counts as placed is let go at any height
-LOOSE_M, LIFTED_M, NEAR_M = 0.008, 0.02, 0.02
+LOOSE_M, LIFTED_M, NEAR_M = 0.008, 0.004, 0.025
 RIM_HELD_M = 0.016  # wider, the fingers do not hold a rim
 TILE_M = 0.06  # obstacles are cut into pieces of this size
 FOOT_M = 0.015  # what belongs to the foot of a thing, above its lowest point
@@ -57,12 +57,12 @@ class LiberoExpert(Expert):
             return found - robot.base[2]
 
         destination = scene.place_of(goal.destination) - robot.base
-        grasp = choose_grasp(points, object_rotation, lowest, position, destination[:2] - center[:2], heights)
+        grasp = choose_grasp(points, object_rotation, lowest, (position, rpy[2]), destination[:2] - center[:2], heights)
         # pads far apart touch two sides of something wide, or two things; what is in the air between closed ones is
         # held, though it may not touch both for a moment
         at_rim = grasp.width == RIM_WIDTH_M
         closed = robot.opening() * robot.opening_m < (RIM_HELD_M if at_rim else grasp.width + LOOSE_M)
-        in_air = world.lift_m > LIFTED_M and float(np.linalg.norm(grasp.position - position)) < NEAR_M
+        in_air = world.lift_m > LIFTED_M and float(np.linalg.norm(points - position, axis=1).min()) < NEAR_M
         held = closed and (world.held or in_air)
         below = (position[2] if held else grasp.position[2]) - lowest
         # where tool and fingers will be when the target's body is over its destination

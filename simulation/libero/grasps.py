@@ -22,6 +22,7 @@ RIM_WIDTH_M = 0.024  # as which it counts between the fingers: nothing that must
 FINGERS = [(along, side, -TIPS_M) for along in np.arange(0.010, 0.060, 0.007) for side in (-0.01, 0.01)]
 HAND = [(along, side, 0.05) for along in (-0.1, -0.05, 0.05, 0.1) for side in (-0.03, 0.03)]
 MARGIN_M = 0.004
+MOST_YAW_RAD = 1.9
 REACH_M = 0.75  # from the base; at 0.78 m the elbow of a hand that points down is straight
 # costs: of a blocked point, of a yaw of 1 rad, of 1 m more than the narrowest, of 1 m from the tool, of a wall that
 # leans by 90 degrees, of 1 m beyond the reach
@@ -31,10 +32,15 @@ Heights = Callable[[np.ndarray], np.ndarray]  # (n, 2) -> (n,) height of what is
 
 
 def choose_grasp(
-    points: np.ndarray, rotation: np.ndarray, floor_z: float, tool: np.ndarray, way: np.ndarray, heights: Heights
+    points: np.ndarray,
+    rotation: np.ndarray,
+    floor_z: float,
+    tool: tuple[np.ndarray, float],
+    way: np.ndarray,
+    heights: Heights,
 ) -> Grasp:
     """The best grasp of a thing with the corner points (n, 3) and the rotation (3, 3), over a floor at `floor_z`, for a
-    tool at `tool` (3,) that then carries it `way` (2,); positions in the robot's base frame.
+    tool with the position (3,) and yaw `tool` that then carries it `way` (2,); positions in the robot's base frame.
     """
     top, middle = float(points[:, 2].max()), (points[:, :2].max(0) + points[:, :2].min(0)) / 2
     half = (top - float(points[:, 2].min())) / 2
@@ -48,9 +54,11 @@ def choose_grasp(
         place = one[1][:2]
         beyond = max(0.0, float(np.linalg.norm(place)) - REACH_M, float(np.linalg.norm(place + way)) - REACH_M)
         # of equally good ones the nearest: what is gone for stays the best
-        return one[0] + BEYOND * beyond + FAR * float(np.linalg.norm(place - tool[:2]))
+        return one[0] + BEYOND * beyond + FAR * float(np.linalg.norm(place - tool[0][:2]))
 
     _, place, turn, width = min(found, key=cost)
+    # the fingers are alike: of the two yaws the one nearer to the tool's, as far as the wrist turns
+    turn = min((turn - math.pi, turn, turn + math.pi), key=lambda yaw: (abs(yaw) > MOST_YAW_RAD, abs(yaw - tool[1])))
     return Grasp(place, turn, 2, width, False, max(0.0, top - float(place[2])))
 
 

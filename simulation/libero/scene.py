@@ -110,6 +110,8 @@ class Scene:
             for _ in range(PLACEMENTS):
                 with contextlib.suppress(RandomizationError):
                     self.env.reset()
+                    gripper = self.env.robots[0].gripper
+                    gripper.current_action = np.zeros(gripper.dof)  # as of one that was just loaded
                     return
         raise RuntimeError(f"none of {PLACEMENTS} layouts of {self.task.definition.name} has room for all objects")
 

