@@ -26,7 +26,7 @@ MOST_YAW_RAD = 1.9
 REACH_M = 0.75  # from the base; at 0.78 m the elbow of a hand that points down is straight
 # costs: of a blocked point, of a yaw of 1 rad, of 1 m more than the narrowest, of 1 m from the tool, of a wall that
 # leans by 90 degrees, of 1 m beyond the reach
-BLOCKED, AWKWARD, WIDE, FAR, LEANS, BEYOND = 10.0, 0.3, 60.0, 3.0, 5.0, 100.0
+BLOCKED, AWKWARD, WIDE, FAR, LEANS, BEYOND = 10.0, 1.5, 60.0, 3.0, 5.0, 100.0
 
 Heights = Callable[[np.ndarray], np.ndarray]  # (n, 2) -> (n,) height of what is in the way
 
