@@ -140,7 +140,7 @@ class StereoEncoderConfig(PreTrainedConfig):
     edgenext_kernel_sizes: list[int] | tuple[int, ...] = (3, 5, 7, 9)
     edgenext_splits: list[int] | tuple[int, ...] = (0, 2, 3, 4)
     edgenext_heads: int = 8
-    layer_scale_init_value: float = 1e-6
+    layer_scale_init_value: float | int = 1e-6
     num_refine_blocks: int = 2
     depth_anything_config: dict | PreTrainedConfig | None = None
     num_correlation_groups: int = 8

@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .configuration_policy import PolicyConfig, with_overrides
+from .configuration_policy import PolicyConfig, overridden
 from .configuration_stereo_encoder import StereoEncoderConfig, known_keys, refuse_unknown_keys
 from .view_points import NUM_CHANNELS
 
@@ -73,16 +73,16 @@ class StereoVLAConfig(PolicyConfig):
     projector_hidden_size: int = 20352
     state_history: int = 4
     chain_of_thought: bool = True
-    direct_probability: float = 0.0
+    direct_probability: float | int = 0.0
     stereo_learns_from: str = "all"
-    disparity_loss_weight: float = 0.0
+    disparity_loss_weight: float | int = 0.0
     points_frame: str | None = None
     points_of: str = "encoder"
     calibration_dropout: float | int = 0.0
     language_pointing_layer: int | None = None
-    language_pointing_loss_weight: float = 0.0
+    language_pointing_loss_weight: float | int = 0.0
     place_code: bool = False
-    bin_smoothing: float = 0.0
+    bin_smoothing: float | int = 0.0
 
     def __post_init__(self, **kwargs):
         refuse_unknown_keys(self, kwargs)
@@ -99,7 +99,7 @@ class StereoVLAConfig(PolicyConfig):
         """
         if preset not in PRESETS:
             raise ValueError(f"unknown preset {preset!r}; the presets are {', '.join(PRESETS)}")
-        return cls(**with_overrides(PRESETS[preset](), overrides))
+        return overridden(cls, PRESETS[preset](), overrides)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "StereoVLAConfig":
