@@ -14,7 +14,7 @@ from .language_pointing import chosen_keys, log_attention, log_share, recorded_o
 from .layer_caches import CACHE, ContinuingCache, RecordingCache
 from .model_outputs import StereoVLAModelOutput, StereoVLAOutput, refuse_unknown_inputs
 from .objectives import Predictions, Targets, sum_losses
-from .place_code import write_bins
+from .place_code import write_bins, write_pixels
 from .pointing import in_picture
 from .policy import PolicyForActionPrediction, PolicyPreTrainedModel, valid_positions
 from .visual_tokens import StereoVisualTokens, VisualTokens
@@ -198,6 +198,13 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             grid = config.image_size // config.patch_size
             for weight in (self.get_input_embeddings().weight, self.lm_head.weight):
                 write_bins(weight, config.action_vocab_size - config.num_bins, config.num_bins, grid)
+
+    def write_pixels(self, pixels: dict[int, int]) -> None:
+        """Gives words that are numbers the code of the pixels that they name, `config.place_code`; `pixels`: id -> px.
+        For an untrained model, whose tokenizer has whole numbers.
+        """
+        for weight in (self.get_input_embeddings().weight, self.lm_head.weight):
+            write_pixels(weight, pixels, self.config.image_size, self.config.image_size // self.config.patch_size)
 
     # ---- training and language
     # ----------------------------------------------------------------------------------------------

@@ -90,8 +90,9 @@ def untrained(preset: str, meta: dict, **overrides: Any) -> tuple[Policy, Proces
         of_views = {"views": list(config.views), "stereo": config.stereo_config is not None}
     else:
         of_views = {"points_frame": config.points_frame}
-    images_first = processor_class.images_first
-    tokenizer = build_tokenizer(meta["tasks"], num_bins=config.num_bins, images_first=images_first)
+    tokenizer = build_tokenizer(
+        meta["tasks"], num_bins=config.num_bins, images_first=processor_class.images_first, image_size=config.image_size
+    )
     processor = processor_class(
         StereoImageProcessorPil(size={"height": config.image_size, "width": config.image_size}),
         tokenizer,
@@ -120,7 +121,11 @@ def untrained(preset: str, meta: dict, **overrides: Any) -> tuple[Policy, Proces
         words = {"vlm_config": {**words, **of_vlm}}
     overrides |= sizes_of_robot(meta["state_dim"], meta["action_dim"], processor.num_turns)
     overrides |= {"image_token_id": image_token_id, "action_vocab_size": vocab_size}
-    return policy_class(config_of(preset, **with_overrides(overrides, words))), processor
+    model = policy_class(config_of(preset, **with_overrides(overrides, words)))
+    if getattr(config, "place_code", False):
+        pixels = tokenizer.convert_tokens_to_ids([str(number) for number in range(config.image_size)])
+        model.write_pixels({word: number for number, word in enumerate(pixels)})
+    return model, processor
 
 
 def trained(source: str, meta: dict) -> tuple[Policy, Processor]:
