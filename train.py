@@ -73,7 +73,7 @@ from stereovla.training.terms import (
 
 PRESETS = {
     "tiny": {"steps": 20, "batch_size": 8, "warmup_steps": 5, "checkpoint_every": 10, "log_every": 1},
-    "demo": {"steps": 700, "batch_size": 48, "learning_rate": 1e-3, "warmup_steps": 100},
+    "demo": {"steps": 1400, "batch_size": 48, "learning_rate": 1e-3, "warmup_steps": 100},
     # with --stereo_encoder, one of `stereovla pretrain stereo --preset points`
     "points": {
         "steps": 350,
@@ -99,10 +99,12 @@ PRESETS = {
     },
 }
 PRESETS = with_depthvla(PRESETS)
+PRESETS["depthvla-demo"] |= {"steps": 700}  # a question sees its pictures anew, so that a step takes twice as long
 MIXTURE = "5:2:2:1"  # StereoVLA's released code's shares of action : depth : box : pose
 ACTIONS_ALONE = "1:0:0:0"  # DepthVLA's
 DEPTH_MAP_SHARES = {"demo": 0.125, "lab": 0.125}  # of the samples, by StereoVLA's preset
 DEPTH_MAP_SHARE = 0.25  # of its other presets; DepthVLA learns depth from all
+QUESTIONS_PER_FRAME = {"demo": 2, "lab": 2}  # by StereoVLA's preset
 VALIDATION_BATCHES = 2
 SHOWN = ("loss/action", "loss/box", "loss/depth", "loss/depth_map")  # by the progress bar
 # what adapters are put on, and what is trained whole beside them: what knows the robot's numbers
@@ -196,8 +198,11 @@ class TrainingOptions(RunOptions):
         "Whether these are shares of the samples, or weights of the losses of equally many samples.",
         choices=["samples", "losses"],
     )
-    questions_per_frame: int = option(
-        1, "StereoVLA: samples about each frame, which see and read its pictures together; 2 nearly halve their cost."
+    questions_per_frame: int | None = option(
+        None,
+        "StereoVLA: samples about each frame, which see and read its pictures together; 2 nearly halve their cost. Not "
+        f"given: 2 with {' and '.join(QUESTIONS_PER_FRAME)} where the mixture asks for more than one thing and a "
+        "process takes an even number of samples, else 1.",
     )
     depth_points: str | None = option(
         None,
@@ -229,7 +234,7 @@ class TrainingOptions(RunOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        at_least_one(self, "batch_size", "questions_per_frame")
+        at_least_one(self, "batch_size", *(["questions_per_frame"] if self.questions_per_frame is not None else []))
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema_decay is {self.ema_decay}; it must be in [0, 1)")
         if self.lora_rank and self.model is None:
@@ -339,13 +344,16 @@ def parameter_groups(model, options: TrainingOptions) -> list[dict]:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def check_sharing(options: TrainingOptions, part_size: int, stereovla: bool) -> None:
-    """ValueError where samples cannot share pictures as --questions_per_frame says.
+def questions_per_frame(options: TrainingOptions, part_size: int, stereovla: bool, asks_one_thing: bool) -> int:
+    """How many samples share pictures; ValueError where they cannot as --questions_per_frame says.
 
     Args:
         part_size: samples of a process at once.
     """
     count = options.questions_per_frame
+    if count is None:
+        count = QUESTIONS_PER_FRAME.get(options.preset, 1)
+        return 1 if asks_one_thing or not stereovla or part_size % count else count
     if count > 1 and not stereovla:
         raise ValueError(
             f"--questions_per_frame is {count}, but a DepthVLA reads its pictures together with the question, so that "
@@ -356,6 +364,7 @@ def check_sharing(options: TrainingOptions, part_size: int, stereovla: bool) -> 
             f"--questions_per_frame is {count}; it must divide the {part_size} samples that a process takes at once "
             "(--batch_size over processes and --accumulation)"
         )
+    return count
 
 
 def save_result(
@@ -424,15 +433,16 @@ def run(options: TrainingOptions, accelerator: Accelerator, told: list[int]) -> 
         share, weight = 1.0, config.depth_map_loss_weight
     depth = depth_map_share(data, options.depth_map_share, share, weight, with_pose, config.reads_depth)
     learned = "disparity" if with_pose else "depth"
-    accelerator.print(terms(data, asked, batches_in_words(validation_batches), depth, learned))
+    part_size = options.batch_size // (accelerator.num_processes * options.accumulation)
+    sharing = questions_per_frame(options, part_size, with_pose, sum(share > 0 for share in asked.shares.values()) == 1)
+    learns = terms(data, asked, batches_in_words(validation_batches), depth, learned)
+    accelerator.print(f"{learns}{f', {sharing} samples about each frame' if sharing > 1 else ''}")
     if not depth and getattr(config, "stereo_learns_from", "all") == "disparity":
         accelerator.print("the stereo encoder learns from disparity alone: it stays as it was given or drawn")
     shares, as_losses = asked.shares, options.mixture_as == "losses"
     shared = asked.windows(config) | {"detection_failures": options.detection_failures, "depth_map_share": depth}
     if as_losses:
         shared["mixture"] = {name: float(share > 0) for name, share in shares.items()}
-    part_size = options.batch_size // (accelerator.num_processes * options.accumulation)
-    check_sharing(options, part_size, with_pose)
     stream = WindowStream(
         datasets,
         split="train",
@@ -442,9 +452,9 @@ def run(options: TrainingOptions, accelerator: Accelerator, told: list[int]) -> 
         world_size=accelerator.num_processes,
         on_bad_shard=options.on_bad_shard,
         augmentation=augmentation(options.augmentation),
-        questions_per_frame=options.questions_per_frame,
+        questions_per_frame=sharing,
         # of the samples, so of the frames so many times as much
-        **shared | {"depth_map_share": min(1.0, options.questions_per_frame * depth)},
+        **shared | {"depth_map_share": min(1.0, sharing * depth)},
     )
 
     def held_out() -> WindowStream:

@@ -336,7 +336,8 @@ def resnet(first: int, last: int, blocks: int = 2) -> dict:
     }
 
 
-def _demo() -> dict:
+def _taught() -> dict:
+    """What is learnt in minutes, from the pair and the simulator's labels."""
     return {
         **_small(96, 8, 96, 2, 64, SMALL_STEREO),
         # from scratch, a small convolutional network finds the target several times faster than the two transformers:
@@ -358,6 +359,20 @@ def _demo() -> dict:
     }
 
 
+# answers look at what they are about (`language_pointing.py`)
+LOOKING = {
+    "language_loss_weight": 1.0,
+    "language_pointing_layer": 1,
+    "language_pointing_loss_weight": 1.0,
+    "place_code": True,
+    "bin_smoothing": 2.0,
+}
+
+
+def _demo() -> dict:
+    return {**_taught(), **LOOKING}
+
+
 # sees objects of 3 cm: a coarse volume of views of 192 px, and a search around it at half of their resolution
 SHARP_STEREO = {
     **SMALL_STEREO,
@@ -370,7 +385,7 @@ SHARP_STEREO = {
 
 def _points() -> dict:
     return {
-        **_demo(),
+        **_taught(),
         "image_size": 192,
         "patch_size": 16,
         "stereo_config": SHARP_STEREO,
@@ -388,7 +403,6 @@ def _lab() -> dict:
         **_small(128, 8, 192, 3, 96, SMALL_STEREO),
         "semantic_config": resnet(32, 96),
         "spatial_config": None,
-        "language_loss_weight": 1.0,
     }
 
 

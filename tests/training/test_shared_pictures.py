@@ -10,7 +10,7 @@ from synthetic_dataset import write_training_dataset
 from stereovla.dataset_builder.streaming.mixture import load_meta
 from stereovla.dataset_builder.streaming.questions import questions_of
 from stereovla.dataset_builder.streaming.window_stream import WindowStream
-from stereovla.train import TrainingOptions, check_sharing
+from stereovla.train import TrainingOptions, questions_per_frame
 from stereovla.training.feed import OF_FRAMES, Batches
 from stereovla.training.models import untrained
 
@@ -129,11 +129,20 @@ def test_a_stream_of_frames_goes_on_where_it_was(dataset):
 
 def test_what_cannot_be_shared_is_refused():
     options = TrainingOptions(dataset=["x"], output_dir="y", questions_per_frame=2, batch_size=6)
-    check_sharing(options, 6, True)
+    assert questions_per_frame(options, 6, True, False) == 2
     with pytest.raises(ValueError, match="must divide the 3 samples that a process takes at once"):
-        check_sharing(options, 3, True)
+        questions_per_frame(options, 3, True, False)
     with pytest.raises(ValueError, match="--questions_per_frame is 2, but a DepthVLA reads its pictures together"):
-        check_sharing(options, 6, False)
-    check_sharing(TrainingOptions(dataset=["x"], output_dir="y"), 3, False)
+        questions_per_frame(options, 6, False, False)
+    for preset, size, stereovla, asks_one_thing, count in (
+        ("demo", 24, True, False, 2),
+        ("lab", 24, True, False, 2),
+        ("tiny", 24, True, False, 1),
+        ("demo", 24, True, True, 1),
+        ("demo", 3, True, False, 1),
+        ("depthvla-demo", 24, False, False, 1),
+    ):
+        options = TrainingOptions(dataset=["x"], output_dir="y", preset=preset)
+        assert questions_per_frame(options, size, stereovla, asks_one_thing) == count
     with pytest.raises(ValueError, match="--questions_per_frame is 0; it must be at least 1"):
         TrainingOptions(dataset=["x"], output_dir="y", questions_per_frame=0)
