@@ -9,6 +9,7 @@ from .answers import IN_OUT, NEWLINE, action_prompt, box_prompt, camera_prompt, 
 
 SPECIAL_TOKENS = ["<pad>", "<s>", "</s>", "<image>"]  # ids 0, 1, 2, 3; <s> and </s> as in InternLM2
 MAX_IMAGE_SIZE = 1000  # px
+NUMBERS = r"(?<=\.)\d|(?<=\.\d)\d|(?<=\.\d\d)\d|\d{1,3}"  # up to three decimals one by one, others together
 
 
 def build_tokenizer(
@@ -21,8 +22,8 @@ def build_tokenizer(
     """Byte-level BPE tokenizer whose words are whole tokens, and which can still write any other text.
 
     `texts` are the instructions and object names of the data; they are put into the prompts before the merges are
-    learned. Every word of theirs becomes one token, as do the pixels 0 to `image_size` - 1 of a side and two decimals
-    (a small model reads a number, but not which digit is its first); other numbers and unknown words fall apart. The
+    learned. Every word of theirs becomes one token, as do the pixels 0 to `image_size` - 1 of a side (which a small
+    model is asked about, and does not put together from digits); decimals stay single, unknown words fall apart. The
     last `num_bins` ids are reserved for bins (see `answers.BinTokens`). The same texts give the same tokenizer, in any
     order. `images_first`: the prompts are those of a DepthVLA, which begin with the instruction itself, so that a word
     is whole without a space before it too; see `prompt_tokens.PromptTokens`.
@@ -36,10 +37,10 @@ def build_tokenizer(
     corpus = [prompt(text, form) for text in unique for prompt in (action_prompt, box_prompt)]
     corpus += [NEWLINE.format(text) for text in unique] if images_first else []
     corpus += [depth_prompt([[16, 21]], form), camera_prompt(form), "f [1] c [1] b [1] t [-1] q [-1]"]
-    corpus += [f"{number:02d}" for number in range(100)] + [str(number) for number in range(100, image_size)]
+    corpus += [str(number) for number in range(image_size)]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(r"\d{1,3}"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [pre_tokenizers.Split(Regex(NUMBERS), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
