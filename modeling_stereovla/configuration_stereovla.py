@@ -53,7 +53,11 @@ class StereoVLAConfig(PolicyConfig):
             Whether visual tokens are told their place in the picture by fixed waves, in which the bins of an untrained
             model are written too (`place_code.py`); not in the papers.
         bin_smoothing (`float`):
-            Standard deviation in bins of the targets of poses and boxes; 0 = the true bin alone, as in the papers.
+            Standard deviation in bins of the targets of poses and boxes, and in hundredths of those of depths where
+            `num_hundredths`; 0 = the true bin alone, as in the papers.
+        num_hundredths (`int`):
+            100: the ids before the bins are the decimals ".00" to ".99", as the tokenizers of small models have them;
+            0: two decimals are no word.
 
     The other fields are those of `PolicyConfig`.
     """
@@ -83,6 +87,7 @@ class StereoVLAConfig(PolicyConfig):
     language_pointing_loss_weight: float | int = 0.0
     place_code: bool = False
     bin_smoothing: float | int = 0.0
+    num_hundredths: int = 0
 
     def __post_init__(self, **kwargs):
         refuse_unknown_keys(self, kwargs)
@@ -198,6 +203,11 @@ class StereoVLAConfig(PolicyConfig):
             )
         if not self.bin_smoothing >= 0:
             raise ValueError(f"bin_smoothing is {self.bin_smoothing}; it must be at least 0 bins")
+        if self.num_hundredths not in (0, 100) or self.num_bins + self.num_hundredths >= self.action_vocab_size:
+            raise ValueError(
+                f"num_hundredths is {self.num_hundredths}; it must be 0, or 100 where these and num_bins "
+                f"({self.num_bins}) are fewer than action_vocab_size ({self.action_vocab_size})"
+            )
         if not 0 <= self.direct_probability <= 1:
             raise ValueError(f"direct_probability is {self.direct_probability}; it must be in [0, 1]")
 

@@ -14,7 +14,7 @@ from .language_pointing import chosen_keys, log_attention, log_share, recorded_o
 from .layer_caches import CACHE, ContinuingCache, RecordingCache
 from .model_outputs import StereoVLAModelOutput, StereoVLAOutput, refuse_unknown_inputs
 from .objectives import Predictions, Targets, sum_losses
-from .place_code import write_bins, write_pixels
+from .place_code import write_bins, write_hundredths, write_pixels
 from .pointing import in_picture
 from .policy import PolicyForActionPrediction, PolicyPreTrainedModel, valid_positions
 from .visual_tokens import StereoVisualTokens, VisualTokens
@@ -195,9 +195,11 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         self.model = StereoVLAModel(config)
         self._add_heads(config)
         if config.place_code:
-            grid = config.image_size // config.patch_size
+            grid, first_bin = config.image_size // config.patch_size, config.action_vocab_size - config.num_bins
             for weight in (self.get_input_embeddings().weight, self.lm_head.weight):
-                write_bins(weight, config.action_vocab_size - config.num_bins, config.num_bins, grid)
+                write_bins(weight, first_bin, config.num_bins, grid)
+                if config.num_hundredths:
+                    write_hundredths(weight, first_bin - config.num_hundredths, grid)
 
     def write_pixels(self, pixels: dict[int, int]) -> None:
         """Gives words that are numbers the code of the pixels that they name, `config.place_code`; `pixels`: id -> px.

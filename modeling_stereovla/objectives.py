@@ -204,21 +204,24 @@ class LanguageObjective(Objective):
         }
 
     def token_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """(T,) from logits (T, vocabulary) and labels (T,). With `bin_smoothing` a label that is a bin is spread over
-        its neighbours, a Gaussian of so many bins, and the entropy of that is subtracted: 0 stays the least loss.
+        """(T,) from logits (T, vocabulary) and labels (T,). With `bin_smoothing` a label that is a bin or hundredths is
+        spread over its neighbours, a Gaussian of so many, less its entropy: 0 stays the least loss.
         """
         losses = F.cross_entropy(logits, labels, reduction="none")
         width = getattr(self.config, "bin_smoothing", 0.0)
         if not width:
             return losses
-        first = self.config.action_vocab_size - self.config.num_bins
-        bins = (labels >= first) & (labels < self.config.action_vocab_size)
-        places = torch.arange(self.config.num_bins, device=labels.device)
-        distance = (places - (labels[bins] - first)[:, None]).float() / width  # (bins, num_bins)
-        wanted = (-0.5 * distance.square()).softmax(-1)
-        predicted = logits[bins].log_softmax(-1)[:, first : first + self.config.num_bins]
-        smooth = (wanted * (wanted.clamp(min=1e-12).log() - predicted)).sum(-1)
-        return losses.masked_scatter(bins, smooth)
+        bins, hundredths = self.config.num_bins, self.config.num_hundredths
+        first_bin = self.config.action_vocab_size - bins
+        for first, count in ((first_bin, bins), (first_bin - hundredths, hundredths)):
+            numbers = (labels >= first) & (labels < first + count)
+            places = torch.arange(count, device=labels.device)
+            distance = (places - (labels[numbers] - first)[:, None]).float() / width  # (numbers, count)
+            wanted = (-0.5 * distance.square()).softmax(-1)
+            predicted = logits[numbers].log_softmax(-1)[:, first : first + count]
+            smooth = (wanted * (wanted.clamp(min=1e-12).log() - predicted)).sum(-1)
+            losses = losses.masked_scatter(numbers, smooth)
+        return losses
 
 
 class DisparityObjective(Objective):

@@ -38,6 +38,12 @@ def write_bins(weight: torch.Tensor, first: int, num_bins: int, grid: int) -> No
 
 
 @torch.no_grad()
+def write_hundredths(weight: torch.Tensor, first: int, grid: int) -> None:
+    """Gives the rows of ".00" to ".99", of which `first` is the first id, the code of places from side to side."""
+    _write(weight, torch.arange(first, first + 100), torch.arange(100) / 50 - 0.99, grid)
+
+
+@torch.no_grad()
 def write_pixels(weight: torch.Tensor, pixels: dict[int, int], image_size: int, grid: int) -> None:
     """Gives the rows of numbers in an embedding (vocabulary, width) the code of the pixels that they name, in both
     coordinates, at the size that the rows have; `pixels`: id -> px.

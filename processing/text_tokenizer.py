@@ -9,7 +9,7 @@ from .answers import IN_OUT, NEWLINE, action_prompt, box_prompt, camera_prompt, 
 
 SPECIAL_TOKENS = ["<pad>", "<s>", "</s>", "<image>"]  # ids 0, 1, 2, 3; <s> and </s> as in InternLM2
 MAX_IMAGE_SIZE = 1000  # px
-NUMBERS = r"(?<=\.)\d|(?<=\.\d)\d|(?<=\.\d\d)\d|\d{1,3}"  # up to three decimals one by one, others together
+HUNDREDTHS = [f".{number:02d}" for number in range(100)]
 
 
 def build_tokenizer(
@@ -22,11 +22,11 @@ def build_tokenizer(
     """Byte-level BPE tokenizer whose words are whole tokens, and which can still write any other text.
 
     `texts` are the instructions and object names of the data; they are put into the prompts before the merges are
-    learned. Every word of theirs becomes one token, as do the pixels 0 to `image_size` - 1 of a side (which a small
-    model is asked about, and does not put together from digits); decimals stay single, unknown words fall apart. The
-    last `num_bins` ids are reserved for bins (see `answers.BinTokens`). The same texts give the same tokenizer, in any
-    order. `images_first`: the prompts are those of a DepthVLA, which begin with the instruction itself, so that a word
-    is whole without a space before it too; see `prompt_tokens.PromptTokens`.
+    learned. Every word of theirs becomes one token, as do the pixels 0 to `image_size` - 1 of a side and two decimals
+    with their point: a small model does not put a number together from digits. Unknown words fall apart into bytes. The
+    last `num_bins` ids are reserved for bins (see `answers.BinTokens`), before them are `HUNDREDTHS`. The same texts
+    give the same tokenizer, in any order. `images_first`: the prompts are those of a DepthVLA, which begin with the
+    instruction itself, so that a word is whole without a space before it too; see `prompt_tokens.PromptTokens`.
     """
     if not 1 <= image_size <= MAX_IMAGE_SIZE:
         raise ValueError(f"image_size is {image_size}; it must be 1 to {MAX_IMAGE_SIZE} px")
@@ -40,7 +40,7 @@ def build_tokenizer(
     corpus += [str(number) for number in range(image_size)]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(NUMBERS), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [pre_tokenizers.Split(Regex(r"\d{1,3}"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -52,6 +52,7 @@ def build_tokenizer(
     )
     tokenizer.train_from_iterator(corpus, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in HUNDREDTHS])
     tokenizer.add_special_tokens([AddedToken(f"<bin_{num_bins - i}>", special=True) for i in range(num_bins)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

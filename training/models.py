@@ -28,6 +28,7 @@ from stereovla.modeling_stereovla.configuration_depthvla import PRESETS as DEPTH
 from stereovla.modeling_stereovla.configuration_policy import with_overrides
 from stereovla.modeling_stereovla.robot_heads import sizes_of_robot
 from stereovla.processing import DepthVLAProcessor, StereoImageProcessorPil, StereoProcessor, build_tokenizer
+from stereovla.processing.text_tokenizer import HUNDREDTHS
 from stereovla.sources import adapted_model, source_of
 
 # what configs hold beside what the weights compute: what saving adds, and how they are used and were trained
@@ -121,6 +122,8 @@ def untrained(preset: str, meta: dict, **overrides: Any) -> tuple[Policy, Proces
         words = {"vlm_config": {**words, **of_vlm}}
     overrides |= sizes_of_robot(meta["state_dim"], meta["action_dim"], processor.num_turns)
     overrides |= {"image_token_id": image_token_id, "action_vocab_size": vocab_size}
+    if policy_class is StereoVLAForActionPrediction:
+        overrides.setdefault("num_hundredths", len(HUNDREDTHS))
     model = policy_class(config_of(preset, **with_overrides(overrides, words)))
     if getattr(config, "place_code", False):
         pixels = tokenizer.convert_tokens_to_ids([str(number) for number in range(config.image_size)])

@@ -6,7 +6,7 @@ from synthetic_dataset import write_training_dataset
 
 from stereovla.dataset_builder.streaming.mixture import load_meta
 from stereovla.modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
-from stereovla.modeling_stereovla.place_code import code_of_grid, waves, write_bins, write_pixels
+from stereovla.modeling_stereovla.place_code import code_of_grid, waves, write_bins, write_hundredths, write_pixels
 from stereovla.training.models import untrained
 
 
@@ -86,6 +86,15 @@ def test_an_untrained_model_reads_the_numbers_of_its_tokenizer(tmp_path):
         code = waves(torch.full((1, 2), (pixel + 0.5) * 2 / size - 1), width, size // model.config.patch_size)[0]
         for weight in (model.get_input_embeddings().weight, model.lm_head.weight):
             assert torch.cosine_similarity(weight[word], code, dim=0) > 0.999
+
+
+def test_hundredths_rise_from_side_to_side():
+    weight = torch.randn(150, 64, generator=torch.Generator().manual_seed(0))
+    untouched = weight.clone()
+    write_hundredths(weight, 30, 12)
+    assert (weight != untouched).any(-1).nonzero()[:, 0].tolist() == list(range(30, 130))
+    code = waves(torch.linspace(-0.99, 0.99, 100)[:, None].expand(-1, 2), 64, 12)
+    assert torch.cosine_similarity(weight[30:130], code).min() > 0.999
 
 
 def test_loading_does_not_write_over_what_was_trained(tmp_path):
