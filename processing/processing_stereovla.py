@@ -44,9 +44,9 @@ class StereoProcessor(PolicyProcessor):
       (`state_entries.differences_and_turns`); NaN = none. equal_turns float32 (B,): how many turns in a whole one are
       as right.
     - answer_points float32 (B, L, 2), with `return_labels` only: (u, v) in px of the processed left view that each
-      label is about. Of a pose (but not of the present state before it) the target, of a number of a box the middle of
-      the side that it tells, of a depth question the pixel that it asks about; NaN where that is not visible or not
-      given, and for labels about nothing, or about several pixels.
+      label is about. Of a box and of a pose (but not of the present state before it) the target, of a depth question
+      the pixel that it asks about; NaN where that is not visible or not given, and for labels about nothing, or about
+      several pixels.
     - asked_words bool (B, L), with `return_labels` only: the ids that say what is asked for. Of a box the
       object's name, of an action or a pose `target_name` where the instruction has it, of a depth question its pixels.
 
@@ -139,12 +139,6 @@ class StereoProcessor(PolicyProcessor):
             places = np.flatnonzero(labels[number] != IGNORE_INDEX)
             if row["objective"] in self.pose_answers:
                 places = places[self.state_dim :]  # the present state is no question
-            if "boxes" in row:  # x_min, y_min, x_max, y_max of each view; the other view's edges are those of the left
-                left, top, right, bottom = row["boxes"][0]
-                middle = np.array([left + right, top + bottom]) / 2
-                sides = [(left, middle[1]), (middle[0], top), (right, middle[1]), (middle[0], bottom)]
-                points[number, places] = np.tile(sides, (len(row["boxes"]), 1))
-                continue
             about = row.get("asked", row.get("points", ())[:1])  # pixels of a depth question, or the target
             if len(about) == 1:
                 points[number, places] = about[0]

@@ -181,8 +181,8 @@ def test_disparity_and_points(processor):
 
 
 def test_answer_points_are_what_each_label_is_about(processor):
-    """Poses are about the target, the numbers of a box about its sides in the left view, a depth question about its
-    pixel, a camera about nothing; the present state is no answer.
+    """Boxes and poses are about the target, a depth question about its pixel, a camera about nothing; the present
+    state is no answer.
     """
     target, gripper, asked = [10.5, 20.0], [30.0, 3.0], [40.2, 50.7]
     batch = processor(
@@ -197,7 +197,7 @@ def test_answer_points_are_what_each_label_is_about(processor):
         points_px=[None, None, None, [asked], None, None],
         depths_m=[None, None, None, [0.5], None, None],
         calibration=[CALIBRATION] * 6,
-        target_px=[target, target, target, None, None, None],
+        target_px=[target, target, target, None, None, [70.0, 3.0]],
         gripper_px=[gripper] * 6,
         target_name=["red cube", "blue ball", None, "red cube", None, None],
         return_labels=True,
@@ -210,19 +210,19 @@ def test_answer_points_are_what_each_label_is_about(processor):
     ]
     assert words == [" red cube", "", " red cube", "4050", "", " blue ball"]
     assert points.shape == (*labels.shape, 2) and points.dtype == torch.float32
-    sides = [[10, 26], [20, 12], [30, 26], [20, 40]] * 2
-    pose, depth = [target] * 8, [asked] * int((labels[3] != -100).sum())
-    for row, (about, skipped) in enumerate([(pose, 7), (pose, 7), (sides, 0), (depth, 0), ([], 0), (sides, 0)]):
+    for row, (about, skipped) in enumerate([(target, 7), (target, 7), (target, 0), (asked, 0), (None, 0), (None, 0)]):
         places = (labels[row] != -100).nonzero()[skipped:, 0] if about else torch.tensor([], dtype=torch.int64)
         assert points[row].isfinite().all(-1).nonzero()[:, 0].tolist() == places.tolist()
-        if about:
-            np.testing.assert_allclose(points[row, places], about, rtol=1e-6)
+        for place in places:
+            np.testing.assert_allclose(points[row, place], about, rtol=1e-6)
     # one label cannot be about two pixels
     two = {"points_px": [asked, [3, 5]], "depths_m": [0.5, 0.6], "gripper_px": gripper}
     assert processor(pair(), objective="depth", **two, return_labels=True)["answer_points"].isnan().all()
     assert "answer_points" not in processor(pair(), **robot(target_px=target))
-    scaled = processor(pair(size=128), "red cube", objective="box", boxes=BOXES, return_labels=True)
-    np.testing.assert_allclose(scaled["answer_points"][0, -1], [10, 20])  # in px of the processed view
+    scaled = processor(
+        pair(size=128), "red cube", objective="box", boxes=BOXES, target_px=target, return_labels=True
+    )  # in px of the processed view
+    np.testing.assert_allclose(scaled["answer_points"][0, -1], [5.25, 10.0])
 
 
 def displacement(processor, state, keyframe, embodiment="arm"):
