@@ -64,6 +64,7 @@ from stereovla.training.terms import (
     frames_in_words,
     held_out_batches,
     questions,
+    questions_per_frame,
     terms,
 )
 
@@ -344,29 +345,6 @@ def parameter_groups(model, options: TrainingOptions) -> list[dict]:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def questions_per_frame(options: TrainingOptions, part_size: int, stereovla: bool, asks_one_thing: bool) -> int:
-    """How many samples share pictures; ValueError where they cannot as --questions_per_frame says.
-
-    Args:
-        part_size: samples of a process at once.
-    """
-    count = options.questions_per_frame
-    if count is None:
-        count = QUESTIONS_PER_FRAME.get(options.preset, 1)
-        return 1 if asks_one_thing or not stereovla or part_size % count else count
-    if count > 1 and not stereovla:
-        raise ValueError(
-            f"--questions_per_frame is {count}, but a DepthVLA reads its pictures together with the question, so that "
-            "questions cannot share them; it must be 1"
-        )
-    if part_size % count:
-        raise ValueError(
-            f"--questions_per_frame is {count}; it must divide the {part_size} samples that a process takes at once "
-            "(--batch_size over processes and --accumulation)"
-        )
-    return count
-
-
 def save_result(
     folder: Path, accelerator, model, average: Average, processor, options, frames: str, window: dict, mixture: str
 ) -> None:
@@ -434,7 +412,8 @@ def run(options: TrainingOptions, accelerator: Accelerator, told: list[int]) -> 
     depth = depth_map_share(data, options.depth_map_share, share, weight, with_pose, config.reads_depth)
     learned = "disparity" if with_pose else "depth"
     part_size = options.batch_size // (accelerator.num_processes * options.accumulation)
-    sharing = questions_per_frame(options, part_size, with_pose, sum(share > 0 for share in asked.shares.values()) == 1)
+    usual = QUESTIONS_PER_FRAME.get(options.preset, 1)
+    sharing = questions_per_frame(options.questions_per_frame, usual, asked, part_size, with_pose)
     learns = terms(data, asked, batches_in_words(validation_batches), depth, learned)
     accelerator.print(f"{learns}{f', {sharing} samples about each frame' if sharing > 1 else ''}")
     if not depth and getattr(config, "stereo_learns_from", "all") == "disparity":
