@@ -95,6 +95,11 @@ class PolicyConfig(PreTrainedConfig):
         """Of one view."""
         return (self.image_size // self.patch_size) ** 2
 
+    @property
+    def num_image_tokens(self) -> int:
+        """Tokens that an image is written as, by the processor (`num_visual_tokens` there)."""
+        return self.num_visual_tokens
+
     def validate_policy(self) -> None:
         """ValueError for shared fields that contradict each other."""
         if self.image_size % self.patch_size:

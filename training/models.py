@@ -105,7 +105,7 @@ def untrained(preset: str, meta: dict, **overrides: Any) -> tuple[Policy, Proces
         action_dim=meta["action_dim"],
         state_names=meta.get("state_names"),
         turn_symmetry=config.turn_symmetry,
-        num_visual_tokens=config.num_visual_tokens,
+        num_visual_tokens=config.num_image_tokens,
         num_bins=config.num_bins,
         **of_views,
     )
