@@ -166,3 +166,17 @@ def _refuse_unknown(config: PreTrainedConfig, overrides: dict) -> None:
     for name, value in overrides.items():
         if isinstance(value, dict) and isinstance(part := getattr(config, name), PreTrainedConfig):
             _refuse_unknown(part, value)
+
+
+def own_fields(config: PreTrainedConfig) -> dict:
+    """Fields of a part's config as part of ours: without what describes the folder that it came from."""
+    return _without(config.to_dict(), ("architectures", "dtype", "transformers_version", "_name_or_path"))
+
+
+def _without(fields: dict, names: tuple[str, ...]) -> dict:
+    """Fields without those of these names, also within the configs of parts."""
+    return {
+        name: _without(value, names) if isinstance(value, dict) else value
+        for name, value in fields.items()
+        if name not in names
+    }

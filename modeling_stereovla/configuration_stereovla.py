@@ -230,13 +230,13 @@ class StereoVLAConfig(PolicyConfig):
         beside = [name for name in ("stereo_config", "points_frame") if getattr(self, name) is not None]
         if self.right_view is not None and beside:
             raise ValueError(
-                f"right_view is {self.right_view!r}, and {' and '.join(beside)} given; it is for a model without stereo "
-                "encoder and without points: both must be None"
+                f"right_view is {self.right_view!r}, and {' and '.join(beside)} given; it is for a model without "
+                "stereo encoder and without points: both must be None"
             )
         if self.right_view == "attention" and self.fused_size % HEAD_DIM:
             raise ValueError(
-                f"right_view is 'attention' and the semantic and spatial features have {self.fused_size} channels; they "
-                f"must be a multiple of {HEAD_DIM}"
+                f"right_view is 'attention' and the semantic and spatial features have {self.fused_size} channels; "
+                f"they must be a multiple of {HEAD_DIM}"
             )
 
 

@@ -1,8 +1,8 @@
 """Left-right attention: the features of both views of a pair read each other, without a cost volume.
 
-The idea of StereoPolicy (arXiv 2605.09989): one 2-D encoder sees each view, two layers of self-attention,
-cross-attention to the other view and an MLP fuse them, places enter the queries and keys of the cross-attention by a 2-D
-rotary embedding, and what comes out takes the place of the features of a single view. No code was published. Chosen
+The idea of StereoPolicy (arXiv 2605.09989): one 2-D encoder sees each view; two layers of self-attention,
+cross-attention to the other view and an MLP fuse them; places enter the queries and keys of the cross-attention by a
+2-D rotary embedding; and what comes out takes the place of the features of a single view. No code was published. Chosen
 here, as not stated there: norms before each part, weights shared by both directions, and the left view's tokens as what
 comes out, so that they lie where those of the other policies lie. Not in StereoVLA's paper: an option to compare with
 (`config.right_view`).

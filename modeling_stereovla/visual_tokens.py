@@ -133,8 +133,8 @@ class StereoVisualTokens(nn.Module):
 
     Channel order of the fused features: [semantic | spatial | stereo], as [SigLIP | DINOv2 | stereo] in the paper;
     stereo flattened channel-major (c * D + d); then those of the points where there are any. What the config leaves out
-    is None. Without a stereo encoder the right view is looked at where `config.right_view` says so: by the encoders of the
-    left one.
+    is None. Without a stereo encoder the right view is looked at where `config.right_view` says so, by the encoders of
+    the left one.
     """
 
     def __init__(self, config):
