@@ -15,7 +15,7 @@ from stereovla.evaluation.options import (
     RolloutOptions,
     SimulatorOptions,
 )
-from stereovla.evaluation.policy_specs import make_policy, policy_identity
+from stereovla.evaluation.policy_specs import check_shown, make_policy, policy_identity
 from stereovla.sources import InputError, check_checkpoint, fingerprint, load_checkpoint
 
 
@@ -24,10 +24,13 @@ def rollout(options: RolloutOptions) -> None:
     from stereovla.evaluation.rollouts import RolloutConfig, config_json, summarise
     from stereovla.evaluation.workers import roll_out
 
-    config = RolloutConfig(_world(options), options.execution_horizon, options.max_steps, options.calibration_error_deg)
+    how = (options.execution_horizon, options.max_steps, options.calibration_error_deg, options.shown)
+    config = RolloutConfig(_world(options), *how)
     identities = {
         spec: policy_identity(spec, options.run_code, options.keys) for spec in options.specs()
     }  # a bad one ends all before an hour has passed
+    for spec in identities:
+        check_shown(spec, options.shown)
     names = [identity["kind"] for identity in identities.values()]
     if len(set(names)) < len(names):
         raise InputError(f"--policies holds several of one kind ({', '.join(names)}); give each its own --out")
@@ -49,7 +52,8 @@ def rollout(options: RolloutOptions) -> None:
             log,
             options.processes,
             options.environments,
-            policy_options | {"device": options.device, "run_code": options.run_code, "keys": options.keys},
+            policy_options
+            | {"device": options.device, "run_code": options.run_code, "keys": options.keys, "shown": options.shown},
         )
         numbers = summarise(records)
         print(

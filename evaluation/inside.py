@@ -10,7 +10,7 @@ import torch
 
 from stereovla.evaluation.held_out import HeldOutRow
 from stereovla.evaluation.model_policy import ModelPolicy
-from stereovla.evaluation.offline_depth import observations
+from stereovla.evaluation.offline_geometry import observations
 from stereovla.evaluation.plots import ACCENT, GREY, INK, entitle, new_figure, save
 
 STREAMS = ("pictures", "words", "depth expert", "state", "chunk")

@@ -13,7 +13,7 @@ from tiny_checkpoint import save_tiny_checkpoint, save_tiny_depthvla
 from stereovla.evaluation.held_out import read_rows
 from stereovla.evaluation.inside import STREAMS, attention_shares
 from stereovla.evaluation.model_policy import ModelPolicy
-from stereovla.evaluation.offline_depth import observations
+from stereovla.evaluation.offline_geometry import observations
 from stereovla.sources import load_checkpoint
 
 
