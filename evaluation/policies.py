@@ -8,7 +8,12 @@ from typing import Any
 import numpy as np
 
 # what a policy's geometry may be shown (see `shown_geometry`), in words
-SHOWN = {"given": "what there is", "null": "grey", "left_twice": "the left view twice", "swapped": "another scene"}
+SHOWN = {
+    "given": "what there is",
+    "null": "grey or no depth",
+    "left_twice": "the left view twice",
+    "swapped": "another scene",
+}
 
 
 @dataclass(frozen=True)

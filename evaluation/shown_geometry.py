@@ -29,8 +29,8 @@ def right_picture(config: Any) -> int | None:
 
 
 def controls(config: Any) -> tuple[str, ...]:
-    """Names of `policies.SHOWN` beside "given" that change what the geometry of a policy of this config sees; none where
-    it has no geometry.
+    """Names of `policies.SHOWN` beside "given" that change what the geometry of a policy of this config sees; none
+    where it has no geometry.
     """
     has_expert, compares = getattr(config, "depth_config", None) is not None, config.stereo_config is not None
     applies = {

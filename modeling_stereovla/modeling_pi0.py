@@ -2,6 +2,8 @@
 the others are. `PI0Policy.pi0` is what transformers publishes; a DepthVLA without depth expert computes the same.
 """
 
+import inspect
+
 import torch
 from transformers import PI0ForConditionalGeneration
 
@@ -85,7 +87,9 @@ class PI0Policy(PolicyForActionPrediction):
         Args: as in `DepthVLAForActionPrediction.forward`, of which others are taken and not used: this policy learns
             from actions alone.
         """
-        refuse_unknown_inputs(unused, DepthVLAForActionPrediction.forward)
+        others = inspect.signature(DepthVLAForActionPrediction.forward).parameters
+        unknown = {name: value for name, value in unused.items() if name not in others}
+        refuse_unknown_inputs(unknown, DepthVLAForActionPrediction.forward)
         targets = Targets(actions=actions, is_action=is_action, action_mask=action_mask)
         draws = Draws(noise, time, None).completed(self.config, actions, generator)
         rows = targets.acting

@@ -44,6 +44,8 @@ UNCOMPARED = {
     # of a backbone: which of its maps it returns, and how
     *("out_features", "out_indices", "_out_features", "_out_indices", "stage_names", "apply_layernorm"),
     "reshape_hidden_states",
+    # of a stereo encoder: which of what it computes it gives
+    "features",
 }
 
 Policy = StereoVLAForActionPrediction | DepthVLAForActionPrediction | PI0Policy
