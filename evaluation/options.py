@@ -179,11 +179,20 @@ class OfflineOptions(HeldOutOptions):
 
 @dataclass
 class InsideOptions(HeldOutOptions):
-    """Draws where the attention of a policy's action tokens goes, layer by layer, and the depth that it predicts."""
+    """Draws what a policy looks at and what it makes of it: where the attention of its action tokens goes, by layer and
+    in the picture, its features, depth or disparity, answers, and the keyframe through an episode.
+    """
 
-    out: str = option("", "Folder of the pictures attention.png and depth.png, and of attention.json.")
+    out: str = option("", "Folder of the page inside.html, its pictures, and attention.json.")
     rows: int = option(32, "Rows at most.")
     stride: int = option(10, "Every n-th row is taken; neighbours in an episode say nearly the same.")
+    pictures: int = option(4, "Rows of which pictures are drawn, at equal distances.")
+    episode_rows: int = option(120, "Frames at most of the first episode, through which the keyframe is drawn.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("pictures", "episode_rows"):
+            at_least(self, name, 1)
 
 
 @dataclass
