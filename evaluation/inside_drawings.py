@@ -121,7 +121,7 @@ def draw_box(axis: Any, box: np.ndarray | None, colour: str) -> None:
 
 def draw_answers(rows: Sequence[HeldOutRow], answers: Sequence[Answer], path: Path) -> None:
     """Left views with boxes, keyframes and the chunk of actions, and what was answered about depth."""
-    columns = min(3, len(rows))
+    columns = min(4, len(rows))
     lines = -(-len(rows) // columns)
     figure, axes = new_figure(lines, columns, 3.4 * columns, 0.4 + 4.0 * lines)
     for axis, row, found in zip(axes, rows, answers, strict=False):
