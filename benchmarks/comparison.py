@@ -37,6 +37,8 @@ from stereovla.train import PRESETS
 
 OWN_WORLD = ("camera_range", "image_size", "num_objects")  # options of `stereovla evaluate rollout` of their own
 BASELINES = ("expert", "still")
+# of all policies, whatever their presets say: some cannot answer in words, some see pictures anew for each question
+ALIKE = {"mixture": "1:0:0:0", "questions_per_frame": 1, "tracker": "none"}
 NOT_CONTENT = ("out", "policies", "seeds", "episodes", "control_episodes", "cores", "device")
 
 
@@ -81,7 +83,7 @@ class ComparisonOptions:
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least {least}")
         self.chosen = {name: known[name] for name in self.policies or known}
-        self.recipe = {**PRESETS[self.size], "mixture": "1:0:0:0", "tracker": "none", **json.loads(self.training)}
+        self.recipe = {**PRESETS[self.size], **ALIKE, **json.loads(self.training)}
         self.recipe |= {"steps": self.steps} if self.steps else {}
 
     def worlds_options(self) -> list[str]:

@@ -157,15 +157,16 @@ def overridden(kind: type[PreTrainedConfig], values: dict, overrides: dict) -> P
         ValueError: an override that is no field of the config or of its part; transformers' own keep it silently.
     """
     config = kind(**with_overrides(values, overrides))
-    _refuse_unknown(config, overrides)
+    _refuse_unknown(config, values, overrides)
     return config
 
 
-def _refuse_unknown(config: PreTrainedConfig, overrides: dict) -> None:
-    refuse_unknown_keys(config, overrides)
+def _refuse_unknown(config: PreTrainedConfig, values: dict, overrides: dict) -> None:
+    # what the values have is known, such as the image_size that a convolutional part has no field for
+    refuse_unknown_keys(config, {name: value for name, value in overrides.items() if name not in values})
     for name, value in overrides.items():
         if isinstance(value, dict) and isinstance(part := getattr(config, name), PreTrainedConfig):
-            _refuse_unknown(part, value)
+            _refuse_unknown(part, values.get(name) or {}, value)
 
 
 def own_fields(config: PreTrainedConfig) -> dict:

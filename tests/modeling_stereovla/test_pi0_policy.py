@@ -46,8 +46,9 @@ def test_it_is_the_pi0_that_we_compute():
     """Losses and chunks of a DepthVLA without depth expert that has the same weights."""
     model = policy(views=["left", "wrist"])
     config = model.config
-    overrides = {"views": ["left", "wrist"], "vlm_config": config.vlm_config.to_dict()}
-    ours = DepthVLAForActionPrediction(DepthVLAConfig.from_preset("depthvla-tiny", depth_expert=False, **overrides))
+    ours = DepthVLAConfig.from_preset("depthvla-tiny", depth_expert=False, views=["left", "wrist"])
+    assert ours.text_config.to_dict() == config.text_config.to_dict()
+    ours = DepthVLAForActionPrediction(ours)
     theirs = dict(model.pi0.named_parameters())
     for name, weight in ours.eval().named_parameters():
         if name != "lm_head.weight":
