@@ -106,7 +106,8 @@ MEASURES = {
     "inside": Command(
         "evaluation.options:InsideOptions",
         "evaluation.commands:inside",
-        "pictures of what a policy attends to and of its depth",
+        "a page of what a policy looks at and what it makes of it",
+        done="page: {}",
     ),
     "report": Command(
         "evaluation.options:ReportOptions",

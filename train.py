@@ -1,4 +1,4 @@
-"""Trains StereoVLA or DepthVLA on streamed datasets with Accelerate: options, model, data, checkpoints, loop."""
+"""Trains StereoVLA, DepthVLA or pi0 on streamed datasets with Accelerate: options, model, data, checkpoints, loop."""
 
 import json
 import shutil
@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from stereovla.command_line import execute, option
 from stereovla.dataset_builder.streaming.mixture import load_meta
 from stereovla.dataset_builder.streaming.window_stream import WindowStream
+from stereovla.modeling_stereovla import PI0Policy
 from stereovla.modeling_stereovla.configuration_depthvla import DEPTH_INPUTS, MASKS, stereo_encoder
 from stereovla.training.checkpoint_folders import checkpoints, last_checkpoint
 from stereovla.training.checkpoints import Average, load_checkpoint, save_bad_batch, save_checkpoint, whole_tensors
@@ -44,6 +45,7 @@ from stereovla.training.options import (
     config_fields,
     dataset_mixture,
     with_depthvla,
+    with_pi0,
 )
 from stereovla.training.processes import join, prepare
 from stereovla.training.result import complete, predict_one
@@ -101,6 +103,7 @@ PRESETS = {
 }
 PRESETS = with_depthvla(PRESETS)
 PRESETS["depthvla-demo"] |= {"steps": 700}  # a question sees its pictures anew, so that a step takes twice as long
+PRESETS = with_pi0(PRESETS)
 MIXTURE = "5:2:2:1"  # StereoVLA's released code's shares of action : depth : box : pose
 ACTIONS_ALONE = "1:0:0:0"  # DepthVLA's
 DEPTH_MAP_SHARES = {"demo": 0.125, "lab": 0.125}  # of the samples, by StereoVLA's preset
@@ -244,8 +247,11 @@ class TrainingOptions(RunOptions):
             raise ValueError("--max_delay is recorded in a model's config, which an adapter does not have")
         names = ("views", "depth_input", "mask", "depth_loss")
         given = [f"--{name}" for name in names if getattr(self, name) is not None]
+        if self.preset.startswith("pi0"):
+            given = [name for name in given if name != "--views"]
         if given and not self.preset.startswith("depthvla"):
-            raise ValueError(f"{', '.join(given)} are options of a DepthVLA, but --preset {self.preset} is a StereoVLA")
+            kind = "transformers' PI0" if self.preset.startswith("pi0") else "a StereoVLA"
+            raise ValueError(f"{', '.join(given)} are options of a DepthVLA, but --preset {self.preset} is {kind}")
         if self.model and (given := [*given, *(["--config"] if config_fields(self.config) else [])]):
             raise ValueError(
                 f"{', '.join(given)} say how an untrained model is made, but {self.model} has its own config"
@@ -284,6 +290,11 @@ def build(options: TrainingOptions, meta: dict) -> tuple[Policy | PeftModel, Pro
     else:
         new = options.model is None
         model, processor = untrained(options.preset, meta, **options.overrides) if new else trained(options.model, meta)
+    if isinstance(model, PI0Policy) and (options.lora_rank or options.max_delay is not None):
+        raise ValueError(
+            "--lora_rank and --max_delay are of StereoVLA and DepthVLA; of transformers' PI0 the weights themselves "
+            "are trained, and it begins every chunk anew"
+        )
     if options.max_delay is not None:
         model.config.max_delay = options.max_delay
         model.config.validate_policy()

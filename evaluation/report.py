@@ -7,6 +7,7 @@ from typing import Any
 
 from stereovla.evaluation.episode_log import write_json
 from stereovla.evaluation.plots import plot_errors, plot_losses, plot_success, read_losses
+from stereovla.evaluation.policies import SHOWN
 from stereovla.evaluation.report_page import PAGE
 from stereovla.evaluation.rollouts import RolloutConfig, film, summarise
 from stereovla.extras import extra
@@ -103,21 +104,21 @@ def offline_metrics(offline: dict[str, Any]) -> list[dict[str, Any]]:
             space = f" {unit}" if unit else ""
             text = f"mean {numbers['mean']:.2f}{space}, median {numbers['median']:.2f}{space}{note}"
             metrics.append(metric(name, kind, numbers["mean"], text, where))
-    # not in results from before there were depth experts
-    return metrics + depth_expert_metrics(offline.get("depth_expert"), where)
+    # not in results from before there were controls
+    return metrics + geometry_metrics(offline.get("geometry"), where)
 
 
-def depth_expert_metrics(found: dict[str, Any] | None, where: str) -> list[dict[str, Any]]:
-    """Errors of a DepthVLA whose depth expert is shown its own pictures, with those where it is shown others."""
+def geometry_metrics(found: dict[str, Any] | None, where: str) -> list[dict[str, Any]]:
+    """Errors of a policy whose geometry is shown what there is, with those where it is shown others."""
     if found is None:
         return []
     errors = {
         f"depth of the {view} view, {name}": (name, {shown: of["depth_map"][view] for shown, of in found.items()})
-        for view in found["given"]["depth_map"]
+        for view in found["given"].get("depth_map", ())
         for name in ("abs_rel", "rmse_m", "delta_1_25", "l_si")
     }
     errors |= {
-        f"{part} error with its depth expert, {name}": ("mean", {shown: of[part][name] for shown, of in found.items()})
+        f"{part} error with its geometry, {name}": ("mean", {shown: of[part][name] for shown, of in found.items()})
         for part, name in (("action", "position_mm"), ("keyframe", "xy_cm"), ("keyframe", "z_cm"))
     }
     metrics = []
@@ -127,8 +128,8 @@ def depth_expert_metrics(found: dict[str, Any] | None, where: str) -> list[dict[
             continue
         notes = [
             f"; shown {what}: {values[shown]:.3f}"
-            for shown, what in (("null", "grey"), ("swapped", "another scene"))
-            if values[shown] is not None
+            for shown, what in SHOWN.items()
+            if shown != "given" and values.get(shown) is not None
         ]
         kind = "_".join(title.replace(",", "").lower().split())
         metrics.append(metric(title, kind, values["given"], f"{values['given']:.3f}{''.join(notes)}", where))
@@ -166,11 +167,12 @@ def film_episode(out: Path, results: dict[str, Any], seed: int) -> dict[str, Any
         )
     world = {key.removeprefix("world."): value for key, value in saved.items() if key.startswith("world.")}
     world = {key: tuple(value) if isinstance(value, list) else value for key, value in world.items()}
-    config = RolloutConfig(
-        WorldConfig(**world), saved["execution_horizon"], saved["max_steps"], saved["calibration_error_deg"]
-    )
+    shown = saved.get("shown", "given")
+    how = (saved["execution_horizon"], saved["max_steps"], saved["calibration_error_deg"], shown)
+    config = RolloutConfig(WorldConfig(**world), *how)
     # of the revision that was rolled out: an adapter's weights are those of its model too
-    policy = make_policy(spec, num_steps=saved["num_steps"] or None, run_code=run.get("run_code", False))
+    own = {"num_steps": saved["num_steps"] or None, "run_code": run.get("run_code", False), "shown": shown}
+    policy = make_policy(spec, **own)
     for number in seeds:
         observations, record = film(policy, number, config)
         if record["success"]:

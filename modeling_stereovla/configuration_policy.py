@@ -95,6 +95,11 @@ class PolicyConfig(PreTrainedConfig):
         """Of one view."""
         return (self.image_size // self.patch_size) ** 2
 
+    @property
+    def num_image_tokens(self) -> int:
+        """Tokens that an image is written as, by the processor (`num_visual_tokens` there)."""
+        return self.num_visual_tokens
+
     def validate_policy(self) -> None:
         """ValueError for shared fields that contradict each other."""
         if self.image_size % self.patch_size:
@@ -152,12 +157,27 @@ def overridden(kind: type[PreTrainedConfig], values: dict, overrides: dict) -> P
         ValueError: an override that is no field of the config or of its part; transformers' own keep it silently.
     """
     config = kind(**with_overrides(values, overrides))
-    _refuse_unknown(config, overrides)
+    _refuse_unknown(config, values, overrides)
     return config
 
 
-def _refuse_unknown(config: PreTrainedConfig, overrides: dict) -> None:
-    refuse_unknown_keys(config, overrides)
+def _refuse_unknown(config: PreTrainedConfig, values: dict, overrides: dict) -> None:
+    # what the values have is known, such as the image_size that a convolutional part has no field for
+    refuse_unknown_keys(config, {name: value for name, value in overrides.items() if name not in values})
     for name, value in overrides.items():
         if isinstance(value, dict) and isinstance(part := getattr(config, name), PreTrainedConfig):
-            _refuse_unknown(part, value)
+            _refuse_unknown(part, values.get(name) or {}, value)
+
+
+def own_fields(config: PreTrainedConfig) -> dict:
+    """Fields of a part's config as part of ours: without what describes the folder that it came from."""
+    return _without(config.to_dict(), ("architectures", "dtype", "transformers_version", "_name_or_path"))
+
+
+def _without(fields: dict, names: tuple[str, ...]) -> dict:
+    """Fields without those of these names, also within the configs of parts."""
+    return {
+        name: _without(value, names) if isinstance(value, dict) else value
+        for name, value in fields.items()
+        if name not in names
+    }

@@ -261,8 +261,6 @@ class StereoEncoderConfig(PreTrainedConfig):
                 )
         if self.volume_stride not in (1, 2):
             raise ValueError(f"volume_stride is {self.volume_stride}; valid: 1, 2")
-        if self.volume_stride > 1 and self.features == "lookup":
-            raise ValueError(f'features "lookup" needs volume_stride 1; it is {self.volume_stride}')
         levels, gates = len(self.hourglass_channels), len(self.volume_map_channels)
         if not 1 <= levels < gates:
             raise ValueError(

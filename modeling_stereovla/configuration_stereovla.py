@@ -8,6 +8,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_policy import PolicyConfig, overridden
 from .configuration_stereo_encoder import StereoEncoderConfig, known_keys, refuse_unknown_keys
+from .view_attention import HEAD_DIM
 from .view_points import NUM_CHANNELS
 
 
@@ -26,6 +27,10 @@ class StereoVLAConfig(PolicyConfig):
         stereo_config (`StereoEncoderConfig`):
             The stereo encoder of both views. None makes a mono model, which takes the pair and does not look at the
             right view. Of these three, one at least must remain; all four parts None means the paper's.
+        right_view (`str`, *optional*):
+            How a model without stereo encoder sees the right view: "separate", as visual tokens of its own behind the
+            left view's, or "attention", by left-right attention between the features of both (`view_attention.py`).
+            None: not at all. Not in the paper: what to compare it with.
         projector_hidden_size (`int`):
             Width of the projector's first layer.
         chain_of_thought (`bool`):
@@ -74,6 +79,7 @@ class StereoVLAConfig(PolicyConfig):
     semantic_config: dict | PreTrainedConfig | None = None
     spatial_config: dict | PreTrainedConfig | None = None
     stereo_config: dict | PreTrainedConfig | None = None
+    right_view: str | None = None
     projector_hidden_size: int = 20352
     state_history: int = 4
     chain_of_thought: bool = True
@@ -120,6 +126,11 @@ class StereoVLAConfig(PolicyConfig):
     def pixel_views(self) -> list[str]:
         """Names of the views in `pixel_values`."""
         return ["left", "right"]
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Image tokens of a pair."""
+        return (2 if self.right_view == "separate" else 1) * self.num_visual_tokens
 
     @property
     def fused_size(self) -> int:
@@ -180,6 +191,7 @@ class StereoVLAConfig(PolicyConfig):
                 f"{self.stereo_learns_from!r}, but stereo_config is None: without a stereo encoder they must be 0 and "
                 "'all'"
             )
+        self._validate_right_view()
         if self.points_frame not in (None, "camera", "base"):
             raise ValueError(f"points_frame is {self.points_frame!r}; it must be None, 'camera' or 'base'")
         if self.points_of not in ("encoder", "given"):
@@ -210,6 +222,22 @@ class StereoVLAConfig(PolicyConfig):
             )
         if not 0 <= self.direct_probability <= 1:
             raise ValueError(f"direct_probability is {self.direct_probability}; it must be in [0, 1]")
+
+    def _validate_right_view(self) -> None:
+        """ValueError for a way to see the right view that is none, or that the other parts do not allow."""
+        if self.right_view not in (None, "separate", "attention"):
+            raise ValueError(f"right_view is {self.right_view!r}; it must be None, 'separate' or 'attention'")
+        beside = [name for name in ("stereo_config", "points_frame") if getattr(self, name) is not None]
+        if self.right_view is not None and beside:
+            raise ValueError(
+                f"right_view is {self.right_view!r}, and {' and '.join(beside)} given; it is for a model without "
+                "stereo encoder and without points: both must be None"
+            )
+        if self.right_view == "attention" and self.fused_size % HEAD_DIM:
+            raise ValueError(
+                f"right_view is 'attention' and the semantic and spatial features have {self.fused_size} channels; "
+                f"they must be a multiple of {HEAD_DIM}"
+            )
 
 
 def full_parts() -> dict[str, dict]:

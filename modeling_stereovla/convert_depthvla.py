@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .configuration_depthvla import DepthExpertConfig, DepthVLAConfig, gemma_300m
-from .configuration_policy import overridden
+from .configuration_policy import overridden, own_fields
 from .convert_depth_anything import open_depth_encoder
-from .convert_files import Part, below, open_weights, own_fields, read_description
+from .convert_files import Part, below, open_weights, read_description
 from .convert_output import Output, initial_weights, outline_model
 from .convert_paligemma import open_paligemma
 from .convert_pi0 import SHARED, open_pi0

@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 from transformers import Dinov2WithRegistersModel, LlamaConfig, SiglipVisionModel
 
-from .configuration_policy import overridden
+from .configuration_policy import overridden, own_fields
 from .configuration_stereovla import StereoVLAConfig
-from .convert_files import Part, WeightSource, below, open_weights, own_fields, read_description
+from .convert_files import Part, WeightSource, below, open_weights, read_description
 from .convert_foundationstereo import open_stereo
 from .convert_internlm2 import llama_fields
 from .convert_output import Output, initial_weights, outline_model, write_model

@@ -86,7 +86,7 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
     ) -> StereoVLAModelOutput:
         """
         Args:
-            input_ids: (B, L) int64, with `config.num_visual_tokens` image tokens in each row when images are given.
+            input_ids: (B, L) int64, with `config.num_image_tokens` image tokens in each row when images are given.
             pixel_values: (B, 2, 3, H, W), RGB in [0, 1], left view first.
             attention_mask: (B, L) or (B, cached + L), 1 = valid token.
             cache: keys and values of earlier tokens; before transformers 5.24, past_key_values.
@@ -125,11 +125,15 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
             last_hidden_state=outputs.last_hidden_state,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            visual_tokens=None if seen is None else seen.tokens,
+            visual_tokens=None if seen is None else self._of_left_view(seen),
             disparity=None if seen is None else seen.disparity,
             points=None if seen is None else seen.points,
             **{CACHE: outputs[CACHE] if CACHE in outputs else None},
         )
+
+    def _of_left_view(self, seen: VisualTokens) -> torch.Tensor:
+        """The visual tokens (B, N, hidden) that lie in the left view, which points are about."""
+        return seen.tokens[:, : self.config.num_visual_tokens]
 
     def _forward_shared(
         self,
@@ -142,7 +146,7 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
         """`forward` where samples share pairs: a picture's tokens come first and see no words, so that the language
         model reads them once for all questions about it. Visual tokens and points stay those of the pictures.
         """
-        length = 1 + self.config.num_visual_tokens
+        length = 1 + self.config.num_image_tokens
         start = input_ids[0, :length]
         alike = torch.equal(input_ids[:, :length], start.expand(len(input_ids), -1))
         if not (alike and attention_mask[:, :length].all()):
@@ -166,7 +170,7 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
         cache.states = words.states
         return StereoVLAModelOutput(
             last_hidden_state=torch.cat([first.last_hidden_state[frames], second.last_hidden_state], dim=1),
-            visual_tokens=seen.tokens,
+            visual_tokens=self._of_left_view(seen),
             disparity=seen.disparity,
             points=seen.points,
         )
@@ -181,6 +185,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         "semantic": "model.visual_tokens.semantic",
         "spatial": "model.visual_tokens.spatial",
         "stereo": "model.visual_tokens.stereo",
+        "view_attention": "model.visual_tokens.view_attention",
         "projector": "model.visual_tokens.projector",
         "language_model": "model.language_model",
         "lm_head": "lm_head",
@@ -341,7 +346,8 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             )
             is_image = input_ids == self.config.image_token_id
             words = torch.zeros_like(is_image) if asked_words is None else asked_words
-            predictions.language_pointing = chosen_keys(pointing, is_image[asked[0]], self.config.num_visual_tokens)
+            seen = chosen_keys(pointing, is_image[asked[0]], self.config.num_image_tokens)
+            predictions.language_pointing = seen[..., : self.config.num_visual_tokens]
             predictions.language_reading = log_share(reading, words[asked[0]])
         hidden = outputs.last_hidden_state
         if labels is None:

@@ -209,8 +209,10 @@ class StereoEncoderModel(StereoEncoderPreTrainedModel):
         if chosen == "correlation":
             features = correlation.permute(0, 3, 1, 2)  # the right view's column becomes the channel
         elif chosen == "lookup":
+            stride = self.config.volume_stride  # each pixel of the filtered volume stands for a patch of so many
+            everywhere = filtered.repeat_interleave(stride, -1).repeat_interleave(stride, -2)
             features = lookup_features(
-                filtered, correlation, initial, self.config.lookup_levels, self.config.lookup_radius
+                everywhere, correlation, initial, self.config.lookup_levels, self.config.lookup_radius
             )
         else:
             volume = volume if chosen == "cost_volume" else fill_bins(filtered, self.config.num_disparities)
