@@ -90,9 +90,13 @@ class StereoVLAConfig(PreTrainedConfig):
         if self.weights_dtype not in WEIGHTS_DTYPES:
             raise ValueError(f"weights_dtype is {self.weights_dtype!r}; valid: {', '.join(WEIGHTS_DTYPES)}")
         if wrong := {kind: mode for kind, mode in self.normalization_mapping.items() if mode.value != "IDENTITY"}:
-            raise ValueError(f"normalization_mapping is {wrong}; only IDENTITY is valid: the model's processor normalises")
+            raise ValueError(
+                f"normalization_mapping is {wrong}; only IDENTITY is valid: the model's processor normalises"
+            )
         if self.pretrained_model is not None and None in (self.chunk_size, self.state_history):
-            sizes = read_sizes(model_folder(self.pretrained_model, self.pretrained_model_revision, code=False), self.type)
+            sizes = read_sizes(
+                model_folder(self.pretrained_model, self.pretrained_model_revision, code=False), self.type
+            )
             self.chunk_size = self.chunk_size or sizes["chunk_size"]
             self.state_history = self.state_history or sizes["state_history"]
         if self.chunk_size is not None:
@@ -134,7 +138,7 @@ class StereoVLAConfig(PreTrainedConfig):
         cameras = [key for key, feature in inputs.items() if feature.type is FeatureType.VISUAL]
         if absent := {view: key for view, key in self.views.items() if key not in cameras}:
             raise ValueError(
-                f"views says {absent}, but the data has the cameras {', '.join(cameras) or 'none'}; say which is which: "
+                f"views says {absent}, but the data has the cameras {', '.join(cameras) or 'none'}; say which it is: "
                 "--policy.views='{left: observation.images.NAME, right: observation.images.NAME}'"
             )
         if OBS_STATE not in inputs or len(inputs[OBS_STATE].shape) != 1:

@@ -117,11 +117,11 @@ def load_model(folder: Path, kind: str, may_run_code: bool, untrained: bool, wei
         raise ValueError(f"{folder} has no weights; say --policy.untrained=true to begin with fresh ones")
     else:
         dtype = "auto" if weights_dtype == "saved" else getattr(torch, weights_dtype)
-        model, report = AutoModel.from_pretrained(
-            folder, trust_remote_code=True, dtype=dtype, output_loading_info=True
-        )
+        model, report = AutoModel.from_pretrained(folder, trust_remote_code=True, dtype=dtype, output_loading_info=True)
         if wrong := sorted([*report["missing_keys"], *report["unexpected_keys"]]):
-            raise ValueError(f"the weights in {folder} are not the model's: {', '.join(wrong[:5])} ({len(wrong)} in all)")
+            raise ValueError(
+                f"the weights in {folder} are not the model's: {', '.join(wrong[:5])} ({len(wrong)} in all)"
+            )
     return model.eval(), AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 
 

@@ -11,7 +11,7 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from .configuration_stereovla import DepthVLAConfig, Robot, StereoVLAConfig
 from .model_folder import MODEL, load_model, model_folder, policy_folder, save_model
 
-# as `stereovla train --lora_rank`: language model, depth expert and action expert; whole: what knows the robot's numbers
+# as `stereovla train --lora_rank`: in language model, depth expert and action expert; whole: what knows the robot
 LORA_TARGETS = (
     r"model\.(model\.(vlm\.)?language_model|model\.depth_expert\.decoder|action_expert\.transformer)\.layers\.\d+"
     r"\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
@@ -51,9 +51,7 @@ class StereoVLAPolicy(PreTrainedPolicy):
                 raise ValueError("pretrained_model is missing: the folder or Hub id of the model to start from")
             folder = model_folder(config.pretrained_model, config.pretrained_model_revision)
         new = config.untrained and config.pretrained_path is None
-        self.model, self.processor = load_model(
-            folder, config.type, config.may_run_code, new, config.weights_dtype
-        )
+        self.model, self.processor = load_model(folder, config.type, config.may_run_code, new, config.weights_dtype)
         self._check_model()
         self._fit_robot(dataset_stats, dataset_meta)
         if config.chain_of_thought is not None and self._is_stereovla:
@@ -75,8 +73,8 @@ class StereoVLAPolicy(PreTrainedPolicy):
                 raise ValueError(f"{name} is {getattr(config, name)}, but the model's is {getattr(model, name)}")
         if set(config.views) != set(self.processor.pixel_views):
             raise ValueError(
-                f"views are {', '.join(config.views)}, but the model sees {', '.join(self.processor.pixel_views)}: give "
-                "--policy.views='{VIEW: CAMERA_KEY, ...}' with all of these"
+                f"views are {', '.join(config.views)}, but the model sees {', '.join(self.processor.pixel_views)}; "
+                "give --policy.views='{VIEW: CAMERA_KEY, ...}' with all of these"
             )
         if model.reads_depth:
             raise ValueError("this model is shown depth, which policies of LeRobot are not")
@@ -260,9 +258,7 @@ class StereoVLAPolicy(PreTrainedPolicy):
         return torch.from_numpy(actions).to(self.model.device)
 
     @torch.no_grad()
-    def predict_action_chunk(
-        self, batch: dict[str, Any], noise: torch.Tensor | None = None, **_: Any
-    ) -> torch.Tensor:
+    def predict_action_chunk(self, batch: dict[str, Any], noise: torch.Tensor | None = None, **_: Any) -> torch.Tensor:
         """float32 (B, chunk_size, A) in robot units.
 
         Args:
@@ -298,7 +294,9 @@ def _robot_of(stats: dict[str, dict[str, Any]], meta: Any, mode: str) -> Robot:
     of_keys = []
     needed = {"quantiles": ("q01", "q99"), "min_max": ("min", "max"), "mean_std": ("mean", "std")}[mode]
     for key in (OBS_STATE, ACTION):
-        found = {name: torch.as_tensor(stats[key][name]).reshape(-1).tolist() for name in STATISTICS if name in stats[key]}
+        found = {
+            name: torch.as_tensor(stats[key][name]).reshape(-1).tolist() for name in STATISTICS if name in stats[key]
+        }
         if missing := [name for name in needed if name not in found]:
             raise ValueError(
                 f"the dataset's statistics of {key} lack {', '.join(missing)}, with which this model normalises; "
