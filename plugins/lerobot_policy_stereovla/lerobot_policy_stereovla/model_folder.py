@@ -33,14 +33,14 @@ def model_folder(source: str | Path, revision: str | None = None, code: bool = T
     return folder
 
 
-def policy_folder(source: str | Path, revision: str | None = None) -> Path:
+def policy_folder(source: str | Path, revision: str | None = None, **of_hub: Any) -> Path:
     """The folder of the saved policy `source`, a folder or an id on the Hub; ValueError where its files say that code
     be run, which is its user's to say.
     """
     folder = Path(source)
     if not folder.is_dir():
         patterns = ["*.json", f"{MODEL}/*"]
-        folder = Path(snapshot_download(str(source), revision=revision, allow_patterns=patterns))
+        folder = Path(snapshot_download(str(source), revision=revision, allow_patterns=patterns, **of_hub))
     if not (folder / MODEL / "config.json").is_file():
         raise ValueError(
             f"{source} is no policy of this plugin: it lacks {MODEL}/config.json; "

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from lerobot.configs import PreTrainedConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION, OBS_STATE
 
@@ -37,7 +38,6 @@ class StereoVLAPolicy(PreTrainedPolicy):
         folder: Path | None = None,
         dataset_stats: dict[str, dict[str, Any]] | None = None,
         dataset_meta: Any = None,
-        **_: Any,
     ):
         """
         Args:
@@ -46,12 +46,14 @@ class StereoVLAPolicy(PreTrainedPolicy):
         """
         super().__init__(config)
         config.validate_features()
+        untrained = config.untrained and folder is None
         if folder is None:
             if config.pretrained_model is None:
                 raise ValueError("pretrained_model is missing: the folder or Hub id of the model to start from")
             folder = model_folder(config.pretrained_model, config.pretrained_model_revision)
-        new = config.untrained and config.pretrained_path is None
-        self.model, self.processor = load_model(folder, config.type, config.may_run_code, new, config.weights_dtype)
+        self.model, self.processor = load_model(
+            folder, config.type, config.may_run_code, untrained, config.weights_dtype
+        )
         self._check_model()
         self._fit_robot(dataset_stats, dataset_meta)
         if config.chain_of_thought is not None and self._is_stereovla:
@@ -132,18 +134,24 @@ class StereoVLAPolicy(PreTrainedPolicy):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_name_or_path: str | Path, *, config: StereoVLAConfig | None = None, **kwargs: Any
+        cls,
+        pretrained_name_or_path: str | Path,
+        *,
+        config: StereoVLAConfig | None = None,
+        revision: str | None = None,
+        dataset_stats: dict[str, dict[str, Any]] | None = None,
+        dataset_meta: Any = None,
+        **of_hub: Any,
     ) -> Self:
-        """The policy in a folder or on the Hub, in evaluation mode. Its code runs if `config.may_run_code`."""
-        revision = kwargs.pop("revision", None)
+        """The policy in a folder or on the Hub, in evaluation mode. Its code runs if `config.may_run_code`.
+
+        Args:
+            of_hub: of huggingface_hub's downloads: token, cache_dir, ...
+        """
         if config is None:
-            hub = ("force_download", "proxies", "token", "cache_dir", "local_files_only")
-            given = {key: value for key, value in kwargs.items() if key in hub}
-            config = cls.config_class.from_pretrained(pretrained_name_or_path, revision=revision, **given)
-        of_dataset = {key: value for key, value in kwargs.items() if key in ("dataset_stats", "dataset_meta")}
-        config.pretrained_path = config.pretrained_path or Path(pretrained_name_or_path)
-        policy = cls(config, policy_folder(pretrained_name_or_path, revision) / MODEL, **of_dataset)
-        return policy.to(config.device).eval()
+            config = PreTrainedConfig.from_pretrained(pretrained_name_or_path, revision=revision, **of_hub)
+        folder = policy_folder(pretrained_name_or_path, revision, **of_hub) / MODEL
+        return cls(config, folder, dataset_stats, dataset_meta).to(config.device).eval()
 
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         self.config._save_pretrained(save_directory)
