@@ -133,3 +133,11 @@ def save_model(folder: Path, model: Any, processor: Any, state_dict: dict[str, t
     processor.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
+
+
+def save_code(folder: Path, model: Any, processor: Any) -> None:
+    """Writes into `folder` the code of both, among other small files."""
+    from transformers.dynamic_module_utils import custom_object_save
+
+    custom_object_save(model, folder)
+    processor.save_pretrained(folder)

@@ -1,16 +1,19 @@
 """The policies as LeRobot drives them: batches of its datasets in, a loss or actions in robot units out."""
 
+import logging
 from collections import deque
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import torch
+from huggingface_hub import HfApi
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION, OBS_STATE
 
 from .configuration_stereovla import DepthVLAConfig, Robot, StereoVLAConfig
-from .model_folder import MODEL, load_model, model_folder, policy_folder, save_model
+from .model_folder import MODEL, load_model, model_folder, policy_folder, save_code, save_model
 
 # as `stereovla train --lora_rank`: in language model, depth expert and action expert; whole: what knows the robot
 LORA_TARGETS = (
@@ -107,6 +110,9 @@ class StereoVLAPolicy(PreTrainedPolicy):
                     )
                 config.robot = _robot_of(stats, meta, processor.normalization)
             self._add_robot(config.robot, sizes)
+        rate_hz = (processor.control_rates_hz or {}).get(config.embodiment)
+        if meta is not None and rate_hz is not None and rate_hz != meta.fps:
+            logging.warning(f"the dataset has {meta.fps} Hz, but {config.embodiment} acts at {rate_hz:g} Hz")
         for name, size in sizes.items():
             if getattr(processor, name) != size:
                 raise ValueError(
@@ -164,15 +170,11 @@ class StereoVLAPolicy(PreTrainedPolicy):
         super().push_model_to_hub(cfg, peft_model, **kwargs)
         if peft_model is not None:
             return
-        from tempfile import TemporaryDirectory
-
-        from huggingface_hub import HfApi
-
         with TemporaryDirectory() as folder:
-            save_model(Path(folder) / MODEL, self.model, self.processor, kwargs.get("state_dict"))
+            save_code(Path(folder), self.model, self.processor)
             HfApi().upload_folder(
                 repo_id=self.config.repo_id,
-                folder_path=Path(folder) / MODEL,
+                folder_path=folder,
                 path_in_repo=MODEL,
                 allow_patterns=["*.py", "*.jinja"],
                 commit_message="Add the model's code",

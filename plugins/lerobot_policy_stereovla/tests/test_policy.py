@@ -8,6 +8,7 @@ import pytest
 import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import make_policy, make_pre_post_processors
+from lerobot.rollout.inference.sync import SyncInferenceEngine
 from lerobot_policy_stereovla import DepthVLAConfig, StereoVLAConfig
 from written_data import VIEWS, batch_of, dataset_for
 
@@ -110,6 +111,34 @@ def test_actions_are_the_models(models, kind):
 
 def _direct(kind):
     return {"chain_of_thought": False} if kind == "stereovla" else {}
+
+
+def test_lerobots_rollouts_get_the_models_actions(models):
+    """`lerobot-rollout` and recording with a policy: what a robot's cameras give, without a batch."""
+    policy, (before, after), dataset = new_policy("stereovla", models["stereovla"])
+    names = dataset.meta.features["action"]["names"]
+    engine = SyncInferenceEngine(
+        policy=policy.eval(),
+        preprocessor=before,
+        postprocessor=after,
+        dataset_features=dataset.meta.features,
+        ordered_action_keys=names[::-1],
+        task="pick up the cup",
+        device="cpu",
+        robot_type="test_arm",
+    )
+    pictures, state = pictures_of(dataset, 0), dataset[0]["observation.state"].reshape(-1, 7)[-1].numpy()
+    torch.manual_seed(0)
+    seen = {key: pictures[view].copy() for view, key in VIEWS.items()}
+    action = engine.get_action({**seen, "observation.state": state.copy()})
+    torch.manual_seed(0)
+    wanted = policy.processor.decode_actions(
+        policy.model.predict_action(
+            **policy.processor(pictures, "pick up the cup", state, "franka_panda"), noise=torch.randn(1, 8, 7)
+        ),
+        "franka_panda",
+    )
+    np.testing.assert_array_equal(action.numpy(), wanted[0, 0, ::-1])
 
 
 def test_a_saved_policy_is_the_same(models, tmp_path):
