@@ -141,6 +141,12 @@ CONVERTERS = {
         "a DepthVLA without depth expert as transformers' PI0",
         done="wrote {}",
     ),
+    "lerobot": Command(
+        "sharing.lerobot_policy:Options",
+        "sharing.lerobot_policy:convert",
+        "a model of ours as a policy of LeRobot, and back",
+        done="wrote {}",
+    ),
     "processor": Command(
         "processing.convert_processor:Options",
         "processing.convert_processor:convert",
@@ -176,7 +182,7 @@ COMMANDS = {
     "push": Command(
         "push_to_hub:PushOptions", "push_to_hub:push", "publish a model, an adapter or a dataset on the Hub"
     ),
-    "convert": ("published weights to ours", CONVERTERS),
+    "convert": ("published weights to ours, and ours to others'", CONVERTERS),
 }
 ABOUT = "A robot policy that sees with two eyes. Interrupted commands go on when they are given again."
 
