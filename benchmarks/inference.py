@@ -23,7 +23,6 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser, PI0Config, PI0ForConditionalGeneration
-from transformers.cache_utils import DynamicCache
 
 from stereovla.modeling_stereovla import (
     DepthVLAConfig,
@@ -34,7 +33,7 @@ from stereovla.modeling_stereovla import (
 from stereovla.modeling_stereovla.configuration_depthvla import PRESETS as DEPTHVLA_PRESETS
 from stereovla.modeling_stereovla.configuration_stereovla import PRESETS
 from stereovla.modeling_stereovla.convert_output import DTYPES
-from stereovla.modeling_stereovla.layer_caches import CACHE, RecordingCache
+from stereovla.modeling_stereovla.layer_caches import BufferedCache, RecordingCache
 
 WORDS = 8  # text tokens of a short instruction
 
@@ -181,22 +180,22 @@ Stages = dict[str, Callable[[], object]]
 
 
 def stereovla_stages(model: StereoVLAForActionPrediction, pixels: torch.Tensor, inputs: dict) -> Stages:
-    towers, mask = model.model.visual_tokens, inputs["attention_mask"]
-    embeds = model.model.embed(inputs["input_ids"], towers(pixels)[0])
+    towers = model.model.visual_tokens
+    embeds = model.model.embed(inputs["input_ids"], towers(pixels).tokens)
 
     def semantic():
         return [encoder(pixels[:, 0]) for encoder in (towers.semantic, towers.spatial) if encoder is not None]
 
     def prefill(cache):
-        return model.model(inputs_embeds=embeds, attention_mask=mask, **{CACHE: cache}, use_cache=True)
+        return model.model(inputs_embeds=embeds, cache=cache, use_cache=False)
 
-    prefix = DynamicCache()
+    length = embeds.shape[1]
+    prefix = BufferedCache(room=length + model.config.pose_dim + 1)
     hidden = prefill(prefix).last_hidden_state
-    length = prefix.get_seq_length()
 
     def thought():
-        model._generate_pose(prefix, hidden, mask)
-        prefix.crop(length - prefix.get_seq_length())
+        prefix.begin = length
+        model._generate_pose(prefix, hidden, None)
 
     return {
         "stereo encoder": lambda: towers.stereo(pixels, output_disparity=False),
