@@ -398,12 +398,9 @@ class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPredic
         )
         predictions = Predictions(log_depth=outputs.log_depth)
         hidden = outputs.last_hidden_state
-        if labels is None:
-            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = None if acts else self.lm_head(hidden[:, keep])
-        else:
-            # computed for the labelled tokens alone
-            logits = predictions.logits = self.lm_head(hidden[:, :-1][targets.labelled])
+        logits = None
+        if labels is not None or not acts:
+            logits = self._logits(hidden, predictions, targets, logits_to_keep)
         if acts:
             is_prompt = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             is_prompt = is_prompt if token_type_ids is None else is_prompt * (token_type_ids == 0)

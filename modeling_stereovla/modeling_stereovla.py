@@ -346,12 +346,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             predictions.language_pointing = chosen_keys(pointing, is_image[asked[0]], self.config.num_visual_tokens)
             predictions.language_reading = log_share(reading, words[asked[0]])
         hidden = outputs.last_hidden_state
-        if labels is None:
-            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.lm_head(hidden[:, keep])
-        else:
-            # computed for the labelled tokens alone
-            logits = predictions.logits = self.lm_head(hidden[:, :-1][targets.labelled])
+        logits = self._logits(hidden, predictions, targets, logits_to_keep)
         if acts:
             state_tokens, predictions.pointed = self._state_tokens(
                 state, input_ids, attention_mask, outputs, point_frame, targets, facing, frames

@@ -172,6 +172,17 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
         counts = count_targets(self.objectives, Targets.of(inputs))
         return {name: count.to(self.device) for name, count in counts.items()}
 
+    def _logits(
+        self, hidden: torch.Tensor, predictions: Predictions, targets: Targets, keep: int | torch.Tensor
+    ) -> torch.Tensor:
+        """Language logits of hidden states (B, L, hidden): with labels those before the labelled tokens alone, (T,
+        vocabulary), also into `predictions`; without them, of what `keep` names (`logits_to_keep` of transformers).
+        """
+        if targets.labels is None:
+            return self.lm_head(hidden[:, slice(-keep, None) if isinstance(keep, int) else keep])
+        predictions.logits = self.lm_head(hidden[targets.labelled_at])
+        return predictions.logits
+
     def _state_tokens(
         self,
         state: torch.Tensor | None,
@@ -258,17 +269,25 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
         )
 
     def compile_predict_action(self, **options: Any) -> None:
-        """Compiles what `predict_action` computes into one graph, of which a call with inputs of a new kind makes
-        another (lengths and batches that vary are one kind once there were two of them). What depends on values is
-        still looked at before: whether inputs are valid, whether any are padded, how a chunk is continued.
+        """Compiles what `predict_action` computes into one graph; inputs of another kind make another, but not prompts
+        of other lengths, nor batches of other sizes from two on. What depends on values is still looked at before:
+        whether inputs are valid, whether any are padded, how a chunk is continued.
 
         Args:
-            options: of `torch.compile`, such as mode="reduce-overhead": CUDA graphs.
+            options: of `torch.compile`, such as mode="reduce-overhead" (CUDA graphs) or dynamic=False (a graph for each
+                length and size, which may be faster).
         """
         compiled = torch.compile(type(self)._act.__get__(self), fullgraph=True, **options)
 
-        def act(*arguments: Any, **inputs: Any) -> torch.Tensor:
-            return compiled(*arguments, **inputs).clone()  # a CUDA graph overwrites its own in the next call
+        def act(begin: Beginning, *arguments: Any, **shown: torch.Tensor | None) -> torch.Tensor:
+            running = [] if begin.running is None else [begin.running.actions, begin.running.known, begin.running.delay]
+            for tensor in (begin.noise, *running, *arguments, *shown.values()):
+                if isinstance(tensor, torch.Tensor):
+                    torch._dynamo.maybe_mark_dynamic(tensor, 0)
+            for name in ("input_ids", "attention_mask"):
+                if shown[name] is not None:
+                    torch._dynamo.maybe_mark_dynamic(shown[name], 1)
+            return compiled(begin, *arguments, **shown).clone()  # a CUDA graph overwrites its own in the next call
 
         self._act = act
 
