@@ -17,7 +17,7 @@ from transformers import AutoModel
 from .place_code import code_of_grid
 from .running_statistics import hold_running_statistics
 from .saved_names import accept_saved_names
-from .stereo_encoder import StereoEncoderModel
+from .stereo_encoder import StereoEncoderModel, of_channels
 from .view_attention import ViewAttention
 from .view_points import point_channels, points_of_disparity
 
@@ -28,7 +28,7 @@ PIXEL_STATISTICS = {"siglip_vision_model": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
 
 def normalize_pixels(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     """(pixels - mean) / std per channel; pixels (B, 3, H, W) in [0, 1]."""
-    mean, std = (torch.tensor(v, dtype=pixels.dtype, device=pixels.device).view(1, -1, 1, 1) for v in (mean, std))
+    mean, std = (of_channels(values, pixels) for values in (mean, std))
     return (pixels - mean) / std
 
 
