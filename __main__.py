@@ -121,7 +121,8 @@ MEASURES = {
     "inside": Command(
         "evaluation.options:InsideOptions",
         "evaluation.commands:inside",
-        "pictures of what a policy attends to and of its depth",
+        "a page of what a policy looks at and what it makes of it",
+        done="page: {}",
     ),
     "report": Command(
         "evaluation.options:ReportOptions",
@@ -153,6 +154,12 @@ CONVERTERS = {
         "modeling_stereovla.convert_pi0:Options",
         "modeling_stereovla.convert_pi0:convert",
         "a DepthVLA without depth expert as transformers' PI0",
+        done="wrote {}",
+    ),
+    "lerobot": Command(
+        "sharing.lerobot_policy:Options",
+        "sharing.lerobot_policy:convert",
+        "a model of ours as a policy of LeRobot, and back",
         done="wrote {}",
     ),
     "processor": Command(
@@ -190,7 +197,7 @@ COMMANDS = {
     "push": Command(
         "push_to_hub:PushOptions", "push_to_hub:push", "publish a model, an adapter or a dataset on the Hub"
     ),
-    "convert": ("published weights to ours", CONVERTERS),
+    "convert": ("published weights to ours, and ours to others'", CONVERTERS),
 }
 ABOUT = "A robot policy that sees with two eyes. Interrupted commands go on when they are given again."
 

@@ -10,10 +10,13 @@ from huggingface_hub.errors import HTTPError
 
 from stereovla.command_line import execute, option
 from stereovla.dataset_builder.dataset import card as dataset_card
+from stereovla.dataset_builder.formats import lerobot_card
 from stereovla.sharing.folders import (
+    DATASETS,
     REFERENCE,
     base_of,
     check_folder,
+    lerobot_version,
     public_datasets,
     published_files,
     replacements,
@@ -29,8 +32,8 @@ from stereovla.sources import HUB_ID, Base, changed_code, code_in_words, look_at
 
 @dataclass
 class PushOptions:
-    """Publishes a trained model, an adapter or a dataset on the Hub, with its card, and loads it back before it says
-    done.
+    """Publishes a trained model, an adapter or a dataset (also one of LeRobot's format) on the Hub, with its card, and
+    loads it back before it says done.
 
         stereovla push --folder OUTPUT/model --repo_id NAME/MODEL --license apache-2.0 --report REPORT --tag v1
         stereovla push --folder OUTPUT/model --repo_id NAME/MODEL --license apache-2.0 --space NAME/SPACE
@@ -87,8 +90,9 @@ class PushOptions:
 
 def write_card(folder: Path, kind: str, options: PushOptions, published: str | None) -> None:
     """README.md, with what a person wrote into it, here or on the Hub."""
-    if kind == "dataset":
-        dataset_card.write_card(folder, options.license, options.repo_id, published)
+    if kind in DATASETS:
+        card = dataset_card if kind == "dataset" else lerobot_card
+        card.write_card(folder, options.license, options.repo_id, published)
         return
     report = Path(options.report) if options.report else None
     weights = dict(entry.split("=", 1) for entry in options.weights)
@@ -102,7 +106,7 @@ def load_and_compare(
     """Loads a folder or repository in a fresh process, an adapter on that revision of its `base`; says how,
     RuntimeError if it gives something else.
     """
-    if kind != "dataset":
+    if kind not in DATASETS:
         difference = check_fresh_load(source, folder / REFERENCE, revision, base and base.commit)
         return f"by the Auto classes; largest difference to the trained model {difference:.1e}"
     found = first_rows(source, revision)
@@ -183,7 +187,7 @@ def check_and_publish(options: PushOptions) -> str:
     """`push` without its advice."""
     folder = Path(options.folder)
     kind = check_folder(folder)
-    if options.space and kind == "dataset":
+    if options.space and kind in DATASETS:
         raise ValueError(f"{folder} is a dataset; a Space shows a model or an adapter")
     replaced = replacements(folder, kind, options.base_model, options.dataset_ids)
     repository = Repository(options.repo_id, kind) if options.repo_id else None
@@ -258,6 +262,9 @@ def publish(repository: Repository, staging: Path, state: State, options: PushOp
     print(f"loads from the Hub {load_and_compare(options.repo_id, staging, repository.kind, revision, base)}")
     if options.tag:
         repository.tag(options.tag, commit)
+    if repository.kind == "lerobot dataset" and not options.pull_request:
+        # LeRobot reads the revision of the tag with the version of its format, and nothing where there is none
+        repository.move_tag(lerobot_version(staging), commit)
     print(url)
     return url
 

@@ -38,7 +38,15 @@ EXTRAS = {
     "share": ["kingfisher-secret-scanner>=1.5,<2"],
     "convert": ["sentencepiece>=0.2.3", "protobuf>=7.36.1"],  # the oldest that the newest sentencepiece runs with
     "docs": ["mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1,<2"],
-    "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "psutil>=5.9", "ruff>=0.8", "playwright>=1.50,<2"],
+    "dev": [
+        "pytest>=8",
+        "pytest-xdist>=3.6",
+        "hypothesis>=6.100",
+        "psutil>=5.9",
+        "ruff>=0.8",
+        "playwright>=1.50,<2",
+        "lerobot-doctor>=0.2,<1",
+    ],
 }
 
 

@@ -1,4 +1,4 @@
-"""Trains StereoVLA or DepthVLA on streamed datasets with Accelerate: options, model, data, checkpoints, loop."""
+"""Trains StereoVLA, DepthVLA or pi0 on streamed datasets with Accelerate: options, model, data, checkpoints, loop."""
 
 import json
 import shutil
@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from stereovla.command_line import execute, option
 from stereovla.dataset_builder.streaming.mixture import load_meta
 from stereovla.dataset_builder.streaming.window_stream import WindowStream
+from stereovla.modeling_stereovla import PI0Policy
 from stereovla.modeling_stereovla.configuration_depthvla import DEPTH_INPUTS, MASKS, stereo_encoder
 from stereovla.training.checkpoint_folders import checkpoints, last_checkpoint
 from stereovla.training.checkpoints import Average, load_checkpoint, save_bad_batch, save_checkpoint, whole_tensors
@@ -44,6 +45,7 @@ from stereovla.training.options import (
     config_fields,
     dataset_mixture,
     with_depthvla,
+    with_pi0,
 )
 from stereovla.training.processes import join, prepare
 from stereovla.training.result import complete, predict_one
@@ -64,6 +66,7 @@ from stereovla.training.terms import (
     frames_in_words,
     held_out_batches,
     questions,
+    questions_per_frame,
     terms,
 )
 
@@ -73,7 +76,7 @@ from stereovla.training.terms import (
 
 PRESETS = {
     "tiny": {"steps": 20, "batch_size": 8, "warmup_steps": 5, "checkpoint_every": 10, "log_every": 1},
-    "demo": {"steps": 700, "batch_size": 48, "learning_rate": 1e-3, "warmup_steps": 100},
+    "demo": {"steps": 1400, "batch_size": 48, "learning_rate": 1e-3, "warmup_steps": 100},
     # with --stereo_encoder, one of `stereovla pretrain stereo --preset points`
     "points": {
         "steps": 350,
@@ -99,10 +102,13 @@ PRESETS = {
     },
 }
 PRESETS = with_depthvla(PRESETS)
+PRESETS["depthvla-demo"] |= {"steps": 700}  # a question sees its pictures anew, so that a step takes twice as long
+PRESETS = with_pi0(PRESETS)
 MIXTURE = "5:2:2:1"  # StereoVLA's released code's shares of action : depth : box : pose
 ACTIONS_ALONE = "1:0:0:0"  # DepthVLA's
 DEPTH_MAP_SHARES = {"demo": 0.125, "lab": 0.125}  # of the samples, by StereoVLA's preset
 DEPTH_MAP_SHARE = 0.25  # of its other presets; DepthVLA learns depth from all
+QUESTIONS_PER_FRAME = {"demo": 2, "lab": 2}  # by StereoVLA's preset
 VALIDATION_BATCHES = 2
 SHOWN = ("loss/action", "loss/box", "loss/depth", "loss/depth_map")  # by the progress bar
 # what adapters are put on, and what is trained whole beside them: what knows the robot's numbers
@@ -196,8 +202,11 @@ class TrainingOptions(RunOptions):
         "Whether these are shares of the samples, or weights of the losses of equally many samples.",
         choices=["samples", "losses"],
     )
-    questions_per_frame: int = option(
-        1, "StereoVLA: samples about each frame, which see and read its pictures together; 2 nearly halve their cost."
+    questions_per_frame: int | None = option(
+        None,
+        "StereoVLA: samples about each frame, which see and read its pictures together; 2 nearly halve their cost. Not "
+        f"given: 2 with {' and '.join(QUESTIONS_PER_FRAME)} where the mixture asks for more than one thing and a "
+        "process takes an even number of samples, else 1.",
     )
     depth_points: str | None = option(
         None,
@@ -229,7 +238,7 @@ class TrainingOptions(RunOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        at_least_one(self, "batch_size", "questions_per_frame")
+        at_least_one(self, "batch_size", *(["questions_per_frame"] if self.questions_per_frame is not None else []))
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema_decay is {self.ema_decay}; it must be in [0, 1)")
         if self.lora_rank and self.model is None:
@@ -238,8 +247,11 @@ class TrainingOptions(RunOptions):
             raise ValueError("--max_delay is recorded in a model's config, which an adapter does not have")
         names = ("views", "depth_input", "mask", "depth_loss")
         given = [f"--{name}" for name in names if getattr(self, name) is not None]
+        if self.preset.startswith("pi0"):
+            given = [name for name in given if name != "--views"]
         if given and not self.preset.startswith("depthvla"):
-            raise ValueError(f"{', '.join(given)} are options of a DepthVLA, but --preset {self.preset} is a StereoVLA")
+            kind = "transformers' PI0" if self.preset.startswith("pi0") else "a StereoVLA"
+            raise ValueError(f"{', '.join(given)} are options of a DepthVLA, but --preset {self.preset} is {kind}")
         if self.model and (given := [*given, *(["--config"] if config_fields(self.config) else [])]):
             raise ValueError(
                 f"{', '.join(given)} say how an untrained model is made, but {self.model} has its own config"
@@ -278,6 +290,11 @@ def build(options: TrainingOptions, meta: dict) -> tuple[Policy | PeftModel, Pro
     else:
         new = options.model is None
         model, processor = untrained(options.preset, meta, **options.overrides) if new else trained(options.model, meta)
+    if isinstance(model, PI0Policy) and (options.lora_rank or options.max_delay is not None):
+        raise ValueError(
+            "--lora_rank and --max_delay are of StereoVLA and DepthVLA; of transformers' PI0 the weights themselves "
+            "are trained, and it begins every chunk anew"
+        )
     if options.max_delay is not None:
         model.config.max_delay = options.max_delay
         model.config.validate_policy()
@@ -337,25 +354,6 @@ def parameter_groups(model, options: TrainingOptions) -> list[dict]:
 # ----------------------------------------------------------------------------------------------------------------------
 # Loop
 # ----------------------------------------------------------------------------------------------------------------------
-
-
-def check_sharing(options: TrainingOptions, part_size: int, stereovla: bool) -> None:
-    """ValueError where samples cannot share pictures as --questions_per_frame says.
-
-    Args:
-        part_size: samples of a process at once.
-    """
-    count = options.questions_per_frame
-    if count > 1 and not stereovla:
-        raise ValueError(
-            f"--questions_per_frame is {count}, but a DepthVLA reads its pictures together with the question, so that "
-            "questions cannot share them; it must be 1"
-        )
-    if part_size % count:
-        raise ValueError(
-            f"--questions_per_frame is {count}; it must divide the {part_size} samples that a process takes at once "
-            "(--batch_size over processes and --accumulation)"
-        )
 
 
 def save_result(
@@ -424,15 +422,17 @@ def run(options: TrainingOptions, accelerator: Accelerator, told: list[int]) -> 
         share, weight = 1.0, config.depth_map_loss_weight
     depth = depth_map_share(data, options.depth_map_share, share, weight, with_pose, config.reads_depth)
     learned = "disparity" if with_pose else "depth"
-    accelerator.print(terms(data, asked, batches_in_words(validation_batches), depth, learned))
+    part_size = options.batch_size // (accelerator.num_processes * options.accumulation)
+    usual = QUESTIONS_PER_FRAME.get(options.preset, 1)
+    sharing = questions_per_frame(options.questions_per_frame, usual, asked, part_size, with_pose)
+    learns = terms(data, asked, batches_in_words(validation_batches), depth, learned)
+    accelerator.print(f"{learns}{f', {sharing} samples about each frame' if sharing > 1 else ''}")
     if not depth and getattr(config, "stereo_learns_from", "all") == "disparity":
         accelerator.print("the stereo encoder learns from disparity alone: it stays as it was given or drawn")
     shares, as_losses = asked.shares, options.mixture_as == "losses"
     shared = asked.windows(config) | {"detection_failures": options.detection_failures, "depth_map_share": depth}
     if as_losses:
         shared["mixture"] = {name: float(share > 0) for name, share in shares.items()}
-    part_size = options.batch_size // (accelerator.num_processes * options.accumulation)
-    check_sharing(options, part_size, with_pose)
     stream = WindowStream(
         datasets,
         split="train",
@@ -442,9 +442,9 @@ def run(options: TrainingOptions, accelerator: Accelerator, told: list[int]) -> 
         world_size=accelerator.num_processes,
         on_bad_shard=options.on_bad_shard,
         augmentation=augmentation(options.augmentation),
-        questions_per_frame=options.questions_per_frame,
+        questions_per_frame=sharing,
         # of the samples, so of the frames so many times as much
-        **shared | {"depth_map_share": min(1.0, options.questions_per_frame * depth)},
+        **shared | {"depth_map_share": min(1.0, sharing * depth)},
     )
 
     def held_out() -> WindowStream:

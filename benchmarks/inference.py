@@ -22,8 +22,8 @@ from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser, PI0Config, PI0ForConditionalGeneration
-from transformers.cache_utils import DynamicCache
+from transformers import HfArgumentParser, PI0Config, PI0ForConditionalGeneration, PreTrainedConfig
+from transformers.utils import ModelOutput
 
 from stereovla.modeling_stereovla import (
     DepthVLAConfig,
@@ -31,10 +31,12 @@ from stereovla.modeling_stereovla import (
     StereoVLAConfig,
     StereoVLAForActionPrediction,
 )
+from stereovla.modeling_stereovla.action_expert import Prefix
 from stereovla.modeling_stereovla.configuration_depthvla import PRESETS as DEPTHVLA_PRESETS
 from stereovla.modeling_stereovla.configuration_stereovla import PRESETS
 from stereovla.modeling_stereovla.convert_output import DTYPES
-from stereovla.modeling_stereovla.layer_caches import CACHE, RecordingCache
+from stereovla.modeling_stereovla.layer_caches import BufferedCache, RecordingCache
+from stereovla.modeling_stereovla.policy import Beginning
 
 WORDS = 8  # text tokens of a short instruction
 
@@ -110,9 +112,11 @@ def build(options: InferenceOptions, **overrides) -> Model:
         return kind._from_config(config, dtype=DTYPES[options.dtype]).eval()
 
 
-def build_pi0(config: Config, options: InferenceOptions) -> PI0ForConditionalGeneration:
-    """PI0 with our language model's and expert's sizes, one image of as many tokens, and a SigLIP of one layer, which
-    is not part of what is compared.
+def build_pi0(
+    config: Config, options: InferenceOptions, vision: PreTrainedConfig | None = None
+) -> PI0ForConditionalGeneration:
+    """PI0 with our language model's and expert's sizes and one image of as many tokens, which a SigLIP makes: of one
+    layer, where it is no part of what is compared, or that of the config `vision`.
     """
     text = config.text_config
     shared = {
@@ -123,7 +127,7 @@ def build_pi0(config: Config, options: InferenceOptions) -> PI0ForConditionalGen
         "head_dim": text.head_dim,
         "vocab_size": text.vocab_size,
     }
-    vision = {
+    tower = {
         "model_type": "siglip_vision_model",
         "hidden_size": 64,
         "intermediate_size": 128,
@@ -138,7 +142,7 @@ def build_pi0(config: Config, options: InferenceOptions) -> PI0ForConditionalGen
         vlm_config={
             "model_type": "paligemma",
             "text_config": language,
-            "vision_config": vision,
+            "vision_config": tower if vision is None else vision.to_dict(),
             "projection_dim": text.hidden_size,
             "image_token_id": config.image_token_id,
         },
@@ -180,23 +184,31 @@ def parameter_table(model: Model) -> list[tuple[str, int]]:
 Stages = dict[str, Callable[[], object]]
 
 
-def stereovla_stages(model: StereoVLAForActionPrediction, pixels: torch.Tensor, inputs: dict) -> Stages:
-    towers, mask = model.model.visual_tokens, inputs["attention_mask"]
-    embeds = model.model.embed(inputs["input_ids"], towers(pixels)[0])
+def expert_stage(model: Model, prefix: Prefix, seen: ModelOutput, inputs: dict, noise: torch.Tensor) -> Stages:
+    tokens, _ = model._state_tokens(inputs["state"], inputs["input_ids"], None, seen, facing=inputs.get("facing"))
+    return {f"action expert, {STEPS} steps": lambda: model._integrate(prefix, tokens, Beginning(STEPS, noise))}
+
+
+def stereovla_stages(model: StereoVLAForActionPrediction, inputs: dict, noise: torch.Tensor) -> Stages:
+    towers, pixels = model.model.visual_tokens, inputs["pixel_values"].to(model.dtype)
+    embeds = model.model.embed(inputs["input_ids"], towers(pixels).tokens)
 
     def semantic():
         return [encoder(pixels[:, 0]) for encoder in (towers.semantic, towers.spatial) if encoder is not None]
 
     def prefill(cache):
-        return model.model(inputs_embeds=embeds, attention_mask=mask, **{CACHE: cache}, use_cache=True)
+        return model.model(inputs_embeds=embeds, cache=cache, use_cache=False)
 
-    prefix = DynamicCache()
-    hidden = prefill(prefix).last_hidden_state
-    length = prefix.get_seq_length()
+    length = embeds.shape[1]
+    cache = BufferedCache(room=length + model.config.pose_dim + 1)
+    hidden = prefill(cache).last_hidden_state
 
     def thought():
-        model._generate_pose(prefix, hidden, mask)
-        prefix.crop(length - prefix.get_seq_length())
+        cache.begin = length
+        model._generate_pose(cache, hidden, None)
+
+    recorded = RecordingCache()
+    seen = model.model(input_ids=inputs["input_ids"], pixel_values=pixels, cache=recorded, use_cache=False)
 
     return {
         "stereo encoder": lambda: towers.stereo(pixels, output_disparity=False),
@@ -204,19 +216,42 @@ def stereovla_stages(model: StereoVLAForActionPrediction, pixels: torch.Tensor, 
         "visual tokens, all": lambda: towers(pixels),
         "prefill": lambda: prefill(RecordingCache()),
         f"chain of thought, {model.config.pose_dim + 1} tokens": thought,
+        **expert_stage(model, Prefix.of(recorded.stream, None), seen, inputs, noise),
     }
 
 
-def depthvla_stages(model: DepthVLAForActionPrediction, pixels: torch.Tensor, inputs: dict) -> Stages:
-    inside, expert = model.model, model.model.depth_expert
+def depthvla_stages(model: DepthVLAForActionPrediction, inputs: dict, noise: torch.Tensor) -> Stages:
+    inside, expert, pixels = model.model, model.model.depth_expert, inputs["pixel_values"].to(model.dtype)
     tokens = expert.embed(pixels, None)
-    given = {name: inputs[name] for name in ("input_ids", "pixel_values", "attention_mask")}
+    given = {name: inputs[name] for name in ("input_ids", "pixel_values")}
+    seen = inside(**given)
     return {
         "vision encoder": lambda: inside.embed_views(pixels, None),
         "depth encoder": lambda: expert.embed(pixels, None),
         "depth decoder": lambda: expert.run(tokens, None),
         "prefix, all": lambda: inside(**given),
+        **expert_stage(model, seen.prefix, seen, inputs, noise),
     }
+
+
+def stages_of(model: Model, inputs: dict, noise: torch.Tensor) -> Stages:
+    """The parts of a chunk, which are called without gradients."""
+    of_stereovla = isinstance(model, StereoVLAForActionPrediction)
+    return (stereovla_stages if of_stereovla else depthvla_stages)(model, inputs, noise)
+
+
+def pi0_chunk(theirs: PI0ForConditionalGeneration, inputs: dict, noise: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """A chunk of PI0's for the same prompt and the first view."""
+    batch, device, dtype = len(noise), noise.device, theirs.dtype
+    arguments = {
+        "state": inputs["state"][:, -1].to(dtype),
+        "input_ids": inputs["input_ids"],
+        "pixel_values": inputs["pixel_values"][:, :1].to(dtype),
+        "attention_mask": inputs["attention_mask"],
+        "pixel_attention_mask": torch.ones(batch, 1, dtype=torch.bool, device=device),
+        "noise": noise.to(dtype),
+    }
+    return lambda: theirs.sample_actions(**arguments, num_steps=STEPS)
 
 
 @torch.inference_mode()
@@ -232,8 +267,6 @@ def measure(options: InferenceOptions) -> None:
     for name, count in parameter_table(model):
         print(f"| {name} | {count / 1e6:,.1f} |")
     inputs = make_inputs(config, options)
-    pixels = inputs["pixel_values"].to(model.dtype)
-    mask = inputs["attention_mask"]
     noise = torch.randn(options.batch_size, config.chunk_size, config.action_dim, device=device)
 
     expert, begins = model.action_expert, defaultdict(list)
@@ -248,26 +281,17 @@ def measure(options: InferenceOptions) -> None:
         return denoise(*arguments)
 
     expert.denoise = watched
+    stages = stages_of(model, inputs, noise)
     if isinstance(model, StereoVLAForActionPrediction):
-        stages = stereovla_stages(model, pixels, inputs)
         stages[CHUNK] = lambda: model.predict_action(**inputs, noise=noise, num_steps=STEPS, chain_of_thought=False)
     else:
-        stages = depthvla_stages(model, pixels, inputs)
         stages[CHUNK] = lambda: model.predict_action(**inputs, noise=noise, num_steps=STEPS)
         without = build(options, depth_expert=False)
         stages[WITHOUT] = lambda: without.predict_action(**inputs, noise=noise, num_steps=STEPS)
     if options.pi0:
         theirs = build_pi0(config, options)
         theirs.register_forward_pre_hook(lambda *_: begin_step(PI0_CHUNK))  # sample_actions calls it once in each step
-        arguments = {
-            "state": inputs["state"][:, -1].to(theirs.dtype),
-            "input_ids": inputs["input_ids"],
-            "pixel_values": pixels[:, :1],
-            "attention_mask": mask,
-            "pixel_attention_mask": torch.ones(options.batch_size, 1, dtype=torch.bool, device=device),
-            "noise": noise.to(theirs.dtype),
-        }
-        stages[PI0_CHUNK] = lambda: theirs.sample_actions(**arguments, num_steps=STEPS)
+        stages[PI0_CHUNK] = pi0_chunk(theirs, inputs, noise)
     memory, runs = {}, defaultdict(list)
     peak = max(peak, peak_gib(device))
     with tqdm(total=(1 + options.repeats) * len(stages)) as progress:

@@ -52,7 +52,7 @@ class ServingBenchmark:
     clients: list[int] = field(default_factory=lambda: [1, 4, 16], metadata={"help": "How many ask at a time."})
     requests: int = field(default=20, metadata={"help": "Requests of each client."})
     size: int = field(default=0, metadata={"help": "Side of the views that are sent, px; 0 = the model's own."})
-    compile: bool = field(default=False, metadata={"help": "Compile the denoising step of the server's."})
+    compile: bool = field(default=False, metadata={"help": "Compile the server's prediction."})
 
 
 def views_of(size: int) -> list[np.ndarray]:

@@ -17,7 +17,7 @@ from stereovla.evaluation.options import (
     RolloutOptions,
     SimulatorOptions,
 )
-from stereovla.evaluation.policy_specs import make_policy, policy_identity
+from stereovla.evaluation.policy_specs import check_shown, make_policy, policy_identity
 from stereovla.sources import InputError, check_checkpoint, fingerprint, load_checkpoint
 
 
@@ -25,7 +25,8 @@ def rollout(options: RolloutOptions) -> None:
     """Rolls out every policy and prints its success rate."""
     from stereovla.evaluation.rollouts import RolloutConfig
 
-    config = RolloutConfig(_world(options), options.execution_horizon, options.max_steps, options.calibration_error_deg)
+    how = (options.execution_horizon, options.max_steps, options.calibration_error_deg, options.shown)
+    config = RolloutConfig(_world(options), *how)
 
     def seeds(kind: str) -> range:
         count = options.seeds if kind == "trained" else options.baseline_seeds
@@ -50,9 +51,8 @@ def libero(options: LiberoOptions) -> None:
     if options.control == "pose":
         limit = -(-limit // SUBSTEPS)
     seeds = [task * INITIAL_STATES + state for task in world.tasks for state in range(options.episodes)]
-    found = _roll_out_all(
-        options, RolloutConfig(world, options.execution_horizon, limit), lambda kind: seeds, options.execution_horizon
-    )
+    config = RolloutConfig(world, options.execution_horizon, limit, shown=options.shown)
+    found = _roll_out_all(options, config, lambda kind: seeds, options.execution_horizon)
     for kind, records in found.items():
         for task in world.tasks:
             of_task = summarise([record for record in records if record["task"] == task])
@@ -78,6 +78,8 @@ def _roll_out_all(
     identities = {
         spec: policy_identity(spec, options.run_code, options.keys) for spec in options.specs()
     }  # a bad one ends all before an hour has passed
+    for spec in identities:
+        check_shown(spec, options.shown)
     names = [identity["kind"] for identity in identities.values()]
     if len(set(names)) < len(names):
         raise InputError(f"--policies holds several of one kind ({', '.join(names)}); give each its own --out")
@@ -97,7 +99,8 @@ def _roll_out_all(
             log,
             options.processes,
             options.environments,
-            policy_options | {"device": options.device, "run_code": options.run_code, "keys": options.keys},
+            policy_options
+            | {"device": options.device, "run_code": options.run_code, "keys": options.keys, "shown": options.shown},
         )
         numbers = summarise(records)
         found[identity["kind"]] = records
@@ -186,29 +189,53 @@ def offline(options: OfflineOptions) -> None:
     print(f"{report['rows']} held-out rows: {path}")
 
 
-def inside(options: InsideOptions) -> None:
-    """Writes the pictures, and the numbers of the first."""
+def inside(options: InsideOptions) -> Path:
+    """Writes the pictures, their numbers and the page, and returns the page."""
     check_checkpoint(options.model)
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
 
+    from stereovla.evaluation import inside_drawings as drawings
     from stereovla.evaluation.held_out import read_rows
-    from stereovla.evaluation.inside import STREAMS, draw_attention, draw_depth
+    from stereovla.evaluation.inside import STREAMS, act, answer, geometries, keyframe_errors, look
+    from stereovla.evaluation.inside_page import SECTIONS, write_page
     from stereovla.evaluation.model_policy import ModelPolicy
 
     policy = ModelPolicy(*load_checkpoint(options.model, options.device, options.run_code), "trained")
+    if getattr(policy.model, "action_expert", None) is None:
+        kind = policy.model.config.model_type
+        raise InputError(f"{options.model} is a {kind!r}; what is inside is drawn of a 'stereovla' and of a 'depthvla'")
     rows = list(read_rows(options.dataset, options.rows, options.stride, options.split))
     if not rows:
         raise InputError(f"{options.dataset!r} has no rows in its split {options.split!r}")
-    shares = draw_attention(policy, rows, out / "attention.png")
+    for name in SECTIONS:  # of an earlier look, which may have had others
+        (out / name).unlink(missing_ok=True)
+    shares = look(policy, rows).shares
+    drawings.draw_attention(shares, len(rows), out / "attention.png")
     write_json(out / "attention.json", [dict(zip(STREAMS, layer, strict=True)) for layer in shares.tolist()])
     for number, layer in enumerate(shares, 1):
         parts = [f"{name} {100 * share:.0f} %" for name, share in zip(STREAMS, layer, strict=True) if share]
         print(f"layer {number}: {', '.join(parts)}")
-    print(f"picture: {out / 'attention.png'}")
-    if getattr(policy.model.config, "depth_config", None) is not None and any(row.depths for row in rows):
-        draw_depth(policy, rows, out / "depth.png")
-        print(f"picture: {out / 'depth.png'}")
+    few = rows[:: -(-len(rows) // options.pictures)]
+    drawings.draw_features(few, look(policy, few), out / "features.png")
+    if found := geometries(policy, few):
+        drawings.draw_geometry(found, out / "geometry.png")
+    drawings.draw_answers(few, answer(policy, few), out / "answers.png")
+    errors = keyframe_errors(rows, act(policy, rows))
+    episode = [row for row in read_rows(options.dataset, options.episode_rows, 1, options.split)]
+    episode = [row for row in episode if row.episode == episode[0].episode]
+    told = act(policy, episode)
+    if any(one.pointed is not None for one in told) and any(row.keyframe_pose is not None for row in episode):
+        drawings.draw_strip(episode, told, out / "strip.png")
+        drawings.draw_keyframe(episode, told, out / "keyframe.png")
+    numbers = {
+        f"keyframe that the pointers tell, {words}": f"median {of['median']:.2f} cm, mean {of['mean']:.2f} cm"
+        for words, of in (("in the plane", errors["xy_cm"]), ("in height", errors["z_cm"]))
+        if of
+    }
+    name = Path(options.model).name if Path(options.model).is_dir() else options.model
+    about = f"{len(rows)} held-out frames of {Path(options.dataset).name}, split {options.split}."
+    return write_page(out, name, about, numbers)
 
 
 def report(options: ReportOptions) -> Path:

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from stereovla.evaluation.policies import Observation, Policy
+from stereovla.evaluation.shown_geometry import shown
 from stereovla.serving.calibration_watch import watch_of
 from stereovla.sources import adapted_model, check_checkpoint, load_checkpoint, load_processor, source_of
 
@@ -37,14 +38,23 @@ class ModelPolicy(Policy):
 
     Args:
         num_steps: Euler steps; None = the model's own.
+        shown: what its geometry is shown, one of `shown_geometry.SHOWN`; "swapped" needs `Observation.another`.
         check_stereo: look for swapped or unrectified views; off for pictures that a simulator has drawn (4 ms a pair).
     """
 
     needs_images = True
 
-    def __init__(self, model: Any, processor: Any, name: str, num_steps: int | None = None, check_stereo: bool = False):
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        name: str,
+        num_steps: int | None = None,
+        shown: str = "given",
+        check_stereo: bool = False,
+    ):
         self.model, self.processor, self.name = model, processor, name
-        self.num_steps, self.check_stereo = num_steps, check_stereo
+        self.num_steps, self.shown, self.check_stereo = num_steps, shown, check_stereo
         self.watch = watch_of(model, processor)
 
     def inputs(self, observations: Sequence[Observation]) -> Any:
@@ -64,42 +74,42 @@ class ModelPolicy(Policy):
         """What the model is shown beside pictures, of observations or held-out rows, which have `depths` and
         `calibration`.
         """
-        shown: dict[str, Any] = {}
+        beside: dict[str, Any] = {}
         if self.model.config.reads_depth:
-            shown["depth_map"] = self.depth_maps([one.depths for one in seen])
-        if getattr(self.processor, "points_frame", None) is not None or ("depth_map" in shown and not self.sees_depth):
-            shown["calibration"] = [one.calibration for one in seen]
-            if None in shown["calibration"] and not self.model.config.calibration_dropout:
+            beside["depth_map"] = self.depth_maps([one.depths for one in seen])
+        if getattr(self.processor, "points_frame", None) is not None or ("depth_map" in beside and self.is_stereovla):
+            beside["calibration"] = [one.calibration for one in seen]
+            if None in beside["calibration"] and not self.model.config.calibration_dropout:
                 raise ValueError(
                     f"{self.name} sees points, which need the calibration of every pair: it was trained with "
                     "calibration_dropout 0, so it never saw a pair without"
                 )
-        return shown
+        return beside
 
     def images(self, views: Sequence[Mapping[str, np.ndarray | None]]) -> list[Any]:
         """Views by name, None where one is absent, as the processor takes them; those that the model does not see are
         left out. ValueError where it must see others, which nobody shows it here.
         """
-        names = self.processor.pixel_views if self.sees_depth else ("left", "right")
+        names = self.processor.pixel_views
         if unknown := [name for name in names if any(name not in of for of in views)]:
             raise ValueError(
                 f"{self.name} sees {', '.join(names)}, but there is no view {', '.join(unknown)} here; there are "
                 f"{', '.join(views[0])}"
             )
-        if self.sees_depth:
-            return [{name: of[name] for name in names} for of in views]
-        return [[of[name] for name in names] for of in views]
+        if self.is_stereovla:  # folders that were saved before take pairs alone
+            return [[of[name] for name in names] for of in views]
+        return [{name: of[name] for name in names} for of in views]
 
     def depth_maps(self, depths: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
         """Those of the views that the language model and the depth expert see; of a StereoVLA the left view's."""
-        if not self.sees_depth:
+        if self.is_stereovla:
             return [of["left"] for of in depths]
         return [{name: of[name] for name in self.model.config.views if name in of} for of in depths]
 
     @property
-    def sees_depth(self) -> bool:
-        """Whether it is a DepthVLA, with or without its depth expert."""
-        return self.model.config.model_type == "depthvla"
+    def is_stereovla(self) -> bool:
+        """Whether it is a StereoVLA, which sees a pair, rather than views by name."""
+        return self.model.config.model_type == "stereovla"
 
     @property
     def needs_depth(self) -> bool:
@@ -127,8 +137,9 @@ class ModelPolicy(Policy):
             actions = self.processor.encode_running_actions([o.running_actions for o in observations], names)
             delay = torch.tensor([o.delay for o in observations])
             running = {"running_actions": actions.to(self.model.device), "delay": delay.to(self.model.device)}
-        inputs = self.inputs(observations)
-        chunks = self.model.predict_action(**inputs, noise=noise, num_steps=self.num_steps, **running)
+        others = self.inputs([o.another for o in observations]) if self.shown == "swapped" else None
+        with shown(self.model, self.shown, self.inputs(observations), others) as inputs:
+            chunks = self.model.predict_action(**inputs, noise=noise, num_steps=self.num_steps, **running)
         if self.watch is not None:
             self.watch.compare(
                 [self.processor.tool_px(o.states, o.calibration, o.embodiment, o.left.shape[:2]) for o in observations]
@@ -148,6 +159,6 @@ class ModelPolicy(Policy):
         """(B, h, w) float32, at a half or a quarter of the resolution: the disparity that the model sees, in px of the
         processed left view; None if it has none.
         """
-        if self.sees_depth or self.model.config.stereo_config is None:
+        if not self.is_stereovla or self.model.config.stereo_config is None:
             return None
         return self.model(**self.inputs(observations), output_disparity=True).disparity.float().cpu().numpy()

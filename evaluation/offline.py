@@ -10,8 +10,9 @@ import torch
 from stereovla.evaluation import metrics
 from stereovla.evaluation.held_out import HeldOutRow
 from stereovla.evaluation.model_policy import ModelPolicy
-from stereovla.evaluation.offline_depth import Collected, DepthExpertEvaluation, action_errors, with_another_scene
+from stereovla.evaluation.offline_geometry import Collected, GeometryEvaluation, action_errors, with_another_scene
 from stereovla.evaluation.pointed_keyframes import position_errors, told_displacements
+from stereovla.evaluation.shown_geometry import controls
 
 DEPTH_TOKENS = 16  # room for an answer such as "[0.53]" and the end, even where every character is a token
 BOX_TOKENS = 8  # 4 for each view
@@ -27,12 +28,11 @@ class OfflineEvaluation:
 
     def evaluate(self, rows: Iterable[HeldOutRow], batch_size: int = 16) -> dict[str, Any]:
         """Report over all rows: {"rows", "action", "depth", "box", "keyframe", "pointed_keyframe", "disparity",
-        "depth_expert"}; see `report`.
+        "geometry"}; see `report`.
         """
         pairs = with_another_scene(rows)
         count, config = 0, self.model.config
-        has_expert = self.policy.sees_depth and config.depth_config is not None
-        expert = DepthExpertEvaluation(self.policy) if has_expert else None
+        geometry = GeometryEvaluation(self.policy) if controls(config) else None
         while found := list(islice(pairs, batch_size)):
             batch = [row for row, _ in found]
             count += len(batch)
@@ -41,13 +41,13 @@ class OfflineEvaluation:
                 self.depths(batch)
                 self.boxes(batch)
                 self.keyframes(batch)
-            if expert is not None:
-                expert.add(batch, [other for _, other in found])
-            elif not self.policy.sees_depth and config.stereo_config is not None:
+            if geometry is not None:
+                geometry.add(batch, [other for _, other in found])
+            if self.policy.is_stereovla and config.stereo_config is not None:
                 self.disparities(batch)
         if not count:
             raise ValueError("no held-out rows: nothing can be evaluated")
-        return {"rows": count, **self.report(), "depth_expert": None if expert is None else expert.report()}
+        return {"rows": count, **self.report(), "geometry": None if geometry is None else geometry.report()}
 
     # ------------------------------------------------------------------ questions
 
@@ -72,7 +72,7 @@ class OfflineEvaluation:
             self.collected.add(depth_unparsable=~parsed)
 
     def boxes(self, rows: Sequence[HeldOutRow]) -> None:
-        sides = 1 if self.policy.sees_depth and "right" not in self.processor.pixel_views else 2
+        sides = 2 if "right" in self.processor.pixel_views else 1
         asked = [row for row in rows if row.boxes_px is not None and np.isfinite(row.boxes_px[:sides]).all()]
         if not asked:
             return
@@ -137,7 +137,7 @@ class OfflineEvaluation:
             do_sample=False,
             pad_token_id=self.processor.tokenizer.pad_token_id,
             # a VLM that sees the depth expert's tokens cannot go on from a cache of its own
-            use_cache=not (self.policy.sees_depth and self.model.config.mask == "full"),
+            use_cache=getattr(self.model.config, "mask", "block") != "full",
         )
         return ids[:, inputs["input_ids"].shape[1] :].cpu()
 

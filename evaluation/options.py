@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from stereovla.command_line import option
+from stereovla.evaluation.policies import SHOWN
 from stereovla.sources import InputError
 
 MAX_SEED = 2**32  # recorded episodes use seeds from here on, so that no evaluated episode can have been trained on
@@ -108,6 +109,11 @@ class RolloutOptions(SimulatorOptions):
     calibration_error_deg: float = option(
         0.0, "Angle by which the camera's rotation is wrong that a model is told, about an axis that the seed draws."
     )
+    shown: str = option(
+        "given",
+        "What a model's geometry is shown: what there is, grey or no depth, the left view twice, or another scene.",
+        choices=list(SHOWN),
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -115,6 +121,8 @@ class RolloutOptions(SimulatorOptions):
             raise InputError("give --model CHECKPOINT, or --policies POLICY ..., and not both")
         at_least(self, "baseline_seeds", 1)
         at_least(self, "calibration_error_deg", 0)
+        if self.shown != "given" and self.model:
+            raise InputError(f"--shown is {self.shown}; name the models that are shown it by --policies")
 
     @property
     def most_seeds(self) -> int:
@@ -152,6 +160,11 @@ class LiberoOptions(EpisodeOptions):
         "pose: states and actions of this project at 10 Hz; osc: LIBERO's own at 20 Hz, for other projects' policies.",
     )
     keys: str = option("", "JSON file of the keys that a server of openpi's at ws://HOST:PORT is told under.")
+    shown: str = option(
+        "given",
+        "What a model's geometry is shown: what there is, grey or no depth, the left view twice, or another scene.",
+        choices=list(SHOWN),
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -232,11 +245,20 @@ class OfflineOptions(HeldOutOptions):
 
 @dataclass
 class InsideOptions(HeldOutOptions):
-    """Draws where the attention of a policy's action tokens goes, layer by layer, and the depth that it predicts."""
+    """Draws what a policy looks at and what it makes of it: where the attention of its action tokens goes, by layer and
+    in the picture, its features, depth or disparity, answers, and the keyframe through an episode.
+    """
 
-    out: str = option("", "Folder of the pictures attention.png and depth.png, and of attention.json.")
+    out: str = option("", "Folder of the page inside.html, its pictures, and attention.json.")
     rows: int = option(32, "Rows at most.")
     stride: int = option(10, "Every n-th row is taken; neighbours in an episode say nearly the same.")
+    pictures: int = option(4, "Rows of which pictures are drawn, at equal distances.")
+    episode_rows: int = option(120, "Frames at most of the first episode, through which the keyframe is drawn.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("pictures", "episode_rows"):
+            at_least(self, name, 1)
 
 
 @dataclass

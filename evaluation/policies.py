@@ -7,6 +7,14 @@ from typing import Any
 
 import numpy as np
 
+# what a policy's geometry may be shown (see `shown_geometry`), in words
+SHOWN = {
+    "given": "what there is",
+    "null": "grey or no depth",
+    "left_twice": "the left view twice",
+    "swapped": "another scene",
+}
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -18,6 +26,7 @@ class Observation:
     is absent.
     depths: {name of a view: (H, W) float32 m, 0 = unknown}, where they are known.
     calibration: of the left view and the pair, as processors take it, where it is known.
+    another: of another scene, whose pictures and depth a policy's geometry is shown in a control (`shown_geometry`).
     running_actions: (n, A) float32, what is left of the chunk that is executed, from the present state on, which the
     next chunk shall continue; delay: how many of them will have been executed when it is there. None = nothing is.
     """
@@ -33,6 +42,7 @@ class Observation:
     views: Mapping[str, np.ndarray | None] = field(default_factory=dict)
     depths: Mapping[str, np.ndarray] = field(default_factory=dict)
     calibration: Mapping[str, Any] | None = None
+    another: "Observation | None" = None
     running_actions: np.ndarray | None = None
     delay: int = 0
 

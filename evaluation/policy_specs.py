@@ -5,7 +5,15 @@ checkpoint), or `ws://HOST:PORT`, a policy that `stereovla serve` or another ser
 import json
 
 from stereovla.evaluation.policies import ExpertPolicy, Policy, StillPolicy
-from stereovla.sources import check_checkpoint, fingerprint, load_checkpoint, trusted_base
+from stereovla.sources import (
+    InputError,
+    adapted_model,
+    check_checkpoint,
+    fingerprint,
+    load_checkpoint,
+    source_of,
+    trusted_base,
+)
 
 UNTRAINED = "untrained:"
 SOCKET = ("ws://", "wss://")
@@ -38,9 +46,11 @@ def make_policy(
     device: str = "cpu",
     run_code: bool = False,
     keys: str = "",
+    shown: str = "given",
 ) -> Policy:
     """The policy that `spec` names; `chunk_size` is for those that have none of their own, `num_steps`, `device` and
-    `run_code` for models in this process, `keys` (see `SocketPolicy`) for a server that does not say its own.
+    `run_code` for models in this process, `keys` (see `SocketPolicy`) for a server that does not say its own, `shown`
+    for models whose geometry is shown others (see `check_shown`).
     """
     if spec == "expert":
         return ExpertPolicy(chunk_size)
@@ -54,6 +64,27 @@ def make_policy(
 
     if spec.startswith(UNTRAINED):
         return ModelPolicy(
-            *load_untrained(spec.removeprefix(UNTRAINED), device=device, run_code=run_code), "untrained", num_steps
+            *load_untrained(spec.removeprefix(UNTRAINED), device=device, run_code=run_code),
+            "untrained",
+            num_steps,
+            shown,
         )
-    return ModelPolicy(*load_checkpoint(spec, device, run_code), "trained", num_steps)
+    return ModelPolicy(*load_checkpoint(spec, device, run_code), "trained", num_steps, shown)
+
+
+def check_shown(spec: str, shown: str) -> None:
+    """InputError unless the geometry of the policy that `spec` names can be shown what `shown` says."""
+    if shown == "given":
+        return
+    if spec in ("expert", "still") or spec.startswith(SOCKET):
+        raise InputError(f"--shown {shown} is for models in this process; {spec} is none")
+    from transformers import AutoConfig
+
+    from stereovla.evaluation.shown_geometry import controls
+
+    source = spec.removeprefix(UNTRAINED)
+    source = adapted_model(source) or source
+    with source_of(source, "checkpoint"):
+        possible = controls(AutoConfig.from_pretrained(source, trust_remote_code=True))
+    if shown not in possible:
+        raise InputError(f"--shown is {shown}, but {spec} can be shown {', '.join(('given', *possible))}")

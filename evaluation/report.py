@@ -8,6 +8,7 @@ from typing import Any
 from stereovla.evaluation.episode_log import write_json
 from stereovla.evaluation.metrics import success_rate
 from stereovla.evaluation.plots import SUCCESS, plot_errors, plot_losses, plot_success, read_losses
+from stereovla.evaluation.policies import SHOWN
 from stereovla.evaluation.report_page import PAGE
 from stereovla.evaluation.rollouts import RolloutConfig, film, summarise
 from stereovla.evaluation.worlds import saved_config
@@ -123,21 +124,21 @@ def offline_metrics(offline: dict[str, Any]) -> list[dict[str, Any]]:
             space = f" {unit}" if unit else ""
             text = f"mean {numbers['mean']:.2f}{space}, median {numbers['median']:.2f}{space}{note}"
             metrics.append(metric(name, kind, numbers["mean"], text, where))
-    # not in results from before there were depth experts
-    return metrics + depth_expert_metrics(offline.get("depth_expert"), where)
+    # not in results from before there were controls
+    return metrics + geometry_metrics(offline.get("geometry"), where)
 
 
-def depth_expert_metrics(found: dict[str, Any] | None, where: str) -> list[dict[str, Any]]:
-    """Errors of a DepthVLA whose depth expert is shown its own pictures, with those where it is shown others."""
+def geometry_metrics(found: dict[str, Any] | None, where: str) -> list[dict[str, Any]]:
+    """Errors of a policy whose geometry is shown what there is, with those where it is shown others."""
     if found is None:
         return []
     errors = {
         f"depth of the {view} view, {name}": (name, {shown: of["depth_map"][view] for shown, of in found.items()})
-        for view in found["given"]["depth_map"]
+        for view in found["given"].get("depth_map", ())
         for name in ("abs_rel", "rmse_m", "delta_1_25", "l_si")
     }
     errors |= {
-        f"{part} error with its depth expert, {name}": ("mean", {shown: of[part][name] for shown, of in found.items()})
+        f"{part} error with its geometry, {name}": ("mean", {shown: of[part][name] for shown, of in found.items()})
         for part, name in (("action", "position_mm"), ("keyframe", "xy_cm"), ("keyframe", "z_cm"))
     }
     metrics = []
@@ -147,8 +148,8 @@ def depth_expert_metrics(found: dict[str, Any] | None, where: str) -> list[dict[
             continue
         notes = [
             f"; shown {what}: {values[shown]:.3f}"
-            for shown, what in (("null", "grey"), ("swapped", "another scene"))
-            if values[shown] is not None
+            for shown, what in SHOWN.items()
+            if shown != "given" and values.get(shown) is not None
         ]
         kind = "_".join(title.replace(",", "").lower().split())
         metrics.append(metric(title, kind, values["given"], f"{values['given']:.3f}{''.join(notes)}", where))
@@ -184,11 +185,12 @@ def film_episode(out: Path, results: dict[str, Any], seed: int) -> dict[str, Any
         raise InputError(
             f"{spec!r} has other weights than those that were rolled out; roll out again with --restart True"
         )
-    config = RolloutConfig(
-        saved_config(saved), saved["execution_horizon"], saved["max_steps"], saved["calibration_error_deg"]
-    )
+    shown = saved.get("shown", "given")
+    how = (saved["execution_horizon"], saved["max_steps"], saved["calibration_error_deg"], shown)
+    config = RolloutConfig(saved_config(saved), *how)
     # of the revision that was rolled out: an adapter's weights are those of its model too
-    policy = make_policy(spec, num_steps=saved["num_steps"] or None, run_code=run.get("run_code", False))
+    own = {"num_steps": saved["num_steps"] or None, "run_code": run.get("run_code", False), "shown": shown}
+    policy = make_policy(spec, **own)
     for number in seeds:
         observations, record = film(policy, number, config)
         if record["success"]:

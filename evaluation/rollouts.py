@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -28,6 +28,8 @@ class RolloutConfig:
     max_steps: steps of 0.1 s after which an episode has failed.
     calibration_error_deg: by so much the camera's rotation that the policy is told is wrong, about an axis that follows
         from the seed: what an extrinsic calibration that has slipped costs.
+    shown: what a model's geometry is shown, one of `shown_geometry.SHOWN`; "swapped" is the first moment of the next
+        seed's episode.
     delivery: how late the answers are and what the arm does meanwhile; None = the world waits for the policy.
     """
 
@@ -35,6 +37,7 @@ class RolloutConfig:
     execution_horizon: int = 3
     max_steps: int = 60
     calibration_error_deg: float = 0.0
+    shown: str = "given"
     delivery: Delivery | None = None
 
     def __post_init__(self):
@@ -53,6 +56,10 @@ class Episode:
 
     def reset(self, seed: int) -> None:
         """Begins the episode of `seed`."""
+        self.another = None
+        if self.config.shown == "swapped":
+            self.world.reset(self.world.next_seed(seed))
+            self.another = self.world.observe(labels=True)
         self.world.reset(seed)
         self.seed = seed
         self.states = [self.world.state()]
@@ -72,20 +79,31 @@ class Episode:
     def observation(self, images: bool, depth: bool = False) -> Observation:
         """What the policy may know now; renders only if it needs `images` or `depth`."""
         views = self.world.observe(labels=depth) if images or depth else {"left": None, "right": None}
-        return Observation(
+        now = Observation(
             slot=self.slot,
             seed=self.seed,
             step=self.steps,
             instruction=self.world.instruction,
             embodiment=self.world.robot.embodiment,
             states=np.stack(self.states),
-            left=views["left"],
-            right=views["right"],
-            views={name: views.get(name) for name in self.world.views},
-            depths={"left": views["depth"]} if depth else {},
-            calibration=self.told_calibration(views.get("calibration")),
+            **self.seen(views, depth),
+        )
+        another = None if self.another is None else replace(now, **self.seen(self.another, depth))
+        return replace(
+            now,
+            another=another,
             **({} if self.arm is None else {name: getattr(self.arm.request, name) for name in RUNNING}),
         )
+
+    def seen(self, views: dict[str, Any], depth: bool) -> dict[str, Any]:
+        """What an observation says of a world's `views`."""
+        return {
+            "left": views["left"],
+            "right": views["right"],
+            "views": {name: views.get(name) for name in self.world.views},
+            "depths": {"left": views["depth"]} if depth else {},
+            "calibration": self.told_calibration(views.get("calibration")),
+        }
 
     def told_calibration(self, calibration: dict[str, Any] | None) -> dict[str, Any] | None:
         """The calibration with the config's error: the camera turned where it stands."""
@@ -177,6 +195,8 @@ def run_episodes(
 def config_json(config: RolloutConfig) -> dict[str, Any]:
     """The config as it is saved beside the results."""
     values = asdict(config)
+    if config.shown == "given":  # results from before there were others do not say
+        del values["shown"]
     for key, value in values.pop("world").items():
         values[f"world.{key}"] = list(value) if isinstance(value, tuple) else value
     return values

@@ -3,16 +3,19 @@
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
 from .configuration_depthvla import DepthExpertConfig, DepthVLAConfig
+from .configuration_pi0 import PI0PolicyConfig
 from .configuration_stereo_encoder import StereoEncoderConfig
 from .configuration_stereovla import StereoVLAConfig
 from .depth_expert import DepthExpertModel
 from .modeling_depthvla import DepthVLAForActionPrediction, DepthVLAModel
+from .modeling_pi0 import PI0Policy
 from .modeling_stereovla import StereoVLAForActionPrediction, StereoVLAModel
 from .stereo_encoder import StereoEncoderModel
 
 for config, model in (
     (DepthExpertConfig, DepthExpertModel),
     (DepthVLAConfig, DepthVLAForActionPrediction),
+    (PI0PolicyConfig, PI0Policy),
     (StereoEncoderConfig, StereoEncoderModel),
     (StereoVLAConfig, StereoVLAForActionPrediction),
 ):
@@ -30,6 +33,8 @@ __all__ = [
     "DepthVLAConfig",
     "DepthVLAForActionPrediction",
     "DepthVLAModel",
+    "PI0Policy",
+    "PI0PolicyConfig",
     "StereoEncoderConfig",
     "StereoEncoderModel",
     "StereoVLAConfig",

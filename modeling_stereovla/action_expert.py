@@ -6,13 +6,13 @@ pointers | action chunk];
 state tokens see the valid prefix and each other, action tokens see everything before them and their own chunk.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from .flow_matching import time_embedding
-from .layer_caches import ChunkCache, ReadOnlyCache, Stream
+from .layer_caches import BufferedCache, ReadOnlyCache, Stream
 from .mixture_of_transformers import attention_mask, run_layers, transformer_beside
 from .quantization import input_dtype
 
@@ -22,21 +22,21 @@ class Prefix:
     """What the experts before it leave to the action expert.
 
     streams: their keys and values, one behind the other, P tokens in all.
-    mask: (B, P), nonzero = valid token.
-    length: (B, 1), where the positions of the expert's tokens begin.
+    mask: (B, P), nonzero = valid token; None = all are, when it acts.
+    length: (B, 1), where the positions of the expert's tokens begin, or one number for all.
     """
 
     streams: tuple[Stream, ...]
-    mask: torch.Tensor
-    length: torch.Tensor
+    mask: torch.Tensor | None
+    length: torch.Tensor | int
 
     @classmethod
-    def of(cls, stream: Stream, mask: torch.Tensor) -> "Prefix":
+    def of(cls, stream: Stream, mask: torch.Tensor | None) -> "Prefix":
         """Of one expert: positions continue after its last valid token."""
-        return cls((stream,), mask, mask.sum(-1, keepdim=True))
+        return cls((stream,), mask, stream[0][0].shape[2] if mask is None else mask.sum(-1, keepdim=True))
 
     def rows(self, rows: torch.Tensor) -> "Prefix":
-        """Of the samples `rows`, (R,) int64, alone."""
+        """Of the samples `rows`, (R,) int64, alone, in training."""
         streams = tuple([(keys[rows], values[rows]) for keys, values in stream] for stream in self.streams)
         return Prefix(streams, self.mask[rows], self.length[rows])
 
@@ -45,14 +45,18 @@ class Prefix:
 class ReadPrefix:
     """What every denoising step of one chunk needs: nothing in it changes from step to step.
 
-    cache: keys and values of prefix and state tokens, with room for the chunk's.
+    cache: keys and values of prefix and state tokens, with room for the chunk's, or without where gradients are wanted.
     mask: (B, 1, chunk, prefix + state + chunk), which of them the chunk sees, as attention takes it; None = all.
     position_embeddings: cosines and sines of the chunk's positions.
     """
 
-    cache: ChunkCache
+    cache: BufferedCache | ReadOnlyCache
     mask: torch.Tensor | None
     position_embeddings: tuple[torch.Tensor, torch.Tensor]
+
+    def for_gradients(self) -> "ReadPrefix":
+        """For steps whose gradient is wanted: what they write would belong to their graph, which ends with them."""
+        return replace(self, cache=ReadOnlyCache(self.cache.stream))
 
 
 def expert_mask(prefix_mask: torch.Tensor, num_state: int, chunk: int, num_chunks: int = 1) -> torch.Tensor:
@@ -64,12 +68,8 @@ def expert_mask(prefix_mask: torch.Tensor, num_state: int, chunk: int, num_chunk
         prefix_mask: (B, prefix), nonzero = valid token.
     """
     # block 0 = state tokens, then one block for each chunk
-    block = torch.cat(
-        [
-            torch.zeros(num_state, dtype=torch.long),
-            torch.arange(1, num_chunks + 1).repeat_interleave(chunk),
-        ]
-    ).to(prefix_mask.device)
+    place = torch.arange(-num_state, num_chunks * chunk, device=prefix_mask.device)
+    block = torch.where(place < 0, 0, 1 + place // max(1, chunk))
     own = (block[None, :] == 0) | (block[None, :] == block[:, None])  # (S, S)
     batch, size = prefix_mask.shape[0], block.shape[0]
     prefix = prefix_mask.bool()[:, None, None, :].expand(-1, 1, size, -1)
@@ -133,7 +133,8 @@ class ActionExpert(nn.Module):
         actions = self.embed_actions(noisy_actions, self.embed_time(time)).flatten(1, 2)  # (B, K * chunk, width)
         embeds = torch.cat([state_tokens.to(actions.dtype), actions], dim=1)
         # the draws all take the same positions
-        offset = torch.cat([torch.arange(num_state), (num_state + torch.arange(chunk)).repeat(draws)]).to(embeds.device)
+        places = torch.arange(num_state + chunk, device=embeds.device)
+        offset = torch.cat([places[:num_state], places[num_state:].repeat(draws)])
         rotary = self.transformer.rotary_emb(embeds, prefix.length + offset)
         mask = expert_mask(prefix.mask, num_state, chunk, draws)
         hidden = run_layers(self.transformer, embeds, ReadOnlyCache(*prefix.streams), mask, rotary)
@@ -142,16 +143,17 @@ class ActionExpert(nn.Module):
     def read_prefix(self, prefix: Prefix, state_tokens: torch.Tensor, chunk: int) -> ReadPrefix:
         """What `denoise` needs in every step. State tokens do not see the chunk, so they are read here, once."""
         num_state = state_tokens.shape[1]
-        cache = ChunkCache(*prefix.streams, room=num_state + chunk)
-        positions = prefix.length + torch.arange(num_state + chunk, device=prefix.mask.device)
+        cache = BufferedCache(*prefix.streams, room=num_state + chunk)
+        positions = prefix.length + torch.arange(num_state + chunk, device=state_tokens.device)[None]
         cosines, sines = self.transformer.rotary_emb(state_tokens, positions)
         rotary = cosines[:, :num_state], sines[:, :num_state]
-        run_layers(self.transformer, state_tokens, cache, expert_mask(prefix.mask, num_state, 0, 0), rotary)
-        cache.begin += num_state
-        mask = None  # attention without one reads the keys of grouped heads without repeating them
-        if not prefix.mask.all():
+        of_state = mask = None  # attention without one reads the keys of grouped heads without repeating them
+        if prefix.mask is not None:
+            of_state = expert_mask(prefix.mask, num_state, 0, 0)
             mask = expert_mask(prefix.mask, num_state, chunk)[:, :, num_state:]
             mask = attention_mask(self.transformer, mask, state_tokens.dtype)  # which eager attention wants as numbers
+        run_layers(self.transformer, state_tokens, cache, of_state, rotary)
+        cache.begin += num_state
         return ReadPrefix(cache, mask, (cosines[:, num_state:], sines[:, num_state:]))
 
     def denoise(self, prefix: ReadPrefix, noisy_actions: torch.Tensor, embedded_time: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, GemmaConfig, PaliGemmaConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .configuration_policy import PolicyConfig, with_overrides
+from .configuration_policy import PolicyConfig, overridden
 from .configuration_stereo_encoder import StereoEncoderConfig, known_keys, refuse_unknown_keys
 from .configuration_stereovla import SMALL_STEREO, resnet
 
@@ -52,7 +52,7 @@ class DepthExpertConfig(PreTrainedConfig):
     patch_size: int = 14
     merge_size: int = 1
     input: str = "pictures"
-    initializer_range: float = 0.02
+    initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs):
         refuse_unknown_keys(self, kwargs)
@@ -65,7 +65,7 @@ class DepthExpertConfig(PreTrainedConfig):
     @classmethod
     def from_preset(cls, preset: str, **overrides) -> "DepthExpertConfig":
         """The depth expert of the policy named `preset` (a key of `PRESETS`) with `overrides`."""
-        return cls(**with_overrides(_preset(preset)["depth_config"], overrides))
+        return overridden(cls, _preset(preset)["depth_config"], overrides)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "DepthExpertConfig":
@@ -149,9 +149,9 @@ class DepthVLAConfig(PolicyConfig):
     expert_intermediate_size: int = 4096
     action_vocab_size: int = 257024
     image_token_id: int = 257152
-    language_loss_weight: float = 0.0
-    depth_map_loss_weight: float = 1.0
-    silog_lambda: float = 0.5
+    language_loss_weight: float | int = 0.0
+    depth_map_loss_weight: float | int = 1.0
+    silog_lambda: float | int = 0.5
     depth_expert_source: str | None = None
     frozen_parts: list[str] | tuple[str, ...] = ()
 
@@ -169,7 +169,7 @@ class DepthVLAConfig(PolicyConfig):
         values = _preset(preset)
         if not depth_expert:
             values |= {"depth_config": None, "depth_map_loss_weight": 0.0}
-        return cls(**with_overrides(values, overrides))
+        return overridden(cls, values, overrides)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "DepthVLAConfig":

@@ -5,6 +5,8 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .configuration_stereo_encoder import refuse_unknown_keys
+
 
 @strict
 class PolicyConfig(PreTrainedConfig):
@@ -60,24 +62,24 @@ class PolicyConfig(PreTrainedConfig):
     action_vocab_size: int = 92544
     image_token_id: int = 92545
     num_inference_steps: int = 10
-    noise_scale: float = 1.0
-    time_alpha: float = 1.5
-    time_beta: float = 1.0
-    time_min: float = 0.001
-    time_max: float = 1.0
-    min_period: float = 4e-3
-    max_period: float = 4.0
+    noise_scale: float | int = 1.0
+    time_alpha: float | int = 1.5
+    time_beta: float | int = 1.0
+    time_min: float | int = 0.001
+    time_max: float | int = 1.0
+    min_period: float | int = 4e-3
+    max_period: float | int = 4.0
     time_embedding_dtype: str = "float32"
     flow_draws: int = 1
     max_delay: int = 0
     use_pointers: bool = False
     turn_symmetry: int = 0
     num_turns: int = 1
-    action_loss_weight: float = 1.0
-    language_loss_weight: float = 1.0
-    pointing_loss_weight: float = 0.0
-    keyframe_loss_weight: float = 0.0
-    initializer_range: float = 0.02
+    action_loss_weight: float | int = 1.0
+    language_loss_weight: float | int = 1.0
+    pointing_loss_weight: float | int = 0.0
+    keyframe_loss_weight: float | int = 0.0
+    initializer_range: float | int = 0.02
 
     @property
     def tie_word_embeddings(self) -> bool:
@@ -92,6 +94,11 @@ class PolicyConfig(PreTrainedConfig):
     def num_visual_tokens(self) -> int:
         """Of one view."""
         return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Tokens that an image is written as, by the processor (`num_visual_tokens` there)."""
+        return self.num_visual_tokens
 
     def validate_policy(self) -> None:
         """ValueError for shared fields that contradict each other."""
@@ -116,6 +123,11 @@ class PolicyConfig(PreTrainedConfig):
             raise ValueError(
                 f"turn_symmetry is {self.turn_symmetry}; it must be 0 (yaw is a number), 1 or 2 (of two fingers)"
             )
+        for name, value in vars(self).items():
+            if name.endswith("_loss_weight") and not 0 <= value < float("inf"):
+                raise ValueError(f"{name} is {value}; it must be a finite number, at least 0")
+        if self.num_bins < 2:
+            raise ValueError(f"num_bins is {self.num_bins}; it must be at least 2")
         sizes = ("state_dim", "state_history", "action_dim", "chunk_size", "pose_dim", "num_turns", "flow_draws")
         for name in (*sizes, "num_inference_steps"):
             if getattr(self, name) < 1:
@@ -136,3 +148,36 @@ def with_overrides(values: dict, overrides: dict) -> dict:
         return with_overrides(values.get(name) or {}, value) if is_part else value
 
     return {**values, **{name: merged(name, value) for name, value in overrides.items()}}
+
+
+def overridden(kind: type[PreTrainedConfig], values: dict, overrides: dict) -> PreTrainedConfig:
+    """The config of a `kind` with `values` and `overrides`, see `with_overrides`.
+
+    Raises:
+        ValueError: an override that is no field of the config or of its part; transformers' own keep it silently.
+    """
+    config = kind(**with_overrides(values, overrides))
+    _refuse_unknown(config, values, overrides)
+    return config
+
+
+def _refuse_unknown(config: PreTrainedConfig, values: dict, overrides: dict) -> None:
+    # what the values have is known, such as the image_size that a convolutional part has no field for
+    refuse_unknown_keys(config, {name: value for name, value in overrides.items() if name not in values})
+    for name, value in overrides.items():
+        if isinstance(value, dict) and isinstance(part := getattr(config, name), PreTrainedConfig):
+            _refuse_unknown(part, values.get(name) or {}, value)
+
+
+def own_fields(config: PreTrainedConfig) -> dict:
+    """Fields of a part's config as part of ours: without what describes the folder that it came from."""
+    return _without(config.to_dict(), ("architectures", "dtype", "transformers_version", "_name_or_path"))
+
+
+def _without(fields: dict, names: tuple[str, ...]) -> dict:
+    """Fields without those of these names, also within the configs of parts."""
+    return {
+        name: _without(value, names) if isinstance(value, dict) else value
+        for name, value in fields.items()
+        if name not in names
+    }

@@ -140,7 +140,7 @@ class StereoEncoderConfig(PreTrainedConfig):
     edgenext_kernel_sizes: list[int] | tuple[int, ...] = (3, 5, 7, 9)
     edgenext_splits: list[int] | tuple[int, ...] = (0, 2, 3, 4)
     edgenext_heads: int = 8
-    layer_scale_init_value: float = 1e-6
+    layer_scale_init_value: float | int = 1e-6
     num_refine_blocks: int = 2
     depth_anything_config: dict | PreTrainedConfig | None = None
     num_correlation_groups: int = 8
@@ -261,8 +261,6 @@ class StereoEncoderConfig(PreTrainedConfig):
                 )
         if self.volume_stride not in (1, 2):
             raise ValueError(f"volume_stride is {self.volume_stride}; valid: 1, 2")
-        if self.volume_stride > 1 and self.features == "lookup":
-            raise ValueError(f'features "lookup" needs volume_stride 1; it is {self.volume_stride}')
         levels, gates = len(self.hourglass_channels), len(self.volume_map_channels)
         if not 1 <= levels < gates:
             raise ValueError(

@@ -6,8 +6,9 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .configuration_policy import PolicyConfig, with_overrides
+from .configuration_policy import PolicyConfig, overridden
 from .configuration_stereo_encoder import StereoEncoderConfig, known_keys, refuse_unknown_keys
+from .view_attention import HEAD_DIM
 from .view_points import NUM_CHANNELS
 
 
@@ -26,6 +27,10 @@ class StereoVLAConfig(PolicyConfig):
         stereo_config (`StereoEncoderConfig`):
             The stereo encoder of both views. None makes a mono model, which takes the pair and does not look at the
             right view. Of these three, one at least must remain; all four parts None means the paper's.
+        right_view (`str`, *optional*):
+            How a model without stereo encoder sees the right view: "separate", as visual tokens of its own behind the
+            left view's, or "attention", by left-right attention between the features of both (`view_attention.py`).
+            None: not at all. Not in the paper: what to compare it with.
         projector_hidden_size (`int`):
             Width of the projector's first layer.
         chain_of_thought (`bool`):
@@ -53,7 +58,11 @@ class StereoVLAConfig(PolicyConfig):
             Whether visual tokens are told their place in the picture by fixed waves, in which the bins of an untrained
             model are written too (`place_code.py`); not in the papers.
         bin_smoothing (`float`):
-            Standard deviation in bins of the targets of poses and boxes; 0 = the true bin alone, as in the papers.
+            Standard deviation in bins of the targets of poses and boxes, and in hundredths of those of depths where
+            `num_hundredths`; 0 = the true bin alone, as in the papers.
+        num_hundredths (`int`):
+            100: the ids before the bins are the decimals ".00" to ".99", as the tokenizers of small models have them;
+            0: two decimals are no word.
 
     The other fields are those of `PolicyConfig`.
     """
@@ -70,19 +79,21 @@ class StereoVLAConfig(PolicyConfig):
     semantic_config: dict | PreTrainedConfig | None = None
     spatial_config: dict | PreTrainedConfig | None = None
     stereo_config: dict | PreTrainedConfig | None = None
+    right_view: str | None = None
     projector_hidden_size: int = 20352
     state_history: int = 4
     chain_of_thought: bool = True
-    direct_probability: float = 0.0
+    direct_probability: float | int = 0.0
     stereo_learns_from: str = "all"
-    disparity_loss_weight: float = 0.0
+    disparity_loss_weight: float | int = 0.0
     points_frame: str | None = None
     points_of: str = "encoder"
     calibration_dropout: float | int = 0.0
     language_pointing_layer: int | None = None
-    language_pointing_loss_weight: float = 0.0
+    language_pointing_loss_weight: float | int = 0.0
     place_code: bool = False
-    bin_smoothing: float = 0.0
+    bin_smoothing: float | int = 0.0
+    num_hundredths: int = 0
 
     def __post_init__(self, **kwargs):
         refuse_unknown_keys(self, kwargs)
@@ -99,7 +110,7 @@ class StereoVLAConfig(PolicyConfig):
         """
         if preset not in PRESETS:
             raise ValueError(f"unknown preset {preset!r}; the presets are {', '.join(PRESETS)}")
-        return cls(**with_overrides(PRESETS[preset](), overrides))
+        return overridden(cls, PRESETS[preset](), overrides)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "StereoVLAConfig":
@@ -115,6 +126,11 @@ class StereoVLAConfig(PolicyConfig):
     def pixel_views(self) -> list[str]:
         """Names of the views in `pixel_values`."""
         return ["left", "right"]
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Image tokens of a pair."""
+        return (2 if self.right_view == "separate" else 1) * self.num_visual_tokens
 
     @property
     def fused_size(self) -> int:
@@ -175,6 +191,7 @@ class StereoVLAConfig(PolicyConfig):
                 f"{self.stereo_learns_from!r}, but stereo_config is None: without a stereo encoder they must be 0 and "
                 "'all'"
             )
+        self._validate_right_view()
         if self.points_frame not in (None, "camera", "base"):
             raise ValueError(f"points_frame is {self.points_frame!r}; it must be None, 'camera' or 'base'")
         if self.points_of not in ("encoder", "given"):
@@ -198,8 +215,29 @@ class StereoVLAConfig(PolicyConfig):
             )
         if not self.bin_smoothing >= 0:
             raise ValueError(f"bin_smoothing is {self.bin_smoothing}; it must be at least 0 bins")
+        if self.num_hundredths not in (0, 100) or self.num_bins + self.num_hundredths >= self.action_vocab_size:
+            raise ValueError(
+                f"num_hundredths is {self.num_hundredths}; it must be 0, or 100 where these and num_bins "
+                f"({self.num_bins}) are fewer than action_vocab_size ({self.action_vocab_size})"
+            )
         if not 0 <= self.direct_probability <= 1:
             raise ValueError(f"direct_probability is {self.direct_probability}; it must be in [0, 1]")
+
+    def _validate_right_view(self) -> None:
+        """ValueError for a way to see the right view that is none, or that the other parts do not allow."""
+        if self.right_view not in (None, "separate", "attention"):
+            raise ValueError(f"right_view is {self.right_view!r}; it must be None, 'separate' or 'attention'")
+        beside = [name for name in ("stereo_config", "points_frame") if getattr(self, name) is not None]
+        if self.right_view is not None and beside:
+            raise ValueError(
+                f"right_view is {self.right_view!r}, and {' and '.join(beside)} given; it is for a model without "
+                "stereo encoder and without points: both must be None"
+            )
+        if self.right_view == "attention" and self.fused_size % HEAD_DIM:
+            raise ValueError(
+                f"right_view is 'attention' and the semantic and spatial features have {self.fused_size} channels; "
+                f"they must be a multiple of {HEAD_DIM}"
+            )
 
 
 def full_parts() -> dict[str, dict]:
@@ -336,7 +374,8 @@ def resnet(first: int, last: int, blocks: int = 2) -> dict:
     }
 
 
-def _demo() -> dict:
+def _taught() -> dict:
+    """What is learnt in minutes, from the pair and the simulator's labels."""
     return {
         **_small(96, 8, 96, 2, 64, SMALL_STEREO),
         # from scratch, a small convolutional network finds the target several times faster than the two transformers:
@@ -358,6 +397,20 @@ def _demo() -> dict:
     }
 
 
+# answers look at what they are about (`language_pointing.py`)
+LOOKING = {
+    "language_loss_weight": 1.0,
+    "language_pointing_layer": 1,
+    "language_pointing_loss_weight": 1.0,
+    "place_code": True,
+    "bin_smoothing": 2.0,
+}
+
+
+def _demo() -> dict:
+    return {**_taught(), **LOOKING}
+
+
 # sees objects of 3 cm: a coarse volume of views of 192 px, and a search around it at half of their resolution
 SHARP_STEREO = {
     **SMALL_STEREO,
@@ -370,7 +423,7 @@ SHARP_STEREO = {
 
 def _points() -> dict:
     return {
-        **_demo(),
+        **_taught(),
         "image_size": 192,
         "patch_size": 16,
         "stereo_config": SHARP_STEREO,
@@ -388,7 +441,6 @@ def _lab() -> dict:
         **_small(128, 8, 192, 3, 96, SMALL_STEREO),
         "semantic_config": resnet(32, 96),
         "spatial_config": None,
-        "language_loss_weight": 1.0,
     }
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from transformers import DepthAnythingConfig, Dinov2Config
 
-from .convert_files import Part, open_weights, own_fields, read_description
+from .configuration_policy import own_fields
+from .convert_files import Part, open_weights, read_description
 from .saved_names import present_name
 
 # what a backbone is told beside its sizes: which of its layers a head reads, and how

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .configuration_depthvla import DepthExpertConfig, DepthVLAConfig, gemma_300m
-from .configuration_stereovla import with_overrides
+from .configuration_policy import overridden, own_fields
 from .convert_depth_anything import open_depth_encoder
-from .convert_files import Part, below, open_weights, own_fields, read_description
+from .convert_files import Part, below, open_weights, read_description
 from .convert_output import Output, initial_weights, outline_model
 from .convert_paligemma import open_paligemma
 from .convert_pi0 import SHARED, open_pi0
@@ -132,6 +132,6 @@ def gather(
     if values["depth_config"] is not None:
         values["depth_map_loss_weight"] = 1.0
         values["depth_expert_source"] = options.depth_encoder or options.depth_expert
-    model = outline_model(DepthVLAForActionPrediction, DepthVLAConfig(**with_overrides(values, overrides)))
+    model = outline_model(DepthVLAForActionPrediction, overridden(DepthVLAConfig, values, overrides))
     parts.append(initial_weights(model, [*new, "pointers", "model.depth_reading"], options.seed))
     return model, parts, "set of parts of one DepthVLA"

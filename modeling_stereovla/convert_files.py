@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from transformers import PreTrainedConfig
 
 # published key and tensor -> our keys and tensors; {} where our model does without it, KeyError where it is unknown.
 # Called with tensors of the "meta" device first.
@@ -149,20 +148,6 @@ def read_description(path: str | Path) -> dict:
     """config.json of a folder; {} for a file or a folder without one."""
     description = Path(path) / "config.json"
     return json.loads(description.read_text(encoding="utf-8")) if description.is_file() else {}
-
-
-def own_fields(config: PreTrainedConfig) -> dict:
-    """Fields of a part's config as part of ours: without what describes the folder that it came from."""
-    return _without(config.to_dict(), ("architectures", "dtype", "transformers_version", "_name_or_path"))
-
-
-def _without(fields: dict, names: tuple[str, ...]) -> dict:
-    """Fields without those of these names, also within the configs of parts."""
-    return {
-        name: _without(value, names) if isinstance(value, dict) else value
-        for name, value in fields.items()
-        if name not in names
-    }
 
 
 def below(rule: Convert, prefix: str) -> Convert:

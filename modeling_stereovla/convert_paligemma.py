@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from transformers import PaliGemmaConfig
 
-from .convert_files import Part, converted_keys, open_weights, own_fields, read_description
+from .configuration_policy import own_fields
+from .convert_files import Part, converted_keys, open_weights, read_description
 from .saved_names import present_name
 
 VLM = "model.vlm."

@@ -21,8 +21,9 @@ from pathlib import Path
 import torch
 from transformers import Dinov2WithRegistersModel, LlamaConfig, SiglipVisionModel
 
-from .configuration_stereovla import StereoVLAConfig, with_overrides
-from .convert_files import Part, WeightSource, below, open_weights, own_fields, read_description
+from .configuration_policy import overridden, own_fields
+from .configuration_stereovla import StereoVLAConfig
+from .convert_files import Part, WeightSource, below, open_weights, read_description
 from .convert_foundationstereo import open_stereo
 from .convert_internlm2 import llama_fields
 from .convert_output import Output, initial_weights, outline_model, write_model
@@ -157,9 +158,10 @@ def convert(options: Options) -> Path:
         "action_vocab_size": vocabulary,
         "image_token_id": vocabulary + 1,
     }
-    values = with_overrides(values, json.loads(options.overrides or "{}"))
-    values.setdefault("projector_hidden_size", 4 * StereoVLAConfig(**values).fused_size)
-    model = outline_model(StereoVLAForActionPrediction, StereoVLAConfig(**values))
+    overrides = json.loads(options.overrides or "{}")
+    if "projector_hidden_size" not in overrides:
+        values["projector_hidden_size"] = 4 * overridden(StereoVLAConfig, values, overrides).fused_size
+    model = outline_model(StereoVLAForActionPrediction, overridden(StereoVLAConfig, values, overrides))
     parts = [
         with_rows(language_model, rows),
         Part(semantic_part.source, below(semantic_part.convert, f"{TOWER}semantic.tower.")),

@@ -27,7 +27,9 @@ import torch
 from transformers import PI0Config, PI0ForConditionalGeneration
 
 from .configuration_depthvla import DepthVLAConfig
-from .convert_files import Part, WeightSource, converted_keys, open_weights, own_fields, read_description
+from .configuration_pi0 import FIELDS, pi0_config
+from .configuration_policy import own_fields
+from .convert_files import Part, WeightSource, converted_keys, open_weights, read_description
 from .convert_output import Output, outline_model, write_model
 from .convert_paligemma import EMBEDDING, HEAD, VLM, with_tied_head
 from .convert_paligemma import convert_key as convert_paligemma_key
@@ -36,17 +38,6 @@ EXPERT = "action_expert."
 PROJECTIONS = "state_proj|action_in_proj|action_time_mlp_in|action_time_mlp_out|action_out_proj"
 UNUSED = ("dit.embed_tokens.weight", "paligemma_with_expert.gemma_expert.lm_head.weight")
 ADAPTIVE = re.compile(r"(^|\.)time_mlp_(in|out)\.|norm\.dense\.")
-# our field -> PI0Config's
-FIELDS = {
-    "chunk_size": "chunk_size",
-    "state_dim": "max_state_dim",
-    "action_dim": "max_action_dim",
-    "num_inference_steps": "num_inference_steps",
-    "time_alpha": "time_sampling_beta_alpha",
-    "time_beta": "time_sampling_beta_beta",
-    "min_period": "min_period",
-    "max_period": "max_period",
-}
 DESCRIBED = (*FIELDS.values(), "time_sampling_offset", "time_sampling_scale")  # LeRobot's config has these names too
 # what the action expert has in common with the language model, whose keys and values it reads
 SHARED = (
@@ -202,34 +193,6 @@ def open_pi0(path: str | Path, chunk_size: int | None = None, vision_heads: int 
     except KeyError as error:
         raise ValueError(f"{path} is no pi0: it lacks the weight that becomes {error.args[0]}") from error
     return policy_fields(config), part
-
-
-def pi0_config(config: DepthVLAConfig) -> PI0Config:
-    """The PI0Config of a DepthVLA without depth expert.
-
-    Raises:
-        ValueError: it has something that PI0 has not; all of it is named.
-    """
-    text, vision = config.text_config, config.vlm_config.vision_config
-    needed = {
-        "depth_config": (config.depth_config is None, "None"),
-        "use_pointers": (not config.use_pointers, "False"),
-        "state_history": (config.state_history == 1, "1"),
-        "noise_scale": (config.noise_scale == 1, "1.0"),
-        "time_embedding_dtype": (config.time_embedding_dtype == "float32", "'float32'"),
-        "vlm_config.text_config.tie_word_embeddings": (text.tie_word_embeddings, "True"),
-        "vlm_config.vision_config.model_type": (vision.model_type == "siglip_vision_model", "'siglip_vision_model'"),
-    }
-    if wrong := [f"{name} must be {value}" for name, (fits, value) in needed.items() if not fits]:
-        raise ValueError(f"this DepthVLA is no pi0: {'; '.join(wrong)}")
-    expert = {"hidden_size": config.expert_hidden_size, "intermediate_size": config.expert_intermediate_size}
-    return PI0Config(
-        vlm_config=own_fields(config.vlm_config),
-        dit_config={**own_fields(text), **expert},
-        **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()},
-        time_sampling_offset=config.time_min,
-        time_sampling_scale=config.time_max - config.time_min,
-    )
 
 
 def convert_back(key: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -20,8 +20,9 @@ from pathlib import Path
 
 import torch
 
+from .configuration_policy import overridden
 from .configuration_stereo_encoder import StereoEncoderConfig
-from .configuration_stereovla import StereoVLAConfig, with_overrides
+from .configuration_stereovla import StereoVLAConfig
 from .convert_files import Convert, Part, WeightSource, below, open_weights
 from .convert_foundationstereo import convert_key as convert_stereo_key
 from .convert_foundationstereo import open_stereo, release_of
@@ -174,8 +175,7 @@ def released_config(
         # the release casts its time to the model's dtype, and was trained so
         "time_embedding_dtype": "model",
     }
-    values = with_overrides(values, overrides or {})
-    return StereoVLAConfig(**values)
+    return overridden(StereoVLAConfig, values, overrides or {})
 
 
 def processor_arguments(config: StereoVLAConfig, release: dict, statistics: dict, ratio: float) -> dict:

@@ -7,6 +7,7 @@ encoder's features are normed first, as those of encoders differ in scale. In pl
 encoder, whose features are pooled to the same tokens: the depth of the first view, seen with two eyes.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,7 @@ from .configuration_depthvla import DepthExpertConfig
 from .depth_loss import known_depth
 from .layer_caches import RecordingCache, Stream
 from .mixture_of_transformers import Rotary, joint_mask, run_layers, without_embedding
+from .rotary_embedding import without_waiting
 from .stereo_encoder import StereoEncoderModel
 from .visual_tokens import SemanticEncoder, pool_to_grid
 
@@ -40,7 +42,7 @@ class DepthExpertOutput(ModelOutput):
 
 def shown_depth(depth: torch.Tensor) -> torch.Tensor:
     """Depth maps (..., H, W) in m as pictures (..., 3, H, W): 0 = near, 1 = far, in the logarithm; unknown is near."""
-    scaled = (depth.clamp(min=NEAR_M) / NEAR_M).log() / torch.tensor(FAR_M / NEAR_M).log().item()
+    scaled = (depth.clamp(min=NEAR_M) / NEAR_M).log() / math.log(FAR_M / NEAR_M)
     scaled = torch.where(known_depth(depth), scaled.clamp(max=1), 0.0)
     return scaled.unsqueeze(-3).expand(*depth.shape[:-2], 3, *depth.shape[-2:])
 
@@ -84,7 +86,7 @@ class DepthExpertModel(DepthExpertPreTrainedModel):
             features = config.stereo_config.num_feature_channels(config.image_size)
         self.norm = nn.LayerNorm(features)
         self.projector = nn.Linear(config.merge_size**2 * features, config.hidden_size)
-        self.decoder = without_embedding(GemmaModel._from_config(config.decoder_config))
+        self.decoder = without_embedding(without_waiting(GemmaModel._from_config(config.decoder_config)))
         self.head = nn.Linear(config.hidden_size, config.patch_size**2)
         self.post_init()
 
@@ -108,8 +110,10 @@ class DepthExpertModel(DepthExpertPreTrainedModel):
                     raise ValueError("depth_map is missing: this depth expert is shown depth, not pictures")
                 pixel_values = shown_depth(depth_map).to(pixel_values.dtype)
             views = pixel_values.shape[:2]
-            if view_mask is None:
+            if view_mask is None or torch.compiler.is_compiling():
                 features = self.encoder(pixel_values.flatten(0, 1)).unflatten(0, views)
+                if view_mask is not None:
+                    features = features * view_mask[..., None, None]
             else:
                 seen = self.encoder(pixel_values[view_mask])
                 features = seen.new_zeros(*views, *seen.shape[1:])

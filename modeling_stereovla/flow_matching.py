@@ -97,7 +97,14 @@ def euler_times(num_steps: int, device: torch.device | str = "cpu") -> torch.Ten
     """Times of the Euler steps from t = 1 down, (num_steps,) float32."""
     if num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}; flow matching needs at least 1 Euler step (the paper uses 10)")
-    return torch.tensor([1.0 - step / num_steps for step in range(num_steps)], dtype=torch.float32, device=device)
+    # made where it is needed: a copy from the host has no place in a CUDA graph
+    return (num_steps - torch.arange(num_steps, dtype=torch.float32, device=device)) / num_steps
+
+
+@torch.compiler.assume_constant_result
+def euler_numbers(num_steps: int) -> list[float]:
+    """`euler_times` as numbers, also in a compiled graph."""
+    return euler_times(num_steps).tolist()
 
 
 def euler_integrate(

@@ -2,8 +2,8 @@
 
 Not in the papers: an option (off in the `full` preset). Two cross-entropies (`objectives.py`) act on half of the heads
 of two layers that follow each other, at the tokens that an answer is predicted from. In the first layer these heads
-read the words that say what is asked for; in the second they look at the visual token that the answer is about. It adds
-no parameters and nothing at inference.
+read the words that say what is asked for, each a part of them; in the second they look at the visual token that the
+answer is about. It adds no parameters and nothing at inference.
 
 Both are needed. Attention begins spread over 10 times as many visual tokens as words. Pointing alone did not make it
 read: after 200 steps of the demo 58 % of the answers looked at the right token, and 0.7 % of them elsewhere when
@@ -62,6 +62,15 @@ def chosen_keys(attention: torch.Tensor, chosen: torch.Tensor, count: int) -> to
 
 
 def log_share(attention: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """Log of the sum of the weights (T, heads, L) whose keys are `chosen`, (T, L) bool: (T, heads); 0 where none is."""
-    chosen = chosen | ~chosen.any(-1, keepdim=True)
-    return attention.masked_fill(~chosen[:, None], float("-inf")).logsumexp(-1)
+    """Log of the sum of the weights (T, heads, L) whose keys are `chosen`, (T, L) bool: (T, heads); 0 where none is.
+
+    The heads divide the chosen keys among them, in their order: of the two numbers of a pixel one head reads the first
+    and the other the second, as their sum does not say which is which. Where there are fewer keys than heads, the heads
+    that are left over read all of them.
+    """
+    heads = torch.arange(attention.shape[1], device=chosen.device)[:, None]
+    reader = (chosen.cumsum(-1) - 1) * len(heads) // chosen.sum(-1, keepdim=True).clamp(min=1)  # (T, L)
+    own = chosen[:, None] & (reader[:, None] == heads)  # (T, heads, L)
+    own |= chosen[:, None] & ~own.any(-1, keepdim=True)
+    own |= ~own.any(-1, keepdim=True)
+    return attention.masked_fill(~own, float("-inf")).logsumexp(-1)

@@ -80,13 +80,17 @@ class ReadOnlyCache(Cache):
         return keys, torch.cat([*(values for _, values in before), value_states], dim=2)
 
 
-class ChunkCache(Cache):
-    """Streams with room behind them, into which a layer writes its own keys and values: a denoising step copies those
-    of its chunk, where concatenation would copy the streams too. For inference: the room is overwritten in each pass.
+class BufferedCache(Cache):
+    """Streams with room behind them, into which a layer writes its own keys and values: a pass copies those of its own
+    tokens, where concatenation would copy the streams too. For inference: what is behind `begin` is overwritten in each
+    pass, and kept by moving `begin` on.
 
     Args:
-        streams: as in `ReadOnlyCache`; they are copied once, when a layer is first met.
-        room: tokens of state and chunk together.
+        streams: as in `ReadOnlyCache`, or none; they are copied once, when a layer is first met.
+        room: tokens behind them.
+
+    Attributes:
+        begin: tokens that a pass finds.
     """
 
     def __init__(self, *streams: Stream, room: int):
@@ -96,21 +100,33 @@ class ChunkCache(Cache):
         self.buffers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        own = (key_states, value_states)
         if layer_idx not in self.buffers:
-            self.buffers[layer_idx] = tuple(map(self._copied, zip(*(s[layer_idx] for s in self.streams), strict=True)))
+            before = [stream[layer_idx] for stream in self.streams]
+            self.buffers[layer_idx] = tuple(
+                self._copied([states[part] for states in before], own[part]) for part in (0, 1)
+            )
         end = self.begin + key_states.shape[2]
-        keys, values = self.buffers[layer_idx]
-        if key_states.requires_grad and torch.is_grad_enabled():
-            # a step whose gradient is wanted: what it wrote would belong to its graph, which ends with it
-            before = slice(0, self.begin)
-            return torch.cat([keys[:, :, before], key_states], 2), torch.cat([values[:, :, before], value_states], 2)
-        keys[:, :, self.begin : end] = key_states
-        values[:, :, self.begin : end] = value_states
-        return keys[:, :, :end], values[:, :, :end]
+        for buffer, states in zip(self.buffers[layer_idx], own, strict=True):
+            buffer[:, :, self.begin : end] = states
+        return tuple(buffer[:, :, :end] for buffer in self.buffers[layer_idx])
 
-    def _copied(self, parts: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        batch, heads, _, size = parts[0].shape
-        length = sum(part.shape[2] for part in parts)
-        buffer = parts[0].new_empty(batch, heads, length + self.room, size)
-        torch.cat(parts, dim=2, out=buffer[:, :, :length])
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.begin
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.begin + query_length, 0
+
+    @property
+    def stream(self) -> Stream:
+        """What the next pass finds."""
+        return [tuple(part[:, :, : self.begin] for part in self.buffers[index]) for index in sorted(self.buffers)]
+
+    def _copied(self, parts: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+        """A buffer for keys, or values, of one layer, that begins with `parts`."""
+        batch, heads, _, size = like.shape
+        lengths = [part.shape[2] for part in parts]
+        buffer = like.new_empty(batch, heads, sum(lengths) + self.room, size)
+        for part, place in zip(parts, buffer[:, :, : sum(lengths)].split(lengths, dim=2), strict=True):
+            place.copy_(part)
         return buffer

@@ -19,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager_attention_forward
 
 from .layer_caches import CACHE, Stream
+from .rotary_embedding import without_waiting
 
 Rotary = tuple[torch.Tensor, torch.Tensor]  # cosines and sines of the positions, (B, L, head_dim)
 
@@ -53,7 +54,7 @@ def transformer_beside(text, hidden_size: int, intermediate_size: int) -> PreTra
         }
     )
     config._attn_implementation = text._attn_implementation
-    return without_embedding(model_class._from_config(config))
+    return without_embedding(without_waiting(model_class._from_config(config)))
 
 
 def without_embedding(transformer: PreTrainedModel) -> PreTrainedModel:

@@ -13,9 +13,11 @@ from .layer_caches import CACHE, RecordingCache
 from .mixture_of_transformers import Rotary, joint_mask, run_layers, run_together
 from .model_outputs import DepthVLAModelOutput, DepthVLAOutput, refuse_unknown_inputs
 from .objectives import Predictions, Targets, sum_losses
-from .policy import PolicyForActionPrediction, PolicyPreTrainedModel, valid_positions
+from .policy import Beginning, PolicyForActionPrediction, PolicyPreTrainedModel, next_positions
+from .rotary_embedding import without_waiting
 from .running_statistics import hold_running_statistics
 from .saved_names import accept_saved_names
+from .values import require, unless_all
 from .visual_tokens import IMAGENET, PIXEL_STATISTICS, normalize_pixels, pool_to_grid
 
 
@@ -37,6 +39,7 @@ class DepthVLAModel(DepthVLAPreTrainedModel):
     def __init__(self, config: DepthVLAConfig):
         super().__init__(config)
         self.vlm = PaliGemmaModel._from_config(config.vlm_config)
+        without_waiting(self.vlm.language_model)
         for layer in self.vlm.language_model.layers:
             layer._can_checkpoint_with_cache = True  # of a training step: RecordingCache may be written twice
         self.vlm.register_load_state_dict_pre_hook(accept_saved_names)
@@ -58,12 +61,18 @@ class DepthVLAModel(DepthVLAPreTrainedModel):
         self.vlm.language_model.embed_tokens = value
 
     def embed_views(self, pixel_values: torch.Tensor, view_mask: torch.Tensor | None) -> torch.Tensor:
-        """Visual tokens (V', N, hidden) of the views that are there, those of a sample one behind the other.
+        """Visual tokens (V', N, hidden) of the views that are there, those of a sample one behind the other, and what
+        is behind them of no meaning.
 
         Args:
             pixel_values: (B, V, 3, H, W); view_mask: (B, V) bool, None = all are there.
         """
-        views = pixel_values.flatten(0, 1) if view_mask is None else pixel_values[view_mask]
+        if view_mask is None:
+            views = pixel_values.flatten(0, 1)
+        elif torch.compiler.is_compiling():  # a graph of fixed shapes looks at those that are absent too, at the end
+            views = pixel_values.flatten(0, 1)[(~view_mask).flatten().byte().argsort(stable=True)]
+        else:
+            views = pixel_values[view_mask]
         tower = self.vlm.vision_tower
         if self.training:
             hold_running_statistics(tower)
@@ -76,7 +85,6 @@ class DepthVLAModel(DepthVLAPreTrainedModel):
         self,
         input_ids: torch.Tensor | None,
         visual_tokens: torch.Tensor | None,
-        view_mask: torch.Tensor | None,
         embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Token embeddings (B, L, hidden), those of `input_ids` unless given as `embeds`, in which the visual tokens
@@ -90,20 +98,14 @@ class DepthVLAModel(DepthVLAPreTrainedModel):
             embeds = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
         if visual_tokens is None:
             return embeds
-        if not torch.compiler.is_compiling():
-            counts = is_image.sum(-1)
-            there = len(self.config.views) if view_mask is None else view_mask.sum(-1)
-            if not bool((counts == there * self.config.num_visual_tokens).all()):
-                raise ValueError(
-                    f"input_ids hold {counts.tolist()} image tokens (id {self.config.image_token_id}) in the rows of "
-                    f"this batch; each row needs {self.config.num_visual_tokens} for each view that is there: "
-                    f"{there if view_mask is None else there.tolist()}"
-                )
         return embeds.masked_scatter(is_image[..., None], visual_tokens.to(embeds.dtype))
 
-    def check_views(self, pixel_values: torch.Tensor, view_mask: torch.Tensor | None) -> torch.Tensor | None:
-        """`view_mask`, or None where all views are there; ValueError for other shapes and for a sample without its
-        first view.
+    def check_images(
+        self, input_ids: torch.Tensor | None, pixel_values: torch.Tensor, view_mask: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """`view_mask`, or None where all views are there; ValueError for other shapes, for a sample without its first
+        view, and for one that has not a place for each of its visual tokens. Before anything is computed, when no
+        device has to be waited for.
         """
         size, names = self.config.image_size, self.config.pixel_views
         if pixel_values.ndim != 5 or tuple(pixel_values.shape[1:]) != (len(names), 3, size, size):
@@ -111,16 +113,28 @@ class DepthVLAModel(DepthVLAPreTrainedModel):
                 f"pixel_values has shape {tuple(pixel_values.shape)}; it must be (batch, {len(names)}, 3, {size}, "
                 f"{size}), the views being {', '.join(names)}"
             )
-        if view_mask is None:
-            return None
-        expected = (len(pixel_values), len(self.config.views))
-        if tuple(view_mask.shape) != expected:
-            raise ValueError(f"view_mask has shape {tuple(view_mask.shape)}; it must be {expected}, (batch, views)")
-        view_mask = view_mask.bool()
-        if torch.compiler.is_compiling() or bool(view_mask.all()):
-            return None if not torch.compiler.is_compiling() else view_mask
-        if not bool(view_mask[:, 0].all()):
-            raise ValueError(f"view_mask leaves out {names[0]!r} of a sample; the first view must always be there")
+        if view_mask is not None:
+            expected = (len(pixel_values), len(self.config.views))
+            if tuple(view_mask.shape) != expected:
+                raise ValueError(f"view_mask has shape {tuple(view_mask.shape)}; it must be {expected}, (batch, views)")
+            view_mask = unless_all(view_mask.bool())
+        if view_mask is not None:
+            rule = f"view_mask leaves out {names[0]!r} of a sample; the first view must always be there"
+            require(view_mask[:, 0], rule, lambda: rule)
+        if input_ids is None:
+            return view_mask  # `embed` says what it is needed for
+        counts = (input_ids == self.config.image_token_id).sum(-1)
+        needed = self.config.num_visual_tokens
+        there = len(self.config.views) if view_mask is None else view_mask.sum(-1)
+        require(
+            counts == there * needed,
+            f"each row of input_ids needs {needed} image tokens for each view that is there",
+            lambda: (
+                f"input_ids hold {counts.tolist()} image tokens (id {self.config.image_token_id}) in the rows of this "
+                f"batch; each row needs {needed} for each view that is there: "
+                f"{there if view_mask is None else there.tolist()}"
+            ),
+        )
         return view_mask
 
     def forward(
@@ -157,13 +171,11 @@ class DepthVLAModel(DepthVLAPreTrainedModel):
             cache = DynamicCache()
         tokens = None
         if pixel_values is not None:
-            view_mask = self.check_views(pixel_values, view_mask)
+            view_mask = self.check_images(input_ids, pixel_values, view_mask)
             pixel_values = pixel_values.to(self.dtype)
             tokens = self.embed_views(pixel_values[:, : len(self.config.views)], view_mask)
-        embeds = self.embed(input_ids, tokens, view_mask, inputs_embeds)
-        if attention_mask is None:
-            attention_mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
-        positions = valid_positions(attention_mask)[:, -embeds.shape[1] :] if position_ids is None else position_ids
+        embeds = self.embed(input_ids, tokens, inputs_embeds)
+        positions = next_positions(embeds, attention_mask, cache) if position_ids is None else position_ids
         rotary = self.vlm.language_model.rotary_emb(embeds, positions)
         joint = self.depth_expert is not None and self.config.mask == "full"
         if cache is not None and joint:
@@ -172,7 +184,10 @@ class DepthVLAModel(DepthVLAPreTrainedModel):
                 "with use_cache=False"
             )
         if pixel_values is None or cache is not None or not (joint or output_prefix or output_depth):
-            allowed = self._allowed(attention_mask, token_type_ids, attention_mask.shape[1] - embeds.shape[1])
+            cached = 0 if cache is None else cache.get_seq_length()
+            if attention_mask is not None:
+                cached = attention_mask.shape[1] - embeds.shape[1]
+            allowed = self._allowed(embeds, attention_mask, token_type_ids, cached)
             hidden = run_layers(self.vlm.language_model, embeds, cache, allowed, rotary)
             return DepthVLAModelOutput(last_hidden_state=hidden, **{CACHE: cache if use_cache else None})
         hidden, depth_hidden, prefix = self._run_experts(
@@ -191,22 +206,29 @@ class DepthVLAModel(DepthVLAPreTrainedModel):
         )
 
     def _allowed(
-        self, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None, cached: int = 0
+        self,
+        embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        token_type_ids: torch.Tensor | None,
+        cached: int = 0,
     ) -> torch.Tensor | None:
-        """What VLM tokens see of VLM tokens, bool (B, 1, L, cached + L); None = all. Behind `cached` tokens an answer
-        goes on.
+        """What VLM tokens (B, L, hidden) see of VLM tokens, bool (B, 1, L, cached + L); None = all. Behind `cached`
+        tokens an answer goes on.
         """
         if cached:
-            return joint_mask(attention_mask, torch.ones_like(attention_mask))[:, :, cached:]
-        if (token_type_ids is not None and bool(token_type_ids.any())) or not bool(attention_mask.all()):
-            return joint_mask(attention_mask, token_type_ids)
-        return None
+            valid = valid_tokens(embeds, attention_mask, cached)
+            return joint_mask(valid, torch.ones_like(valid))[:, :, cached:]
+        attention_mask = unless_all(attention_mask)
+        no_answer = token_type_ids is None or unless_all(token_type_ids == 0) is None
+        if attention_mask is None and no_answer:
+            return None
+        return joint_mask(valid_tokens(embeds, attention_mask), token_type_ids)
 
     def _run_experts(
         self,
         embeds: torch.Tensor,
         rotary: Rotary,
-        attention_mask: torch.Tensor,
+        attention_mask: torch.Tensor | None,
         token_type_ids: torch.Tensor | None,
         seen: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None],
     ) -> tuple[torch.Tensor, torch.Tensor | None, Prefix]:
@@ -215,28 +237,30 @@ class DepthVLAModel(DepthVLAPreTrainedModel):
         Args:
             seen: pixel_values, view_mask and depth_map of `forward`.
         """
-        language_model, expert, length = (
-            self.vlm.language_model,
-            self.depth_expert,
-            attention_mask.sum(-1, keepdim=True),
-        )
+        language_model, expert = self.vlm.language_model, self.depth_expert
+        length = embeds.shape[1] if attention_mask is None else attention_mask.sum(-1, keepdim=True)
         mask, depth_hidden, streams = attention_mask, None, ()
         if expert is not None:
             depth_tokens, depth_mask = expert.embed(*seen), expert.token_mask(seen[1])
-            there = attention_mask.new_ones(depth_tokens.shape[:2]) if depth_mask is None else depth_mask
-            mask = torch.cat([attention_mask, there], dim=1)
+            if attention_mask is not None or depth_mask is not None:
+                valid, there = valid_tokens(embeds, attention_mask), valid_tokens(depth_tokens, depth_mask)
+                mask = torch.cat([valid, there], dim=1)
             if self.config.mask == "full":
+                allowed = None
+                if mask is not None:
+                    allowed = joint_mask(valid, token_type_ids, there)
                 (hidden, depth_hidden), stream = run_together(
                     (language_model, expert.decoder),
                     (embeds, depth_tokens),
-                    joint_mask(attention_mask, token_type_ids, there),
+                    allowed,
                     (rotary, tuple(part.expand(len(embeds), -1, -1) for part in expert.rotary(depth_tokens))),
                 )
                 return hidden, depth_hidden, Prefix((stream,), mask, length)
             depth_hidden, depth_stream = expert.run(depth_tokens, depth_mask)
             streams = (depth_stream,)
         cache = RecordingCache()
-        hidden = run_layers(language_model, embeds, cache, self._allowed(attention_mask, token_type_ids), rotary)
+        allowed = self._allowed(embeds, attention_mask, token_type_ids)
+        hidden = run_layers(language_model, embeds, cache, allowed, rotary)
         return hidden, depth_hidden, Prefix((cache.stream, *streams), mask, length)
 
     def _read_depth(self, depth_hidden: torch.Tensor) -> torch.Tensor:
@@ -252,6 +276,13 @@ class DepthVLAModel(DepthVLAPreTrainedModel):
         if view_mask is None:
             return tokens[:: len(self.config.views)]
         return tokens[view_mask.sum(-1).cumsum(0) - view_mask.sum(-1)]
+
+
+def valid_tokens(tokens: torch.Tensor, mask: torch.Tensor | None, cached: int = 0) -> torch.Tensor:
+    """`mask` (B, cached + L) of tokens (B, L, width), int64; of 1 where it is None, that is, all are valid."""
+    if mask is not None:
+        return mask
+    return torch.ones(len(tokens), cached + tokens.shape[1], dtype=torch.int64, device=tokens.device)
 
 
 class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPrediction, GenerationMixin):
@@ -345,6 +376,8 @@ class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPredic
             depth_map=depth_map,
         )
         acts = actions is not None
+        if attention_mask is None and (acts or token_type_ids is not None) and input_ids is not None:
+            attention_mask = torch.ones_like(input_ids)
         depth_expert = self.model.depth_expert
         if acts and depth_expert is not None and depth_map is None and self.config.depth_map_loss_weight:
             # nothing known: processes that share weights must all have gradients for them, be they 0
@@ -365,12 +398,9 @@ class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPredic
         )
         predictions = Predictions(log_depth=outputs.log_depth)
         hidden = outputs.last_hidden_state
-        if labels is None:
-            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = None if acts else self.lm_head(hidden[:, keep])
-        else:
-            # computed for the labelled tokens alone
-            logits = predictions.logits = self.lm_head(hidden[:, :-1][targets.labelled])
+        logits = None
+        if labels is not None or not acts:
+            logits = self._logits(hidden, predictions, targets, logits_to_keep)
         if acts:
             is_prompt = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             is_prompt = is_prompt if token_type_ids is None else is_prompt * (token_type_ids == 0)
@@ -434,24 +464,37 @@ class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPredic
                 `config.noise_scale`; drawn with `generator` when absent.
             running_actions: (B, chunk_size, action_dim), normalised, what is left of the chunk that is executed, which
                 the new one continues; NaN = no such step. delay: (B,) int64, or one for all, how many of them will
-                have been executed by then; see `_integrate`.
+                have been executed by then; see `_begin`.
         """
         if unused:
             raise TypeError(
                 f"predict_action got unknown inputs {sorted(unused)}; build them with the processor without targets"
             )
-        if token_type_ids is not None and bool(token_type_ids.any()):
-            raise ValueError("token_type_ids mark an answer; predict_action takes prompts alone")
-        outputs = self.model(
+        if token_type_ids is not None:
+            rule = "token_type_ids mark an answer; predict_action takes prompts alone"
+            require(token_type_ids == 0, rule, lambda: rule)
+        return self._act(
+            self._begin(len(input_ids), num_steps, noise, generator, running_actions, delay),
+            state,
+            facing,
             input_ids=input_ids,
             pixel_values=pixel_values,
-            view_mask=view_mask,
-            attention_mask=attention_mask,
+            view_mask=self.model.check_images(input_ids, pixel_values, view_mask),
+            attention_mask=unless_all(attention_mask),
             depth_map=depth_map,
         )
-        is_prompt = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        state_tokens, _ = self._state_tokens(state, input_ids, is_prompt, outputs, facing=facing)
-        return self._integrate(outputs.prefix, state_tokens, num_steps, noise, generator, running_actions, delay)
+
+    def _act(
+        self, begin: Beginning, state: torch.Tensor, facing: torch.Tensor | None, **shown: torch.Tensor | None
+    ) -> torch.Tensor:
+        """What `predict_action` computes, in which no value is looked at, but for views that are absent.
+
+        Args:
+            shown: inputs of `self.model`; view_mask None = all are there, attention_mask None = nothing is padded.
+        """
+        outputs = self.model(**shown)
+        state_tokens, _ = self._state_tokens(state, shown["input_ids"], shown["attention_mask"], outputs, facing=facing)
+        return self._integrate(outputs.prefix, state_tokens, begin)
 
     def prepare_inputs_for_generation(self, input_ids, pixel_values=None, is_first_iteration=False, **kwargs):
         """Images enter with the prompt only; later steps read them from the cache."""

@@ -5,18 +5,20 @@ from contextlib import ExitStack
 import torch
 from torch import nn
 from transformers import GenerationMixin, LlamaModel
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 
 from .action_expert import Prefix
 from .configuration_stereovla import StereoVLAConfig
 from .flow_matching import Draws
 from .language_pointing import chosen_keys, log_attention, log_share, recorded_outputs
-from .layer_caches import CACHE, ContinuingCache, RecordingCache
+from .layer_caches import CACHE, BufferedCache, ContinuingCache, RecordingCache
 from .model_outputs import StereoVLAModelOutput, StereoVLAOutput, refuse_unknown_inputs
 from .objectives import Predictions, Targets, sum_losses
-from .place_code import write_bins
+from .place_code import write_bins, write_hundredths, write_pixels
 from .pointing import in_picture
-from .policy import PolicyForActionPrediction, PolicyPreTrainedModel, valid_positions
+from .policy import Beginning, PolicyForActionPrediction, PolicyPreTrainedModel, next_positions, valid_positions
+from .rotary_embedding import without_waiting
+from .values import require, unless_all
 from .visual_tokens import StereoVisualTokens, VisualTokens
 
 
@@ -32,7 +34,7 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
     def __init__(self, config: StereoVLAConfig):
         super().__init__(config)
         self.visual_tokens = StereoVisualTokens(config)
-        self.language_model = LlamaModel._from_config(config.text_config)
+        self.language_model = without_waiting(LlamaModel._from_config(config.text_config))
         for layer in self.language_model.layers:
             layer._can_checkpoint_with_cache = True  # of a training step: RecordingCache may be written twice
         self.post_init()
@@ -56,15 +58,29 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
         if visual_tokens is None:
             return embeds
         is_image = input_ids == self.config.image_token_id
-        if not torch.compiler.is_compiling():
-            counts = is_image.sum(-1)
-            if not bool((counts == visual_tokens.shape[1]).all()):
-                raise ValueError(
-                    f"input_ids hold {counts.tolist()} image tokens (id {self.config.image_token_id}) in the rows "
-                    f"of this batch; "
-                    f"each row needs {visual_tokens.shape[1]}, one for each visual token"
-                )
         return embeds.masked_scatter(is_image[..., None], visual_tokens.to(embeds.dtype))
+
+    def check_images(self, input_ids: torch.Tensor | None, pixel_values: torch.Tensor) -> None:
+        """ValueError unless the pairs have the model's size, and each row of `input_ids` a place for each visual token.
+        Before anything is computed, when no device has to be waited for.
+        """
+        size, needed = self.config.image_size, self.config.num_visual_tokens
+        if pixel_values.ndim != 5 or tuple(pixel_values.shape[1:]) != (2, 3, size, size):
+            raise ValueError(
+                f"pixel_values has shape {tuple(pixel_values.shape)}; it must be (batch, 2, 3, {size}, "
+                f"{size}), left view first"
+            )
+        if input_ids is None:
+            return  # `embed` says what it is needed for
+        counts = (input_ids == self.config.image_token_id).sum(-1)
+        require(
+            counts == needed,
+            f"each row of input_ids needs {needed} image tokens, one for each visual token",
+            lambda: (
+                f"input_ids hold {counts.tolist()} image tokens (id {self.config.image_token_id}) in the rows of this "
+                f"batch; each row needs {needed}, one for each visual token"
+            ),
+        )
 
     def forward(
         self,
@@ -86,7 +102,7 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
     ) -> StereoVLAModelOutput:
         """
         Args:
-            input_ids: (B, L) int64, with `config.num_visual_tokens` image tokens in each row when images are given.
+            input_ids: (B, L) int64, with `config.num_image_tokens` image tokens in each row when images are given.
             pixel_values: (B, 2, 3, H, W), RGB in [0, 1], left view first.
             attention_mask: (B, L) or (B, cached + L), 1 = valid token.
             cache: keys and values of earlier tokens; before transformers 5.24, past_key_values.
@@ -99,37 +115,39 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
         """
         seen = None
         if pixel_values is not None:
-            size = self.config.image_size
-            if pixel_values.ndim != 5 or tuple(pixel_values.shape[1:]) != (2, 3, size, size):
-                raise ValueError(
-                    f"pixel_values has shape {tuple(pixel_values.shape)}; it must be (batch, 2, 3, {size}, "
-                    f"{size}), left view first"
-                )
+            # of samples that share pictures, all begin with the image tokens
+            first = input_ids if frames is None else input_ids[:, : 1 + self.config.num_visual_tokens]
+            self.check_images(first, pixel_values)
             seen = self.visual_tokens(
                 pixel_values.to(self.dtype), output_disparity, disparity_rows, disparity, point_transform, point_frame
             )
         if frames is not None:
             return self._forward_shared(input_ids, attention_mask, seen, frames, cache)
         inputs_embeds = self.embed(input_ids, None if seen is None else seen.tokens, inputs_embeds)
-        if position_ids is None and attention_mask is not None:
-            position_ids = valid_positions(attention_mask)[:, -inputs_embeds.shape[1] :]
+        cache = past_key_values if cache is None else cache
+        if position_ids is None:
+            position_ids = next_positions(inputs_embeds, attention_mask, cache)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
             use_cache=use_cache,
-            **{CACHE: past_key_values if cache is None else cache},
+            **{CACHE: cache},
             **kwargs,
         )
         return StereoVLAModelOutput(
             last_hidden_state=outputs.last_hidden_state,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            visual_tokens=None if seen is None else seen.tokens,
+            visual_tokens=None if seen is None else self._of_left_view(seen),
             disparity=None if seen is None else seen.disparity,
             points=None if seen is None else seen.points,
             **{CACHE: outputs[CACHE] if CACHE in outputs else None},
         )
+
+    def _of_left_view(self, seen: VisualTokens) -> torch.Tensor:
+        """The visual tokens (B, N, hidden) that lie in the left view, which points are about."""
+        return seen.tokens[:, : self.config.num_visual_tokens]
 
     def _forward_shared(
         self,
@@ -142,13 +160,10 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
         """`forward` where samples share pairs: a picture's tokens come first and see no words, so that the language
         model reads them once for all questions about it. Visual tokens and points stay those of the pictures.
         """
-        length = 1 + self.config.num_visual_tokens
+        length = 1 + self.config.num_image_tokens
         start = input_ids[0, :length]
-        alike = torch.equal(input_ids[:, :length], start.expand(len(input_ids), -1))
-        if not (alike and attention_mask[:, :length].all()):
-            raise ValueError(
-                "samples that share pictures (frames) must all begin with BOS and the image tokens: pad on the right"
-            )
+        rule = "samples that share pictures (frames) must all begin with BOS and the image tokens: pad on the right"
+        require((input_ids[:, :length] == start) & attention_mask[:, :length].bool(), rule, lambda: rule)
         pictures = RecordingCache()
         first = self.language_model(
             inputs_embeds=self.embed(start.expand(len(seen.tokens), -1), seen.tokens),
@@ -166,7 +181,7 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
         cache.states = words.states
         return StereoVLAModelOutput(
             last_hidden_state=torch.cat([first.last_hidden_state[frames], second.last_hidden_state], dim=1),
-            visual_tokens=seen.tokens,
+            visual_tokens=self._of_left_view(seen),
             disparity=seen.disparity,
             points=seen.points,
         )
@@ -181,6 +196,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         "semantic": "model.visual_tokens.semantic",
         "spatial": "model.visual_tokens.spatial",
         "stereo": "model.visual_tokens.stereo",
+        "view_attention": "model.visual_tokens.view_attention",
         "projector": "model.visual_tokens.projector",
         "language_model": "model.language_model",
         "lm_head": "lm_head",
@@ -195,9 +211,18 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         self.model = StereoVLAModel(config)
         self._add_heads(config)
         if config.place_code:
-            grid = config.image_size // config.patch_size
+            grid, first_bin = config.image_size // config.patch_size, config.action_vocab_size - config.num_bins
             for weight in (self.get_input_embeddings().weight, self.lm_head.weight):
-                write_bins(weight, config.action_vocab_size - config.num_bins, config.num_bins, grid)
+                write_bins(weight, first_bin, config.num_bins, grid)
+                if config.num_hundredths:
+                    write_hundredths(weight, first_bin - config.num_hundredths, grid)
+
+    def write_pixels(self, pixels: dict[int, int]) -> None:
+        """Gives words that are numbers the code of the pixels that they name, `config.place_code`; `pixels`: id -> px.
+        For an untrained model, whose tokenizer has whole numbers.
+        """
+        for weight in (self.get_input_embeddings().weight, self.lm_head.weight):
+            write_pixels(weight, pixels, self.config.image_size, self.config.image_size // self.config.patch_size)
 
     # ---- training and language
     # ----------------------------------------------------------------------------------------------
@@ -332,15 +357,11 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             )
             is_image = input_ids == self.config.image_token_id
             words = torch.zeros_like(is_image) if asked_words is None else asked_words
-            predictions.language_pointing = chosen_keys(pointing, is_image[asked[0]], self.config.num_visual_tokens)
+            seen = chosen_keys(pointing, is_image[asked[0]], self.config.num_image_tokens)
+            predictions.language_pointing = seen[..., : self.config.num_visual_tokens]
             predictions.language_reading = log_share(reading, words[asked[0]])
         hidden = outputs.last_hidden_state
-        if labels is None:
-            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.lm_head(hidden[:, keep])
-        else:
-            # computed for the labelled tokens alone
-            logits = predictions.logits = self.lm_head(hidden[:, :-1][targets.labelled])
+        logits = self._logits(hidden, predictions, targets, logits_to_keep)
         if acts:
             state_tokens, predictions.pointed = self._state_tokens(
                 state, input_ids, attention_mask, outputs, point_frame, targets, facing, frames
@@ -424,7 +445,8 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         """Action chunks (B, chunk_size, action_dim), normalised; `processor.decode_actions` gives robot units.
 
         Args:
-            input_ids, attention_mask: (B, L), prompts up to the current state ids; padded on either side.
+            input_ids, attention_mask: (B, L), prompts up to the current state ids; padded on either side, or, without
+                the mask, not at all.
             pixel_values: (B, 2, 3, H, W), RGB in [0, 1], left first.
             state: (B, state_history, state_dim), normalised.
             facing: (B, num_turns), as in `forward`.
@@ -433,7 +455,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
                 `config.noise_scale`; drawn with `generator` when absent.
             running_actions: (B, chunk_size, action_dim), normalised, what is left of the chunk that is executed, which
                 the new one continues; NaN = no such step. delay: (B,) int64, or one for all, how many of them will
-                have been executed by then; see `_integrate`.
+                have been executed by then; see `_begin`.
             chain_of_thought: generate the keyframe pose first (default: `config.chain_of_thought`).
             point_transform, point_frame, disparity: as in `forward`; the last where `config.points_of` is "given".
         """
@@ -441,52 +463,69 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             raise TypeError(
                 f"predict_action got unknown inputs {sorted(unused)}; build them with the processor without targets"
             )
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
         if chain_of_thought is None:
             chain_of_thought = self.config.chain_of_thought
-        cache = DynamicCache() if chain_of_thought else RecordingCache()
-        outputs = self.model(
+        self.model.check_images(input_ids, pixel_values)
+        return self._act(
+            self._begin(len(input_ids), num_steps, noise, generator, running_actions, delay),
+            chain_of_thought,
+            state,
+            facing,
             input_ids=input_ids,
             pixel_values=pixel_values,
-            attention_mask=attention_mask,
-            cache=cache,
-            use_cache=chain_of_thought,
+            attention_mask=unless_all(attention_mask),
             disparity=disparity,
             point_transform=point_transform,
             point_frame=point_frame,
         )
-        prefix_mask = attention_mask
+
+    def _act(
+        self,
+        begin: Beginning,
+        chain_of_thought: bool,
+        state: torch.Tensor,
+        facing: torch.Tensor | None,
+        **shown: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """What `predict_action` computes, in which no value is looked at.
+
+        Args:
+            shown: inputs of `self.model`; attention_mask None = nothing is padded.
+        """
+        input_ids, mask = shown["input_ids"], shown["attention_mask"]
+        room = input_ids.shape[1] + self.config.pose_dim + 1
+        cache = BufferedCache(room=room) if chain_of_thought else RecordingCache()
+        outputs = self.model(**shown, cache=cache, use_cache=False)
+        prefix_mask = mask
         if chain_of_thought:
-            _, prefix_mask = self._generate_pose(cache, outputs.last_hidden_state, attention_mask)
-            stream = [(layer.keys, layer.values) for layer in cache.layers]
-        else:
-            stream = cache.stream
-        state_tokens, _ = self._state_tokens(state, input_ids, attention_mask, outputs, point_frame, facing=facing)
-        return self._integrate(
-            Prefix.of(stream, prefix_mask), state_tokens, num_steps, noise, generator, running_actions, delay
-        )
+            cache.begin += input_ids.shape[1]
+            _, prefix_mask = self._generate_pose(cache, outputs.last_hidden_state, mask)
+        prefix = Prefix.of(cache.stream, prefix_mask)
+        state_tokens, _ = self._state_tokens(state, input_ids, mask, outputs, shown["point_frame"], facing=facing)
+        return self._integrate(prefix, state_tokens, begin)
 
     def _generate_pose(
-        self, cache: DynamicCache, hidden: torch.Tensor, attention_mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, cache: BufferedCache, hidden: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Greedily appends the pose tokens and the EOS slot to `cache`: their ids (B, pose_dim + 1) and the longer
         mask.
 
         A plain argmax over the vocabulary, EOS not forced, as the released code decodes.
         """
-        mask = attention_mask
-        # the last valid token of each row, wherever the padding is
-        last = hidden.shape[1] - 1 - mask.flip(-1).argmax(-1)
-        state = hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
+        mask, state = attention_mask, hidden[:, -1]
+        if mask is not None:
+            # the last valid token of each row, wherever the padding is
+            last = hidden.shape[1] - 1 - mask.flip(-1).argmax(-1)
+            state = hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
         generated = []
         for _ in range(self.config.pose_dim + 1):
             token = self.lm_head(state).argmax(-1)
             generated.append(token)
-            mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=-1)
+            mask = None if mask is None else torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=-1)
             state = self.model(
-                input_ids=token[:, None], attention_mask=mask, cache=cache, use_cache=True
+                input_ids=token[:, None], attention_mask=mask, cache=cache, use_cache=False
             ).last_hidden_state[:, -1]
+            cache.begin += 1
         return torch.stack(generated, dim=1), mask
 
     def prepare_inputs_for_generation(self, input_ids, pixel_values=None, is_first_iteration=False, **kwargs):

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
@@ -32,6 +32,10 @@ class Targets:
             one are as right (see `turn_losses`).
         depth_map: (B, V, H, W) m of each view, 0 = unknown.
         answer_points: (B, L, 2) px in the left view, what each label is about, NaN = nothing, or it is not seen.
+
+    Attributes:
+        labelled_at: int64 (T,) each, rows and places of the positions that are `labelled`.
+        acting: int64 (R,), the samples with an action loss.
     """
 
     labels: torch.Tensor | None = None
@@ -46,22 +50,27 @@ class Targets:
     equal_turns: torch.Tensor | None = None
     depth_map: torch.Tensor | None = None
     answer_points: torch.Tensor | None = None
+    labelled_at: tuple[torch.Tensor, torch.Tensor] | None = field(init=False, default=None)
+    acting: torch.Tensor | None = field(init=False, default=None)
+
+    def __post_init__(self):
+        # before anything is computed: a device waits for how many there are, and a graph breaks there
+        if self.labels is not None:
+            self.labelled_at = self.labelled.nonzero(as_tuple=True)
+        if self.actions is not None:
+            acts = self._acts
+            everyone = torch.arange(len(self.actions), device=self.actions.device)
+            self.acting = everyone if acts is None else acts.nonzero()[:, 0]
 
     @classmethod
     def of(cls, inputs: Mapping[str, Any]) -> "Targets":
         """Those among the inputs of a model's `forward`."""
-        return cls(**{item.name: inputs.get(item.name) for item in fields(cls)})
+        return cls(**{item.name: inputs.get(item.name) for item in fields(cls) if item.init})
 
     @property
     def labelled(self) -> torch.Tensor:
         """(B, L - 1) bool: the positions whose next token has a label."""
         return self.labels[:, 1:] != IGNORED
-
-    @property
-    def acting(self) -> torch.Tensor:
-        """int64 (R,): the samples with an action loss."""
-        acts = self._acts
-        return torch.arange(len(self.actions), device=self.actions.device) if acts is None else acts.nonzero()[:, 0]
 
     @property
     def num_acting(self) -> torch.Tensor:
@@ -83,7 +92,7 @@ class Predictions:
     """What the losses of a batch are computed from; None = not computed.
 
     Args:
-        logits: (T, vocabulary), before the labelled tokens, in the order of `Targets.labelled`.
+        logits: (T, vocabulary), before the labelled tokens, in the order of `Targets.labelled_at`.
         velocity: (R', K, chunk, action_dim), of the samples `Targets.acting`, or of any one sample where there are
             none. flow: the same shape, the velocity that is to be learned. given: (R', K, chunk) bool, the steps that
             entered without noise, which teach nothing; None = none did.
@@ -185,12 +194,12 @@ class LanguageObjective(Objective):
         """Also sample_language_loss, sample_token_accuracy (B,), NaN for samples without labels, without gradient."""
         if predictions.logits is None or targets.labels is None:
             return None
-        labelled, logits = targets.labelled, predictions.logits
-        labels, rows = targets.labels[:, 1:][labelled], labelled.nonzero()[:, 0]
+        (rows, places), logits = targets.labelled_at, predictions.logits
+        labels = targets.labels[rows, places + 1]
         losses = self.token_losses(logits.float(), labels)
         weighted = losses if targets.language_weights is None else losses * targets.language_weights[rows]
         with torch.no_grad():
-            tokens = labelled.sum(-1).float()
+            tokens = targets.labelled.sum(-1).float()
             zeros = torch.zeros_like(tokens)
             right = (logits.argmax(-1) == labels).float()
             # 0 / 0 = NaN marks samples without labels
@@ -204,21 +213,24 @@ class LanguageObjective(Objective):
         }
 
     def token_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """(T,) from logits (T, vocabulary) and labels (T,). With `bin_smoothing` a label that is a bin is spread over
-        its neighbours, a Gaussian of so many bins, and the entropy of that is subtracted: 0 stays the least loss.
+        """(T,) from logits (T, vocabulary) and labels (T,). With `bin_smoothing` a label that is a bin or hundredths is
+        spread over its neighbours, a Gaussian of so many, less its entropy: 0 stays the least loss.
         """
         losses = F.cross_entropy(logits, labels, reduction="none")
         width = getattr(self.config, "bin_smoothing", 0.0)
         if not width:
             return losses
-        first = self.config.action_vocab_size - self.config.num_bins
-        bins = (labels >= first) & (labels < self.config.action_vocab_size)
-        places = torch.arange(self.config.num_bins, device=labels.device)
-        distance = (places - (labels[bins] - first)[:, None]).float() / width  # (bins, num_bins)
-        wanted = (-0.5 * distance.square()).softmax(-1)
-        predicted = logits[bins].log_softmax(-1)[:, first : first + self.config.num_bins]
-        smooth = (wanted * (wanted.clamp(min=1e-12).log() - predicted)).sum(-1)
-        return losses.masked_scatter(bins, smooth)
+        bins, hundredths = self.config.num_bins, self.config.num_hundredths
+        first_bin = self.config.action_vocab_size - bins
+        for first, count in ((first_bin, bins), (first_bin - hundredths, hundredths)):
+            numbers = (labels >= first) & (labels < first + count)
+            places = torch.arange(count, device=labels.device)
+            distance = (places - (labels[numbers] - first)[:, None]).float() / width  # (numbers, count)
+            wanted = (-0.5 * distance.square()).softmax(-1)
+            predicted = logits[numbers].log_softmax(-1)[:, first : first + count]
+            smooth = (wanted * (wanted.clamp(min=1e-12).log() - predicted)).sum(-1)
+            losses = losses.masked_scatter(numbers, smooth)
+        return losses
 
 
 class DisparityObjective(Objective):

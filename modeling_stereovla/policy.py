@@ -3,28 +3,57 @@ sizes, the sum of the losses.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput, cached_file
 
 from .action_expert import ActionExpert, Prefix
-from .flow_matching import Draws, euler_integrate, euler_times, interpolate
+from .flow_matching import Draws, euler_integrate, euler_numbers, euler_times, interpolate
 from .objectives import Predictions, Targets, count_targets, objectives_of
 from .pointing import Pointed, Pointers
 from .quantization import WHOLE, input_dtype
 from .real_time_chunking import RunningChunk, guided
 from .robot_heads import resize_heads, sizes_in_tensors, sizes_of_robot
+from .values import require
 
 
 def valid_positions(attention_mask: torch.Tensor) -> torch.Tensor:
     """Position of each token among the valid ones of its row, (B, L) int64; 0 on leading padding."""
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+@dataclass
+class Beginning:
+    """What a batch of chunks begins with, and how they go on.
+
+    num_steps: Euler steps.
+    noise: (B, chunk_size, action_dim); None = to be drawn.
+    running: what the chunks continue; None = nothing.
+    guide: whether `running` guides them through gradients; else its delayed steps are given to them.
+    """
+
+    num_steps: int
+    noise: torch.Tensor | None
+    running: RunningChunk | None = None
+    guide: bool = False
+
+
+def next_positions(tokens: torch.Tensor, attention_mask: torch.Tensor | None, cache: Cache | None) -> torch.Tensor:
+    """Positions (B, L) of tokens (B, L, width) behind those in `cache`, among the valid ones of their row; (1, L) where
+    `attention_mask` (B, cached + L) is None, that is, all are valid.
+    """
+    if attention_mask is not None:
+        return valid_positions(attention_mask)[:, -tokens.shape[1] :]
+    cached = 0 if cache is None else cache.get_seq_length()
+    return torch.arange(cached, cached + tokens.shape[1], device=tokens.device)[None]
 
 
 class PolicyPreTrainedModel(PreTrainedModel):
@@ -143,11 +172,22 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
         counts = count_targets(self.objectives, Targets.of(inputs))
         return {name: count.to(self.device) for name, count in counts.items()}
 
+    def _logits(
+        self, hidden: torch.Tensor, predictions: Predictions, targets: Targets, keep: int | torch.Tensor
+    ) -> torch.Tensor:
+        """Language logits of hidden states (B, L, hidden): with labels those before the labelled tokens alone, (T,
+        vocabulary), also into `predictions`; without them, of what `keep` names (`logits_to_keep` of transformers).
+        """
+        if targets.labels is None:
+            return self.lm_head(hidden[:, slice(-keep, None) if isinstance(keep, int) else keep])
+        predictions.logits = self.lm_head(hidden[targets.labelled_at])
+        return predictions.logits
+
     def _state_tokens(
         self,
         state: torch.Tensor | None,
         input_ids: torch.Tensor,
-        is_text: torch.Tensor,
+        is_text: torch.Tensor | None,
         seen: ModelOutput,
         point_frame: torch.Tensor | None = None,
         targets: Targets | None = None,
@@ -157,7 +197,8 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
         """The expert's state tokens (B, S, width), the pointers' among them, and what these say.
 
         Args:
-            is_text: (B, L), nonzero = what the pointers may read of `input_ids`, but for bins and image tokens.
+            is_text: (B, L), nonzero = what the pointers may read of `input_ids`, but for bins and image tokens; None =
+                all.
             seen: outputs of `self.model`, with visual tokens and, where the model has them, points.
             point_frame: (B,), of the points.
             targets: in training, whose turns decide which of those that hold alike the expert is told.
@@ -179,8 +220,10 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
                 "gives it beside the state"
             )
         # poses and states are written with the last `num_bins` ids: the pointers must not read the answer from them
-        is_word = (input_ids < self.config.action_vocab_size - self.config.num_bins) & is_text.bool()
+        is_word = input_ids < self.config.action_vocab_size - self.config.num_bins
         is_word &= input_ids != self.config.image_token_id
+        if is_text is not None:
+            is_word &= is_text.bool()
         points = getattr(seen, "points", None)
         if points is not None and point_frame is None:
             point_frame = torch.zeros(len(state), dtype=torch.int64, device=state.device)
@@ -225,17 +268,39 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
             prefix.rows(rows), state_tokens[rows], noisy.to(state_tokens.dtype), time
         )
 
-    def _integrate(
+    def compile_predict_action(self, **options: Any) -> None:
+        """Compiles what `predict_action` computes into one graph; inputs of another kind make another, but not prompts
+        of other lengths, nor batches of other sizes from two on. What depends on values is still looked at before:
+        whether inputs are valid, whether any are padded, how a chunk is continued.
+
+        Args:
+            options: of `torch.compile`, such as mode="reduce-overhead" (CUDA graphs) or dynamic=False (a graph for each
+                length and size, which may be faster).
+        """
+        compiled = torch.compile(type(self)._act.__get__(self), fullgraph=True, **options)
+
+        def act(begin: Beginning, *arguments: Any, **shown: torch.Tensor | None) -> torch.Tensor:
+            running = [] if begin.running is None else [begin.running.actions, begin.running.known, begin.running.delay]
+            for tensor in (begin.noise, *running, *arguments, *shown.values()):
+                if isinstance(tensor, torch.Tensor):
+                    torch._dynamo.maybe_mark_dynamic(tensor, 0)
+            for name in ("input_ids", "attention_mask"):
+                if shown[name] is not None:
+                    torch._dynamo.maybe_mark_dynamic(shown[name], 1)
+            return compiled(begin, *arguments, **shown).clone()  # a CUDA graph overwrites its own in the next call
+
+        self._act = act
+
+    def _begin(
         self,
-        prefix: Prefix,
-        state_tokens: torch.Tensor,
+        batch: int,
         num_steps: int | None,
         noise: torch.Tensor | None,
         generator: torch.Generator | None,
-        running_actions: torch.Tensor | None = None,
-        delay: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        """Action chunks (B, chunk_size, action_dim) from noise.
+        running_actions: torch.Tensor | None,
+        delay: torch.Tensor | int | None,
+    ) -> "Beginning":
+        """What the chunks of `batch` samples begin with.
 
         Args:
             num_steps, noise, generator: as in `predict_action`.
@@ -246,27 +311,50 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
             delay: (B,) int64, or one for all: how many of the running actions will have been executed when the chunk
                 is there. The chunk has these as they are.
         """
+        config = self.config
+        num_steps = config.num_inference_steps if num_steps is None else num_steps
+        shape = (batch, config.chunk_size, config.action_dim)
+        if noise is None and generator is not None:
+            noise = torch.randn(shape, generator=generator, device=generator.device)
+        if noise is not None and tuple(noise.shape) != shape:
+            raise ValueError(f"noise has shape {tuple(noise.shape)}; it must be {shape}")
         if (running_actions is None) != (delay is None):
             raise ValueError("running_actions and delay belong together; give both, or none of them")
-        config, expert = self.config, self.action_expert
-        num_steps = config.num_inference_steps if num_steps is None else num_steps
+        if running_actions is None:
+            return Beginning(num_steps, noise)
+        running, limit = RunningChunk.checked(running_actions, delay, shape), config.max_delay
+        guide = not limit
+        if torch.compiler.is_compiling():
+            rule = "a compiled predict_action takes delays up to config.max_delay; compile_predict_action has no limit"
+            if not guide:
+                require(running.delay <= limit, rule, lambda: rule)
+            return Beginning(num_steps, noise, running, guide)
+        guide = guide or bool((running.delay > limit).any())
+        if guide and torch.is_inference_mode_enabled():
+            raise ValueError(
+                "running_actions guide this model through gradients, which torch.inference_mode has not; call "
+                "predict_action without it, or train the model with max_delay"
+            )
+        return Beginning(num_steps, noise, running, guide)
+
+    def _integrate(self, prefix: Prefix, state_tokens: torch.Tensor, begin: "Beginning") -> torch.Tensor:
+        """Action chunks (B, chunk_size, action_dim)."""
+        config, expert, running, num_steps = self.config, self.action_expert, begin.running, begin.num_steps
         device = state_tokens.device
         embedded_times = expert.embed_time(euler_times(num_steps, device))
-        shape = (len(state_tokens), config.chunk_size, config.action_dim)
-        if noise is None:
-            noise = torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
-        elif tuple(noise.shape) != shape:
-            raise ValueError(f"noise has shape {tuple(noise.shape)}; it must be {shape}")
+        if (noise := begin.noise) is None:
+            noise = torch.randn(len(state_tokens), config.chunk_size, config.action_dim, device=device)
         read = expert.read_prefix(prefix, state_tokens, config.chunk_size)
+        if begin.guide:
+            read = read.for_gradients()
 
         def velocity(x: torch.Tensor, step: int) -> torch.Tensor:
             return expert.denoise(read, x.to(state_tokens.dtype), embedded_times[step])
 
-        start = config.noise_scale * noise.float()
-        if running_actions is None:
+        start = config.noise_scale * noise.to(device).float()
+        if running is None:
             return euler_integrate(velocity, start, num_steps)
-        running = RunningChunk.checked(running_actions, delay, shape)
-        if bool((running.delay <= config.max_delay).all()) and config.max_delay:
+        if not begin.guide:
             frozen = running.frozen[..., None]
             at_data = torch.where(frozen, expert.embed_time(torch.zeros((), device=device)), 0)
             embedded = [torch.where(frozen, at_data, time) for time in embedded_times]  # (B, chunk, width)
@@ -275,10 +363,5 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
                 return expert.denoise(read, running.kept(x).to(state_tokens.dtype), embedded[step])
 
             return running.kept(euler_integrate(velocity_after, start, num_steps))
-        if torch.is_inference_mode_enabled():
-            raise ValueError(
-                "running_actions guide this model through gradients, which torch.inference_mode has not; call "
-                "predict_action without it, or train the model with max_delay"
-            )
-        times = euler_times(num_steps).tolist()
-        return running.kept(euler_integrate(guided(velocity, running, times), start, num_steps))
+        pulled = guided(velocity, running, euler_numbers(num_steps))
+        return running.kept(euler_integrate(pulled, start, num_steps))

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .values import require
+
 MAX_GUIDANCE = 5.0  # beta of arXiv 2506.07339, section IV
 
 
@@ -38,14 +40,18 @@ class RunningChunk:
         known = ~actions.isnan().any(-1)
         lengths = known.sum(-1)
         steps = torch.arange(shape[1], device=actions.device)
-        if not torch.equal(known, steps < lengths[:, None]):
-            raise ValueError("running_actions has a step behind one that is NaN; the steps that are there come first")
-        delay = torch.as_tensor(delay, device=actions.device).expand(shape[0])
-        if delay.is_floating_point() or bool(((delay < 0) | (delay > lengths)).any()):
-            raise ValueError(
-                f"delay is {delay.tolist()}; it must be whole steps from 0 to those that running_actions has, "
-                f"{lengths.tolist()}"
-            )
+        first = "running_actions has a step behind one that is NaN; the steps that are there come first"
+        require(known == (steps < lengths[:, None]), first, lambda: first)
+        delay = delay if isinstance(delay, torch.Tensor) else torch.full((), delay, device=actions.device)
+        delay = delay.to(actions.device).expand(shape[0])
+        whole = "it must be whole steps from 0 to those that running_actions has"
+        if delay.is_floating_point():
+            raise ValueError(f"delay is {delay.tolist()}; {whole}")
+        require(
+            (delay >= 0) & (delay <= lengths),
+            f"delay is wrong; {whole}",
+            lambda: f"delay is {delay.tolist()}; {whole}, {lengths.tolist()}",
+        )
         return cls(torch.where(known[..., None], actions.float(), 0.0), known, delay.long())
 
     @property
@@ -84,12 +90,25 @@ def guided(
     weights = guidance_weights(running)[..., None]
 
     def pulled(x: torch.Tensor, step: int) -> torch.Tensor:
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
+        def predicted(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             flow = velocity(x, step).to(x.dtype)
-            data = x - times[step] * flow
-        error = weights * (running.actions - data.detach())
-        (pull,) = torch.autograd.grad(data, x, error)
-        return flow.detach() - guidance_scale(times[step]) * pull
+            return x - times[step] * flow, flow
+
+        data, flow, pull_back = with_pullback(predicted, x)
+        pull = pull_back(weights * (running.actions - data))
+        return flow - guidance_scale(times[step]) * pull
 
     return pulled
+
+
+def with_pullback(function: Callable, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Callable]:
+    """Both values of `function(x)`, without gradients, and what takes a vector (of the first one's shape) times the
+    derivative of the first.
+    """
+    if torch.compiler.is_compiling():  # a graph takes no torch.autograd.grad, and quantised layers nothing else
+        value, pull_back, beside = torch.func.vjp(function, x, has_aux=True)
+        return value, beside, lambda vector: pull_back(vector)[0]
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        value, beside = function(x)
+    return value.detach(), beside.detach(), lambda vector: torch.autograd.grad(value, x, vector)[0]

@@ -5,6 +5,7 @@ The published FoundationStereo network (Wen et al. 2025, arXiv 2501.09898) up to
 disparity, without the iterative refinement, which StereoVLA does not use.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +52,13 @@ class StereoEncoderOutput(ModelOutput):
     def maps(self) -> list[torch.Tensor]:
         """The disparities that it learns, each in px of its own resolution, the finest last."""
         return [found for found in (self.initial_disparity, self.refined_disparity) if found is not None]
+
+
+def of_channels(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+    """A value for each channel, (C, 1, 1), of the dtype and device of `like`; made there, since a CUDA graph holds no
+    copy from the host.
+    """
+    return torch.cat([like.new_full((1, 1, 1), value) for value in values])
 
 
 def split_views(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -147,7 +155,7 @@ class StereoEncoderModel(StereoEncoderPreTrainedModel):
     def normalized_views(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, 2, 3, H, W) in [0, 1] -> (2B, 3, H, W): left and right view of each pair in turn."""
         views = pixel_values.flatten(0, 1)
-        mean, std = (views.new_tensor(v)[:, None, None] for v in (self.config.image_mean, self.config.image_std))
+        mean, std = (of_channels(values, views) for values in (self.config.image_mean, self.config.image_std))
         return (views - mean).div_(std).to(self.dtype)
 
     def extract_features(self, views: torch.Tensor) -> list[torch.Tensor]:
@@ -209,8 +217,10 @@ class StereoEncoderModel(StereoEncoderPreTrainedModel):
         if chosen == "correlation":
             features = correlation.permute(0, 3, 1, 2)  # the right view's column becomes the channel
         elif chosen == "lookup":
+            stride = self.config.volume_stride  # each pixel of the filtered volume stands for a patch of so many
+            everywhere = filtered.repeat_interleave(stride, -1).repeat_interleave(stride, -2)
             features = lookup_features(
-                filtered, correlation, initial, self.config.lookup_levels, self.config.lookup_radius
+                everywhere, correlation, initial, self.config.lookup_levels, self.config.lookup_radius
             )
         else:
             volume = volume if chosen == "cost_volume" else fill_bins(filtered, self.config.num_disparities)

@@ -17,7 +17,8 @@ from transformers import AutoModel
 from .place_code import code_of_grid
 from .running_statistics import hold_running_statistics
 from .saved_names import accept_saved_names
-from .stereo_encoder import StereoEncoderModel
+from .stereo_encoder import StereoEncoderModel, of_channels
+from .view_attention import ViewAttention
 from .view_points import point_channels, points_of_disparity
 
 # mean and standard deviation of the pixels that encoders were trained with, RGB in [0, 1]; ImageNet's unless named here
@@ -27,7 +28,7 @@ PIXEL_STATISTICS = {"siglip_vision_model": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
 
 def normalize_pixels(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     """(pixels - mean) / std per channel; pixels (B, 3, H, W) in [0, 1]."""
-    mean, std = (torch.tensor(v, dtype=pixels.dtype, device=pixels.device).view(1, -1, 1, 1) for v in (mean, std))
+    mean, std = (of_channels(values, pixels) for values in (mean, std))
     return (pixels - mean) / std
 
 
@@ -116,7 +117,7 @@ class Projector(nn.Module):
 class VisualTokens:
     """What is seen of a batch of pairs.
 
-    tokens: (B, N, hidden).
+    tokens: (B, N, hidden), or (B, 2 * N, hidden), the left view's first, where the right one has tokens of its own.
     disparity: maps (B', 1, h, w) float32, each in px of its own resolution, from the coarsest on, of the samples that
         the stereo encoder learns from; None where no disparity is asked for.
     points: (B, 3, h, w) float32, see `view_points`; None where the config has no `points_frame`.
@@ -132,7 +133,8 @@ class StereoVisualTokens(nn.Module):
 
     Channel order of the fused features: [semantic | spatial | stereo], as [SigLIP | DINOv2 | stereo] in the paper;
     stereo flattened channel-major (c * D + d); then those of the points where there are any. What the config leaves out
-    is None. Without a stereo encoder the right view is not looked at.
+    is None. Without a stereo encoder the right view is looked at where `config.right_view` says so, by the encoders of
+    the left one.
     """
 
     def __init__(self, config):
@@ -143,6 +145,10 @@ class StereoVisualTokens(nn.Module):
         self.semantic = None if semantic is None else SemanticEncoder(semantic, self.grid)
         self.spatial = None if spatial is None else SemanticEncoder(spatial, self.grid)
         self.stereo = None if stereo is None else StereoEncoderModel(stereo)
+        self.right_view = config.right_view
+        self.view_attention = None
+        if self.right_view == "attention":
+            self.view_attention = ViewAttention(config.fused_size, self.grid)
         self.projector = Projector(config.fused_size, config.projector_hidden_size, config.text_config.hidden_size)
         self.place_code = config.place_code
 
@@ -165,7 +171,11 @@ class StereoVisualTokens(nn.Module):
             point_transform, point_frame: (B, 3, 4) and (B,), see `view_points`; None = no calibration.
         """
         left, found, seen, points = pixel_values[:, 0], None, None, None
-        fused = [encoder(left) for encoder in (self.semantic, self.spatial) if encoder is not None]
+        encoders = [encoder for encoder in (self.semantic, self.spatial) if encoder is not None]
+        if self.right_view is None:
+            fused = [encoder(left) for encoder in encoders]
+        else:
+            fused = [self.both_views(encoders, pixel_values)]
         if self.stereo is not None:
             sees = self.with_points and not self.given_disparity
             features, found, seen = self.stereo_features(pixel_values, output_disparity, disparity_rows, sees)
@@ -184,8 +194,15 @@ class StereoVisualTokens(nn.Module):
             fused.append(point_channels(points, point_frame, self.grid))
         tokens = self.projector(torch.cat([part.to(fused[0].dtype) for part in fused], dim=-1))
         if self.place_code:
-            tokens = tokens + code_of_grid(self.grid, tokens)
+            code = code_of_grid(self.grid, tokens)
+            tokens = tokens + code.repeat(tokens.shape[1] // len(code), 1)
         return VisualTokens(tokens, found, points)
+
+    def both_views(self, encoders: list[SemanticEncoder], pixel_values: torch.Tensor) -> torch.Tensor:
+        """Features of the pair as `config.right_view` says: (B, 2 * N, C), each view's its own, or (B, N, C)."""
+        views = pixel_values.flatten(0, 1)
+        features = torch.cat([encoder(views) for encoder in encoders], dim=-1).unflatten(0, (-1, 2))
+        return features.flatten(1, 2) if self.view_attention is None else self.view_attention(features)
 
     def stereo_features(
         self, pixel_values: torch.Tensor, output_disparity: bool, disparity_rows: torch.Tensor | None, sees: bool

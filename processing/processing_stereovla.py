@@ -125,7 +125,11 @@ class StereoProcessor(PolicyProcessor):
         for number, row in enumerate(rows):
             if (asked := row.get("asked_text")) and asked in row["prompt"]:
                 begin = np.flatnonzero(input_ids[number] == tokens.image_token_id)[-1] + 1
-                words[number, begin:][tokens.places_of(asked, row["prompt"])] = True
+                places = np.arange(words.shape[1])[begin:][tokens.places_of(asked, row["prompt"])]
+                if row["objective"] == "depth":  # the numbers of "(16, 21)"
+                    names = tokens.tokenizer.convert_ids_to_tokens(input_ids[number, places].tolist())
+                    places = places[[any(letter.isdigit() for letter in name) for name in names]]
+                words[number, places] = True
         return words
 
     def _answer_points(self, rows: list[dict[str, Any]], labels: np.ndarray) -> np.ndarray:

@@ -61,4 +61,5 @@ class CalibrationWatch:
 def watch_of(model: Any, processor: Any) -> CalibrationWatch | None:
     """That of a model that sees points in the robot's base frame; None of another."""
     sees = getattr(processor, "points_frame", None) == "base" and model.pointers is not None
-    return CalibrationWatch(model) if sees else None
+    # the processors of folders that were saved before cannot say where the tool is
+    return CalibrationWatch(model) if sees and hasattr(processor, "tool_px") else None

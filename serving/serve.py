@@ -46,7 +46,7 @@ class ServingOptions:
     )
     device: str = option("cpu", "Where the model runs: cpu, cuda, cuda:1, ...")
     dtype: str = option("auto", "Of the weights; auto = as they were saved.", choices=["auto", *DTYPES])
-    compile: bool = option(False, "Compile the denoising step; the warm-up takes minutes.")
+    compile: bool = option(False, "Compile the prediction of actions as one graph; the warm-up takes minutes.")
 
     def __post_init__(self):
         if not self.model:
@@ -87,9 +87,11 @@ def load(options: ServingOptions) -> ServedModel:
     limit = options.max_message_mb * 2**20
     served = ServedModel(model, processor, name, fingerprint(options.model), keys, options.embodiment, limit)
     if options.compile:
-        import torch
-
-        model.action_expert.denoise = torch.compile(model.action_expert.denoise, fullgraph=True)
+        if not hasattr(model, "compile_predict_action"):
+            raise ValueError(
+                f"the code in {name} is older than compile_predict_action; save it anew, or do not --compile"
+            )
+        model.compile_predict_action()
     served.warm_up(sorted({1, min(2, options.max_batch), options.max_batch}))
     return served
 

@@ -304,14 +304,16 @@ class ServedModel:
             given["calibration"] = {"focal_length_px": middle_px, "principal_point_px": middle_px, "baseline_m": 0.1}
         inputs = dict(self.processor(**given, check_stereo=False))
         noise = torch.zeros(1, self.model.config.chunk_size, self.model.config.action_dim)
-        batches = [[Prepared(inputs, noise, embodiment, ())] * count for count in sizes]
-        if hasattr(self.model.config, "max_delay"):  # and one that continues a chunk
-            running = {"running_actions": noise, "delay": torch.ones(1, dtype=torch.long)}
-            batches.append([Prepared(inputs, noise, embodiment, (), running=running)])
-        for batch in batches:
-            (*_, answer) = self._predict(batch)
-            if isinstance(answer, Exception):
-                raise answer
+        kinds: list[dict[str, torch.Tensor]] = [{}]
+        if hasattr(self.model.config, "max_delay"):  # and those that continue a chunk, which is given or guides them
+            longer = self.model.config.max_delay + 1
+            delays = {1, longer} if longer <= self.model.config.chunk_size else {1}
+            kinds += [{"running_actions": noise, "delay": torch.tensor([delay])} for delay in sorted(delays)]
+        for running in kinds:
+            for count in sizes:
+                (*_, answer) = self._predict([Prepared(inputs, noise, embodiment, (), running=running)] * count)
+                if isinstance(answer, Exception):
+                    raise answer
 
 
 def open_picture(data: bytes, name: str) -> Image.Image:

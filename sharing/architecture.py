@@ -16,6 +16,7 @@ STEREOVLA_PARTS = {
     "semantic encoder (left view)": "model.visual_tokens.semantic.",
     "spatial encoder (left view)": "model.visual_tokens.spatial.",
     "stereo encoder (both views)": "model.visual_tokens.stereo.",
+    "left-right attention": "model.visual_tokens.view_attention.",
     "projector": "model.visual_tokens.projector.",
     "language model (Llama type)": "model.language_model.",
 }

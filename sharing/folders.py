@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 from stereovla.dataset_builder.dataset.checking import find_problems
 from stereovla.dataset_builder.dataset.folders import INFO
+from stereovla.dataset_builder.formats.lerobot_metadata import check_whole
 from stereovla.sources import HUB_ID, remote_code
 from stereovla.untrusted import inside
 
@@ -31,16 +32,21 @@ WRITTEN = {
     "adapter": _OF_MODELS,
     "dataset": r"README\.md|LICENSE|data/[\w.]+-\d{5}-of-\d{5}\.parquet|meta/(info|stats|manifest|build)\.json|"
     r"images/samples\.png",
+    "lerobot dataset": r"README\.md|LICENSE|meta/(info|stats)\.json|meta/tasks\.parquet|meta/rig\.yaml|"
+    r"(data|meta/episodes)/chunk-\d{3,}/file-\d{3,}\.parquet|videos/[\w.-]+/chunk-\d{3,}/file-\d{3,}\.mp4",
 }
+DATASETS = ("dataset", "lerobot dataset")  # kinds that are datasets to the Hub
 # pickles, or may hold one
 EXECUTABLE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npy", ".npz", ".joblib", ".h5", ".hdf5", ".keras")
 
 
 def kind_of(folder: Path) -> str:
-    """ "model", "adapter" or "dataset"; FileNotFoundError for anything else."""
+    """ "model", "adapter", "dataset" or "lerobot dataset"; FileNotFoundError for anything else."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; give OUTPUT/model of train.py, or a dataset's folder")
-    for kind, name in (("dataset", INFO), ("adapter", "adapter_config.json"), ("model", "config.json")):
+    if (folder / INFO).exists():  # LeRobot's has this name too
+        return "lerobot dataset" if lerobot_version(folder) else "dataset"
+    for kind, name in (("adapter", "adapter_config.json"), ("model", "config.json")):
         if (folder / name).exists():
             return kind
     raise FileNotFoundError(
@@ -49,12 +55,22 @@ def kind_of(folder: Path) -> str:
     )
 
 
+def lerobot_version(folder: Path) -> str | None:
+    """The version of LeRobot's format that a dataset has; None for one of ours."""
+    content = json.loads((folder / INFO).read_text(encoding="utf-8"))
+    version = content.get("codebase_version") if isinstance(content, dict) else None
+    return None if version is None else str(version)
+
+
 def check_folder(folder: Path) -> str:
     """The kind of a folder that is whole; FileNotFoundError or ValueError that names what it lacks."""
     kind = kind_of(folder)
     if kind == "dataset":
         if problems := find_problems(folder, quick=True):
             raise ValueError(f"{folder} is no whole dataset:\n" + "\n".join(problems))
+        return kind
+    if kind == "lerobot dataset":
+        check_whole(folder)
         return kind
     missing = [name for name in NEEDED[kind] if not (folder / name).exists()]
     missing = [name for name in missing if name != "model.safetensors" or not list(folder.glob("model-*.safetensors"))]
@@ -115,7 +131,7 @@ def replacements(folder: Path, kind: str, base_model: str | None, dataset_ids: S
     """{file: text that is sent in its place}: files that name folders of this machine; ValueError for an adapter whose
     base is such a folder, unless `base_model` says what it is on the Hub.
     """
-    if kind == "dataset":
+    if kind in DATASETS:
         return {}
     training = json.loads((folder / "training.json").read_text())
     options = training["options"]

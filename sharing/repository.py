@@ -16,6 +16,7 @@ OUTDATED = {
     "model": r"model[\w-]*\.safetensors(\.index\.json)?|\.eval_results/stereovla\.yaml",
     "adapter": r"adapter_model[\w-]*\.safetensors(\.index\.json)?|\.eval_results/stereovla\.yaml",
     "dataset": r"data/[^/]+\.parquet",
+    "lerobot dataset": r"(data|meta/episodes)/.+\.parquet|videos/.+\.mp4",
     "space": r"stereovla/.+",
 }
 WAITS_S = (1.0, 2.0, 4.0)
@@ -63,11 +64,14 @@ class Changes:
 
 
 class Repository:
-    """One repository, of a "model", an "adapter" (which is a model to the Hub), a "dataset" or a "space"."""
+    """One repository, of a "model", an "adapter" (which is a model to the Hub), a "dataset", a "lerobot dataset" or a
+    "space".
+    """
 
     def __init__(self, repo_id: str, kind: str):
         self.api, self.kind = HfApi(), kind
-        self.which = {"repo_id": repo_id, "repo_type": "model" if kind == "adapter" else kind}
+        of_hub = {"adapter": "model", "lerobot dataset": "dataset"}
+        self.which = {"repo_id": repo_id, "repo_type": of_hub.get(kind, kind)}
 
     def state(self) -> State:
         """What is there now; an empty `State` where there is no such repository."""
@@ -147,6 +151,12 @@ class Repository:
 
     def tag(self, name: str, commit: str) -> None:
         patiently(lambda: self.api.create_tag(**self.which, tag=name, revision=commit, exist_ok=True))
+
+    def move_tag(self, name: str, commit: str) -> None:
+        """As `tag`, also where it is on another revision."""
+        if self.state().tags.get(name, commit) != commit:
+            patiently(lambda: self.api.delete_tag(**self.which, tag=name))
+        self.tag(name, commit)
 
     def _open_pull_request(self, title: str) -> int | None:
         found = self.api.get_repo_discussions(**self.which, discussion_type="pull_request", discussion_status="open")

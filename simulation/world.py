@@ -62,6 +62,11 @@ class World:
 
     # ------------------------------------------------------------------ episode
 
+    @staticmethod
+    def next_seed(seed: int) -> int:
+        """Of another episode."""
+        return seed + 1
+
     def reset(self, seed: int) -> None:
         """Draws a new episode; everything in it follows from `seed` (an int >= 0) and the config."""
         config = self.config

@@ -34,14 +34,16 @@ RULES: dict[str, set[str]] = {
         "serving",
         "simulation",
     },
-    "sharing": {*BASE, "dataset_builder.dataset", "dataset_builder.streaming"},
+    "sharing": {*BASE, "dataset_builder.dataset", "dataset_builder.formats", "dataset_builder.streaming"},
     "train": {*BASE, *WINGS, "modeling_stereovla", "processing", "training"},
-    "push_to_hub": {*BASE, "dataset_builder.dataset", "sharing"},
+    "push_to_hub": {*BASE, "dataset_builder.dataset", "dataset_builder.formats", "sharing"},
     "__main__": BASE,
     "__init__": set(),
 }
-# rooms of the repository that are not installed and may import all of it
-OUTSIDE = ("benchmarks", "docs", "tests")
+# folders of the repository that are not installed; all but the plugins may import all of it
+OUTSIDE = ("benchmarks", "docs", "plugins", "tests")
+# distributions of their own, and what of ours they may import: the folder of a model is their interface
+PLUGINS = {"lerobot_policy_stereovla": set(), "lerobot_env_stereovla": {"simulation"}}
 
 
 @cache

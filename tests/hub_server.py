@@ -79,7 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.answer()
 
-    do_HEAD = do_POST = do_PUT = do_GET
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
 
     def answer(self) -> None:
         hub, url = self.server.hub, urlsplit(self.path)
@@ -329,6 +329,8 @@ class Hub:
         return Answer(200, answer | ({"pullRequestUrl": f"{page}/discussions/{len(repo.pulls)}"} if pull else {}))
 
     def on_tag(self, request, repo: Repo, name, revision: str, rest: str) -> Answer:
+        if request.command == "DELETE":  # the tag stands where a revision does
+            return Answer(200) if repo.tags.pop(revision, None) else Answer(404, X_Error_Code="RevisionNotFound")
         tag = json.loads(request.content)["tag"]
         if repo.sha(revision) is None:
             return Answer(404, X_Error_Code="RevisionNotFound")

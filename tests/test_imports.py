@@ -4,7 +4,7 @@ import re
 import sys
 
 import pytest
-from house import BASE, OUTSIDE, ROOT, RULES, WINGS, circle, file_graph, imported_names, room_of, sources
+from house import BASE, OUTSIDE, PLUGINS, ROOT, RULES, WINGS, circle, file_graph, imported_names, room_of, sources
 
 REMOTE_CODE = ("modeling_stereovla", "processing")
 # what a stranger's machine has when it loads a model from the Hub
@@ -43,6 +43,16 @@ def test_the_rules_have_a_lowest_room_and_no_circle():
 def test_no_file_imports_itself_by_way_of_others():
     found = circle(file_graph())
     assert found is None, " -> ".join(str(path.relative_to(ROOT)) for path in found)
+
+
+def test_plugins_import_what_they_may():
+    assert {path.name for path in (ROOT / "plugins").iterdir()} == {*PLUGINS}
+    for plugin, allowed in PLUGINS.items():
+        files = sorted((ROOT / "plugins" / plugin / plugin).glob("*.py"))
+        assert files, f"there is no {plugin}"
+        for path in files:
+            ours = {name.split(".")[1] for name in imported_names(path) if name.startswith("stereovla.")}
+            assert ours - {"plugins"} <= allowed, path.name  # "plugins" is itself
 
 
 def test_no_room_stands_apart():

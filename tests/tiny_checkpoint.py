@@ -29,7 +29,7 @@ def save_tiny_checkpoint(folder: Path, seed: int = 7, preset: str = "tiny", **ov
         control_rates_hz={EMBODIMENT: 10.0},
         chunk_size=config.chunk_size,
         state_history=config.state_history,
-        num_visual_tokens=config.num_visual_tokens,
+        num_visual_tokens=config.num_image_tokens,
         points_frame=config.points_frame,
         turn_symmetry=config.turn_symmetry,
     )

@@ -20,14 +20,18 @@ from stereovla.modeling_stereovla import (
     DepthExpertModel,
     DepthVLAConfig,
     DepthVLAForActionPrediction,
+    PI0Policy,
+    PI0PolicyConfig,
     StereoEncoderModel,
     StereoVLAConfig,
     StereoVLAForActionPrediction,
 )
 from stereovla.modeling_stereovla.configuration_depthvla import PRESETS as DEPTHVLA_PRESETS
+from stereovla.modeling_stereovla.configuration_pi0 import PRESETS as PI0_PRESETS
 from stereovla.modeling_stereovla.configuration_policy import with_overrides
 from stereovla.modeling_stereovla.robot_heads import sizes_of_robot
 from stereovla.processing import DepthVLAProcessor, StereoImageProcessorPil, StereoProcessor, build_tokenizer
+from stereovla.processing.text_tokenizer import HUNDREDTHS
 from stereovla.sources import adapted_model, source_of
 
 # what configs hold beside what the weights compute: what saving adds, and how they are used and were trained
@@ -40,13 +44,16 @@ UNCOMPARED = {
     # of a backbone: which of its maps it returns, and how
     *("out_features", "out_indices", "_out_features", "_out_indices", "stage_names", "apply_layernorm"),
     "reshape_hidden_states",
+    # of a stereo encoder: which of what it computes it gives
+    "features",
 }
 
-Policy = StereoVLAForActionPrediction | DepthVLAForActionPrediction
+Policy = StereoVLAForActionPrediction | DepthVLAForActionPrediction | PI0Policy
 Processor = StereoProcessor | DepthVLAProcessor
 POLICIES = {
     StereoVLAConfig.model_type: (StereoVLAForActionPrediction, StereoProcessor),
     DepthVLAConfig.model_type: (DepthVLAForActionPrediction, DepthVLAProcessor),
+    PI0PolicyConfig.model_type: (PI0Policy, DepthVLAProcessor),
 }
 
 
@@ -70,9 +77,9 @@ def load_processor(source: str, **options: Any) -> Processor:
 
 
 def config_of(preset: str, **overrides: Any) -> StereoVLAConfig | DepthVLAConfig:
-    """The configuration of a preset of either policy, with overrides."""
-    kind = DepthVLAConfig if preset in DEPTHVLA_PRESETS else StereoVLAConfig
-    return kind.from_preset(preset, **overrides)
+    """The configuration of a preset of any policy, with overrides."""
+    kinds = {**dict.fromkeys(DEPTHVLA_PRESETS, DepthVLAConfig), **dict.fromkeys(PI0_PRESETS, PI0PolicyConfig)}
+    return kinds.get(preset, StereoVLAConfig).from_preset(preset, **overrides)
 
 
 def towers_of(model: Policy) -> list[str]:
@@ -90,8 +97,9 @@ def untrained(preset: str, meta: dict, **overrides: Any) -> tuple[Policy, Proces
         of_views = {"views": list(config.views), "stereo": config.stereo_config is not None}
     else:
         of_views = {"points_frame": config.points_frame}
-    images_first = processor_class.images_first
-    tokenizer = build_tokenizer(meta["tasks"], num_bins=config.num_bins, images_first=images_first)
+    tokenizer = build_tokenizer(
+        meta["tasks"], num_bins=config.num_bins, images_first=processor_class.images_first, image_size=config.image_size
+    )
     processor = processor_class(
         StereoImageProcessorPil(size={"height": config.image_size, "width": config.image_size}),
         tokenizer,
@@ -103,7 +111,7 @@ def untrained(preset: str, meta: dict, **overrides: Any) -> tuple[Policy, Proces
         action_dim=meta["action_dim"],
         state_names=meta.get("state_names"),
         turn_symmetry=config.turn_symmetry,
-        num_visual_tokens=config.num_visual_tokens,
+        num_visual_tokens=config.num_image_tokens,
         num_bins=config.num_bins,
         **of_views,
     )
@@ -115,12 +123,18 @@ def untrained(preset: str, meta: dict, **overrides: Any) -> tuple[Policy, Proces
         "pad_token_id": tokenizer.pad_token_id,
     }
     words = {"text_config": text_config}
-    if policy_class is DepthVLAForActionPrediction:
+    if processor_class is DepthVLAProcessor:
         of_vlm = {"vocab_size": text_config["vocab_size"], "image_token_index": image_token_id}
         words = {"vlm_config": {**words, **of_vlm}}
     overrides |= sizes_of_robot(meta["state_dim"], meta["action_dim"], processor.num_turns)
     overrides |= {"image_token_id": image_token_id, "action_vocab_size": vocab_size}
-    return policy_class(config_of(preset, **with_overrides(overrides, words))), processor
+    if policy_class is StereoVLAForActionPrediction:
+        overrides.setdefault("num_hundredths", len(HUNDREDTHS))
+    model = policy_class(config_of(preset, **with_overrides(overrides, words)))
+    if getattr(config, "place_code", False):
+        pixels = tokenizer.convert_tokens_to_ids([str(number) for number in range(config.image_size)])
+        model.write_pixels({word: number for number, word in enumerate(pixels)})
+    return model, processor
 
 
 def trained(source: str, meta: dict) -> tuple[Policy, Processor]:
@@ -231,7 +245,7 @@ def give_stereo_encoder(model: Policy, source: str) -> None:
     """Loads the weights of the stereo encoder in `source` into the policy's; ValueError names the fields of their
     configs that differ.
     """
-    encoder, policy = trained_stereo_encoder(source), dict(model.named_modules()).get(model.parts["stereo"])
+    encoder, policy = trained_stereo_encoder(source), dict(model.named_modules()).get(model.parts.get("stereo"))
     if policy is None:
         raise ValueError(f"{source} has nowhere to go: this model has no stereo encoder (stereo_config is None)")
     if policy.classifier is None:  # a depth expert asks for no disparity
@@ -243,7 +257,7 @@ def give_depth_expert(model: Policy, source: str) -> None:
     """Loads the weights of the depth expert in `source`, such as `stereovla pretrain depth` writes, into the policy's,
     which notes it in its config; ValueError names the fields of their configs that differ.
     """
-    expert, policy = trained_depth_expert(source), getattr(model.model, "depth_expert", None)
+    expert, policy = trained_depth_expert(source), dict(model.named_modules()).get(model.parts.get("depth_expert"))
     if policy is None:
         raise ValueError(f"{source} has nowhere to go: this model has no depth expert (depth_config is None)")
     give_weights(policy, expert, f"the depth experts of the model and of {source}")

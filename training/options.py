@@ -8,6 +8,7 @@ from typing import Any
 
 from stereovla.command_line import option
 from stereovla.dataset_builder.streaming.augmentation import PhotometricAugmentation
+from stereovla.modeling_stereovla.configuration_depthvla import PRESETS as DEPTHVLA_PRESETS
 
 OBJECTIVES = ("action", "depth", "box", "pose", "camera")
 
@@ -46,7 +47,17 @@ class RunOptions:
 def with_depthvla(presets: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Presets of a training, and the same of a DepthVLA, which is trained end to end: none of them freezes a part."""
     frozen = {"freeze": ""} if "freeze" in presets["full"] else {}
-    return presets | {f"depthvla-{name}": {**values, **frozen} for name, values in presets.items()}
+    of_depthvla = {f"depthvla-{name}": {**values, **frozen} for name, values in presets.items()}
+    return presets | {name: values for name, values in of_depthvla.items() if name in DEPTHVLA_PRESETS}
+
+
+def with_pi0(presets: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Presets of a training, and the same of transformers' PI0, which learns from actions alone, for those of a
+    DepthVLA.
+    """
+    of_depthvla = {name: values for name, values in presets.items() if name.startswith("depthvla-")}
+    own = {"gradient_checkpointing": False}
+    return presets | {name.replace("depthvla", "pi0"): {**values, **own} for name, values in of_depthvla.items()}
 
 
 def at_least_one(options: RunOptions, *names: str) -> None:

@@ -220,6 +220,29 @@ def frames_in_words(frames: int, stream: WindowStream) -> str:
     return f"at least {frames - sum(unread.values()):,} of {frames:,} frames, without all or part of {names}"
 
 
+def questions_per_frame(wish: int | None, usual: int, asked: Questions, part_size: int, stereovla: bool) -> int:
+    """How many samples share pictures; ValueError for a wish that cannot be.
+
+    Args:
+        usual: without a wish, where that can be.
+        part_size: samples of a process at once.
+    """
+    if wish is None:
+        asks_one_thing = sum(share > 0 for share in asked.shares.values()) == 1
+        return 1 if asks_one_thing or not stereovla or part_size % usual else usual
+    if wish > 1 and not stereovla:
+        raise ValueError(
+            f"--questions_per_frame is {wish}, but a DepthVLA reads its pictures together with the question, so that "
+            "questions cannot share them; it must be 1"
+        )
+    if part_size % wish:
+        raise ValueError(
+            f"--questions_per_frame is {wish}; it must divide the {part_size} samples that a process takes at once "
+            "(--batch_size over processes and --accumulation)"
+        )
+    return wish
+
+
 def terms(
     data: Contents, asked: Questions, held_out: str, depth: float | None = None, learned: str = "disparity"
 ) -> str:

@@ -2,10 +2,12 @@
 
 One data file and one mp4 per camera for each of our shards; the episodes of all splits are counted through. A view that
 is absent in some frames is no video but stored with them, null where it is absent. Beside images, state and action,
-every frame carries its calibration, where the data has one. LeRobot finds a picture by its time, so timestamps become
-frame_index / fps exactly. `meta/rig.yaml` is what `data import lerobot` needs to read the folder again.
+every frame carries its calibration, where the data has one. Depth is stored in m, as float32, and marked as LeRobot
+marks it. LeRobot finds a picture by its time, so timestamps become frame_index / fps exactly. `meta/rig.yaml` is what
+`data import lerobot` needs to read the folder again.
 """
 
+import io
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,13 +20,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from datasets import Features, Image, List, Value
+from datasets import Features, List, Value
+from datasets import Image as ImageFeature
+from PIL import Image
 from tqdm.auto import tqdm
 
 from stereovla.command_line import option
 from stereovla.dataset_builder.dataset import schema, shards
 from stereovla.dataset_builder.dataset.folders import INFO
 from stereovla.dataset_builder.dataset.manifest import read_manifest
+from stereovla.dataset_builder.formats.lerobot_card import write_card
 from stereovla.dataset_builder.formats.plausibility import CHECKS
 from stereovla.dataset_builder.formats.video import VideoWriter
 from stereovla.sources import existing_folder
@@ -48,7 +53,9 @@ class LeRobotExportConfig:
     dataset: str = option("", "Folder of a dataset of ours.")
     out: str = option("", "Folder to write; it must not exist. It appears when it is whole.")
     codec: str = option("libx264", f"Encoder of the videos: {', '.join(CODECS)}.")
-    with_depth: bool = option(False, "Also write depth and segmentation, as 16-bit and 8-bit PNG in the data files.")
+    with_depth: bool = option(
+        False, "Also write depth (m, as float32 TIFF) and segmentation (8-bit PNG) into the data files."
+    )
 
     def __post_init__(self):
         for name in ("dataset", "out"):
@@ -95,12 +102,16 @@ def export_lerobot(config: LeRobotExportConfig) -> Path:
     )
     path = partial / "meta/episodes" / f"{_PATH.format(chunk_index=0, file_index=0)}.parquet"
     path.parent.mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(episodes), path)
+    names = dict.fromkeys(
+        name for entry in episodes for name in entry
+    )  # an episode may lack a view, and its statistics
+    pq.write_table(pa.Table.from_pylist([{name: entry.get(name) for name in names} for entry in episodes]), path)
     content = _info(info, entries, config, videos, sizes, len(episodes), len(tasks))
     shards.write_json(partial / "meta/info.json", content)
     (partial / "meta/rig.yaml").write_text(
         yaml.safe_dump(_rig(info, sizes[schema.LEFT]), sort_keys=False), encoding="utf-8"
     )
+    write_card(partial)
     os.replace(partial, out)
     return out
 
@@ -140,7 +151,7 @@ def _write_file(
         "episode_index": np.repeat(np.arange(len(lengths)) + len(episodes), lengths),
         "index": first + np.arange(rows),
         "task_index": np.array([tasks[sentence] for sentence in sentences]),
-        **{key: table.column(key).to_pylist() for key in maps},
+        **{key: _stored(table, key) for key in maps},
     }
     target = _columns(info, maps).arrow_schema
     path = partial / DATA_PATH.format(**place)
@@ -148,13 +159,18 @@ def _write_file(
     arrays = [pa.array(columns[item.name], type=item.type) for item in target]
     pq.write_table(pa.Table.from_arrays(arrays, schema=target), path)
     values = {key: columns[key].reshape(-1, 1) for key in _INDICES} | numbers
+    chosen = [
+        np.linspace(start, stop - 1, min(_PICTURES, stop - start)).round().astype(int).tolist()
+        for start, stop in zip(starts, [*starts[1:], rows], strict=True)
+    ]
     pictures = {
-        key: _write_video(partial, table, key, place, fps, config.codec, size, starts) for key, size in videos.items()
+        key: _write_video(partial, table, key, place, fps, config.codec, size, chosen) for key, size in videos.items()
     }
+    pictures |= {key: _some_of(table, key, chosen) for key in maps}
     for number, (start, length) in enumerate(zip(starts, lengths, strict=True)):
         part = slice(int(start), int(start + length))
         statistics = {key: _statistics(array[part]) for key, array in values.items()}
-        statistics |= {key: _statistics(pictures[key][number]) for key in videos}
+        statistics |= {key: _statistics(found[number]) for key, found in pictures.items() if len(found[number])}
         episodes.append(
             {
                 "episode_index": len(episodes),
@@ -171,7 +187,8 @@ def _write_file(
                 **{f"stats/{key}/{name}": v for key, stats in statistics.items() for name, v in stats.items()},
             }
         )
-    return values | {key: np.concatenate(pictures[key]) for key in videos}
+    # LeRobot wants statistics of every camera, in every episode that has one
+    return values | {key: np.concatenate([some for some in found if len(some)]) for key, found in pictures.items()}
 
 
 def _write_video(
@@ -182,16 +199,14 @@ def _write_video(
     fps: float,
     codec: str,
     size: tuple[int, int, int],
-    starts: np.ndarray,
+    chosen: Sequence[Sequence[int]],
 ) -> list[np.ndarray]:
-    """All frames of one camera of one shard as mp4; returns some frames of every episode, (n, h, w, 3) uint8."""
+    """All frames of one camera of one shard as mp4; returns those that are `chosen` of every episode, reduced,
+    (n, h, w, 3) uint8.
+    """
     path = partial / VIDEO_PATH.format(video_key=key, **place)
     path.parent.mkdir(parents=True, exist_ok=True)
-    chosen = [
-        set(np.linspace(start, stop - 1, min(_PICTURES, stop - start)).round().astype(int).tolist())
-        for start, stop in zip(starts, [*starts[1:], table.num_rows], strict=True)
-    ]
-    wanted = set().union(*chosen)
+    wanted = {number for numbers in chosen for number in numbers}
     kept: dict[int, np.ndarray] = {}
     with VideoWriter(path, fps, (size[1], size[0]), codec, CODECS[codec][1]) as writer:
         for number, image in enumerate(_images(table, key)):
@@ -199,9 +214,42 @@ def _write_video(
                 raise ValueError(f"row {number}: {key} is {image.shape}, the others {size}; a video has one size")
             writer.write(image)
             if number in wanted:
-                step = max(1, min(size[:2]) // _PIXELS)
-                kept[number] = image[::step, ::step]
-    return [np.stack([kept[number] for number in sorted(numbers)]) for numbers in chosen]
+                kept[number] = _reduced(image)
+    return [np.stack([kept[number] for number in sorted(set(numbers))]) for numbers in chosen]
+
+
+def _some_of(table: pa.Table, key: str, chosen: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """Of a column of images in the data file, those that are `chosen` of every episode and there, reduced:
+    (n, h, w, channels), uint8, or of depth float32 in m.
+    """
+    column = table.column(key)
+    found = []
+    for numbers in chosen:
+        images = [shards.decode_image(key, v["bytes"]) for n in numbers if (v := column[n].as_py()) is not None]
+        found.append(np.stack([_reduced(np.atleast_3d(image)) for image in images]) if images else np.empty(0))
+    return found
+
+
+def _reduced(image: np.ndarray) -> np.ndarray:
+    step = max(1, min(image.shape[:2]) // _PIXELS)
+    return image[::step, ::step]
+
+
+def _stored(table: pa.Table, key: str) -> list[dict[str, Any] | None]:
+    """A column of images as the data file has it: as it is, but depth in m, of which LeRobot knows no finer unit for
+    whole numbers than mm.
+    """
+    if not schema.is_depth(key):
+        return table.column(key).to_pylist()
+    found = []
+    for value in table.column(key).to_pylist():
+        if value is not None:
+            buffer = io.BytesIO()
+            depth_m = shards.decode_image(key, value["bytes"])
+            Image.fromarray(depth_m).save(buffer, format="TIFF", compression="tiff_adobe_deflate")
+            value = {"bytes": buffer.getvalue(), "path": None}
+        found.append(value)
+    return found
 
 
 def _images(table: pa.Table, key: str) -> Iterator[np.ndarray]:
@@ -210,9 +258,13 @@ def _images(table: pa.Table, key: str) -> Iterator[np.ndarray]:
 
 
 def _statistics(values: np.ndarray) -> dict[str, Any]:
-    """LeRobot's statistics of vectors (n, size); those of pictures (n, h, w, 3) uint8 are (3, 1, 1), in 0..1."""
+    """LeRobot's statistics of vectors (n, size); those of pictures (n, h, w, channels) are (channels, 1, 1), of uint8
+    in 0..1.
+    """
     pictures = values.ndim == 4
-    array = values.reshape(-1, values.shape[-1]).astype(np.float64) / (255 if pictures else 1)
+    array = values.reshape(-1, values.shape[-1]).astype(np.float64)
+    if pictures and values.dtype == np.uint8:
+        array /= 255
     whole = values if np.issubdtype(values.dtype, np.integer) and not pictures else array  # whole numbers stay whole
     result = {"min": whole.min(0), "max": whole.max(0), "mean": array.mean(0), "std": array.std(0)}
     result |= dict(zip(_QUANTILES, np.quantile(array, list(_QUANTILES.values()), axis=0), strict=True))
@@ -233,7 +285,7 @@ def _columns(info: Mapping[str, Any], maps: Sequence[str]) -> Features:
     number = Value("float32")
     vectors = {key: List(number, length=size) if size > 1 else number for key, size in _vectors(info).items()}
     indices = {key: Value("float32" if key == "timestamp" else "int64") for key in _INDICES}
-    return Features({**{key: Image() for key in maps}, **vectors, **indices})
+    return Features({**{key: ImageFeature() for key in maps}, **vectors, **indices})
 
 
 def _info(
@@ -262,6 +314,8 @@ def _info(
                 "video.channels": 3,
                 "has_audio": False,
             }
+        elif schema.is_depth(key):
+            features[key]["info"] = {"is_depth_map": True, "depth_unit": "m"}
     for key, count in _vectors(info).items():
         of_pose = key in ("observation.state", "action") and info["state_is_pose"]
         features[key] = {"dtype": "float32", "shape": [count], "names": list(schema.POSES[count]) if of_pose else None}

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from stereovla.dataset_builder.dataset import shards
-from stereovla.untrusted import fill_template, open_parquet, split_name
+from stereovla.untrusted import fill_template, inside, open_parquet, split_name
 
 INFO, TASKS, EPISODES = "meta/info.json", "meta/tasks.parquet", "meta/episodes"
 _KINDS = {dict: "keys and values", str: "text", int: "a whole number", float: "a number"}
@@ -127,6 +127,27 @@ def read_episodes(folder: Path, videos: Sequence[str]) -> list[dict[str, Any]]:
     if twice := [index for index, count in counts.items() if count > 1]:
         raise ValueError(f"{folder / EPISODES}: episode_index {twice[0]} stands there {counts[twice[0]]} times")
     return sorted(entries, key=lambda entry: entry["episode_index"])
+
+
+def check_whole(folder: Path) -> None:
+    """ValueError where what meta/ says does not fit together, or a file that it leads to is not there."""
+    info, content = read_info(folder), shards.read_json(folder / INFO)
+    read_tasks(folder)
+    videos = [key for key, feature in info.features.items() if feature["dtype"] == "video"]
+    entries = read_episodes(folder, videos)
+    counts = {"total_episodes": len(entries), "total_frames": sum(entry["length"] for entry in entries)}
+    for key, found in counts.items():
+        if content.get(key) != found:
+            raise ValueError(f"{folder / INFO}: {key} is {_short(content.get(key))}, but {EPISODES} has {found}")
+    for entry in entries:
+        places = {info.data_path: {"data"}, **({info.video_path: set(videos)} if videos else {})}
+        for template, keys in places.items():
+            for key in sorted(keys):
+                start = "data" if key == "data" else f"videos/{key}"
+                numbers = {name: entry[f"{start}/{name}"] for name in ("chunk_index", "file_index")}
+                name = fill_template(template, **({} if key == "data" else {"video_key": key}), **numbers)
+                if not inside(folder, name).is_file():
+                    raise ValueError(f"{name}, with episode {entry['episode_index']}, is missing in {folder}")
 
 
 def read_columns(path: Path, name: str, columns: Sequence[str] | None = None, optional: Sequence[str] = ()) -> pa.Table:

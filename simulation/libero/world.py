@@ -49,6 +49,14 @@ class LiberoWorld:
 
     # ------------------------------------------------------------------ episode
 
+    @staticmethod
+    def next_seed(seed: int) -> int:
+        """Of another episode of the same task, where the seed is an official one's."""
+        if seed >= FIRST_DRAWN:
+            return seed + 1
+        task, state = divmod(seed, INITIAL_STATES)
+        return task * INITIAL_STATES + (state + 1) % INITIAL_STATES
+
     def reset(self, seed: int, number: int | None = None) -> None:
         """Begins the episode of `seed`; the task `number` of a drawn one follows from the seed where it is None."""
         layout, camera = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2))

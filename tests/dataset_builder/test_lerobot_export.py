@@ -1,5 +1,6 @@
 """Export to LeRobot v3.0, against a dataset that lerobot wrote and readers that know the format."""
 
+import io
 import json
 
 import av
@@ -8,7 +9,12 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from command_lines import data as main
+from datasets import load_dataset
+from huggingface_hub import DatasetCard
+from lerobot_doctor.dataset_loader import load_dataset as load_doctors
+from lerobot_doctor.runner import Severity, run_checks
 from lerobot_folder import FPS, TASKS, WRITTEN, import_config, import_folder, rows_of
+from PIL import Image
 from synthetic_dataset import write_dataset
 
 from stereovla.dataset_builder.dataset import schema, shards
@@ -112,19 +118,44 @@ def test_there_and_back(imported, exported, tmp_path):
                     assert row[key] == pytest.approx(value) if isinstance(value, float) else row[key] == value
 
 
-def test_depth_and_masks_are_exported_as_they_are(tmp_path):
-    folder = write_dataset(tmp_path / "data", [3, 2], 2)
-    (path,) = (folder / "data").glob("*.parquet")
+def with_depth(folder):
+    """An export with depth and masks, and the dataset that it is of."""
+    data = write_dataset(folder / "data", [3, 2], 2)
     info = {"fps": 10, "columns": schema.row_columns(), "embodiments": ["franka_panda"], "state_is_pose": True}
     info["vertical_misalignment_px"] = 0.0
-    shards.write_json(folder / "meta/info.json", {**info, "state_dim": 7, "action_dim": 7})
-    out = tmp_path / "lerobot"
-    assert main(["export", "lerobot", "--dataset", str(folder), "--out", str(out), "--with-depth"]) == 0
+    shards.write_json(data / "meta/info.json", {**info, "state_dim": 7, "action_dim": 7})
+    out = folder / "lerobot"
+    assert main(["export", "lerobot", "--dataset", str(data), "--out", str(out), "--with-depth"]) == 0
+    return out, pq.read_table(next((data / "data").glob("*.parquet")))
+
+
+def test_depth_and_masks_are_exported_as_they_are(tmp_path):
+    """To the last bit, and depth as LeRobot marks it: what it takes for whole numbers would be mm."""
+    out, table = with_depth(tmp_path)
     exported = pq.read_table(out / "data/chunk-000/file-000.parquet")
-    for key in ("observation.depth", "observation.segmentation"):
-        assert exported.column(key).to_pylist() == pq.read_table(path).column(key).to_pylist()
-        feature = json.loads((out / "meta/info.json").read_text())["features"][key]
-        assert (feature["dtype"], feature["shape"]) == ("image", [32, 32, 1])
+    features = json.loads((out / "meta/info.json").read_text())["features"]
+    stats = json.loads((out / "meta/stats.json").read_text())
+    mask, depth = "observation.segmentation", "observation.depth"
+    assert exported.column(mask).to_pylist() == table.column(mask).to_pylist()
+    for key in (depth, mask):
+        assert (features[key]["dtype"], features[key]["shape"]) == ("image", [32, 32, 1])
+    assert features[depth]["info"] == {"is_depth_map": True, "depth_unit": "m"} and "info" not in features[mask]
+    maps = []
+    for found, stored in zip(exported.column(depth).to_pylist(), table.column(depth).to_pylist(), strict=True):
+        with Image.open(io.BytesIO(found["bytes"])) as image:
+            assert (image.format, image.mode) == ("TIFF", "F")
+            maps.append(np.array(image))
+        np.testing.assert_array_equal(maps[-1], shards.decode_image(depth, stored["bytes"]))
+    np.testing.assert_allclose(stats[depth]["mean"], np.full((1, 1, 1), np.mean(maps)), rtol=1e-6)  # of all 5 frames
+    assert np.shape(stats[mask]["max"]) == (1, 1, 1) and stats[mask]["max"][0][0][0] == pytest.approx(3 / 255)
+
+
+def test_lerobot_doctor_finds_nothing_broken(exported, tmp_path):
+    """Its warnings are about short episodes and numbers that stay as they are."""
+    for folder in (exported, with_depth(tmp_path)[0]):
+        results = run_checks(load_doctors(str(folder))).results
+        assert len(results) == 11
+        assert [result for result in results if result.severity is Severity.FAIL] == []
 
 
 def test_wrong_exports_are_named(imported, exported, capsys):
@@ -143,3 +174,14 @@ def test_what_a_crop_moved_off_the_middle_is_exported_and_imported_again(tmp_pat
     assert main([*command, "--out", str(tmp_path / "again")]) == 0
     for row in rows_of(tmp_path / "again", "train"):
         np.testing.assert_allclose(row["calibration.principal_point_px"], [24, 48])
+
+
+def test_the_export_has_a_card(exported):
+    card = DatasetCard.load(exported / "README.md")
+    assert card.data.license == "mit" and card.data.task_categories == [
+        "robotics"
+    ]  # of the rig that it was imported by
+    assert card.data.tags == ["LeRobot", "robotics", "stereo"]
+    assert "18 frames in 3 episodes at 12 Hz" in card.text and "| action | float32 | 7 | x, y, z, roll" in card.text
+    rows = load_dataset(str(exported), split="train", streaming=True)
+    assert len(list(rows)) == 18

@@ -17,7 +17,7 @@ from stereovla.evaluation import metrics
 from stereovla.evaluation.held_out import count_rows, inner_point, read_rows
 from stereovla.evaluation.model_policy import ModelPolicy
 from stereovla.evaluation.offline import OfflineEvaluation, histogram
-from stereovla.evaluation.offline_depth import observations
+from stereovla.evaluation.offline_geometry import observations
 from stereovla.evaluation.report import offline_metrics
 from stereovla.sources import InputError, load_checkpoint
 
@@ -233,7 +233,7 @@ def test_one_camera_is_asked_what_its_policy_learned_and_its_data_knows(tmp_path
         assert all((share is not None) == bool(weight) for share in asked)
         assert (found["box"]["left_iou"] or {"count": 0})["count"] == (len(rows) if weight else 0)
         assert found["box"]["right_iou"] is None and found["disparity"]["error_px"] is None
-        assert found["action"]["position_mm"] is not None and found["depth_expert"] is not None
+        assert found["action"]["position_mm"] is not None and found["geometry"] is not None
         names = [metric["name"] for metric in offline_metrics(found)]
         assert ("box IoU of the target, left view" in names) == bool(weight) and not any("right" in n for n in names)
 

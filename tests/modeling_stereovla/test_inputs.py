@@ -4,11 +4,17 @@ import json
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from test_modeling_stereovla import make_inputs, make_training_inputs
 from torch.nn import functional as F
 from transformers.utils import logging
 
-from stereovla.modeling_stereovla import StereoEncoderModel, StereoVLAConfig, StereoVLAForActionPrediction
+from stereovla.modeling_stereovla import (
+    DepthVLAConfig,
+    StereoEncoderModel,
+    StereoVLAConfig,
+    StereoVLAForActionPrediction,
+)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +98,29 @@ def test_a_key_of_the_future_is_a_warning_and_a_typed_one_an_error(model, tmp_pa
     assert config.to_diff_dict()["stereo_config"] == model.config.to_diff_dict()["stereo_config"]
     with pytest.raises(ValueError, match="StereoVLAConfig has no field 'chunk_siz'; did you mean 'chunk_size'"):
         StereoVLAConfig.from_preset("tiny", chunk_siz=4)
+    with pytest.raises(ValueError, match="LlamaConfig has no field 'hidden_sise'; did you mean 'hidden_size'"):
+        StereoVLAConfig.from_preset("tiny", text_config={"hidden_sise": 64})
+    with pytest.raises(ValueError, match="GemmaConfig has no field 'hidden_sise'; did you mean 'hidden_size'"):
+        DepthVLAConfig.from_preset("depthvla-tiny", vlm_config={"text_config": {"hidden_sise": 64}})
+
+
+def test_a_whole_number_is_a_number():
+    """In JSON a weight of 5 is written so."""
+    config = StereoVLAConfig.from_preset("tiny", keyframe_loss_weight=5, language_loss_weight=0)
+    assert (config.keyframe_loss_weight, config.language_loss_weight) == (5, 0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("action_loss_weight", -1.0, "action_loss_weight is -1.0; it must be a finite number, at least 0"),
+        ("keyframe_loss_weight", float("nan"), "keyframe_loss_weight is nan"),
+        ("num_bins", 0, "num_bins is 0; it must be at least 2"),
+    ],
+)
+def test_weights_and_bins_that_cannot_be_learnt_with_are_refused(field, value, message):
+    with pytest.raises(StrictDataclassError, match=message):
+        StereoVLAConfig.from_preset("tiny", **{field: value})
 
 
 def test_the_experts_width_need_not_be_a_multiple_of_its_heads():

@@ -236,23 +236,27 @@ def test_parts_of_a_batch_add_up_to_the_batch():
 
 
 def test_smoothed_bins_by_brute_force():
-    """A bin's target is a Gaussian over all bins, cut off at their ends; other tokens keep theirs."""
-    config = StereoVLAConfig.from_preset("tiny", bin_smoothing=2.0)
+    """A bin's target is a Gaussian over all bins, cut off at their ends, and hundredths' one over all hundredths; other
+    tokens keep theirs.
+    """
+    config = StereoVLAConfig.from_preset("tiny", bin_smoothing=2.0, num_hundredths=100)
     first, objective = config.action_vocab_size - config.num_bins, LanguageObjective(config)
-    labels = torch.tensor([[7, first + 100, 42, first, config.action_vocab_size - 1]])
-    logits = torch.randn(4, config.text_config.vocab_size, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor(
+        [[7, first + 100, 42, first, config.action_vocab_size - 1, first - 1, first - 53, first - 101]]
+    )
+    logits = torch.randn(7, config.text_config.vocab_size, generator=torch.Generator().manual_seed(0))
     expected = []
     for values, label in zip(logits, labels[0, 1:].tolist(), strict=True):
         log_p = values.log_softmax(-1)
-        if label < first:
+        if label < first - 100:
             expected.append(-log_p[label])
             continue
         wanted = torch.zeros(config.text_config.vocab_size)
-        for other in range(first, config.action_vocab_size):
+        for other in range(first, config.action_vocab_size) if label >= first else range(first - 100, first):
             wanted[other] = math.exp(-(((other - label) / 2.0) ** 2) / 2)
         wanted /= wanted.sum()
         expected.append(F.kl_div(log_p, wanted, reduction="sum"))
-    found = objective.outputs(Predictions(logits=logits), Targets(labels=labels), 4)
+    found = objective.outputs(Predictions(logits=logits), Targets(labels=labels), 7)
     torch.testing.assert_close(found["language_loss"], torch.stack(expected).mean())
     # the least loss is 0, where the prediction is that Gaussian
     places = torch.arange(config.text_config.vocab_size) - first
@@ -261,7 +265,7 @@ def test_smoothed_bins_by_brute_force():
     torch.testing.assert_close(found["language_loss"], torch.tensor(0.0), atol=1e-5, rtol=0)
     # without the option it is the cross-entropy
     plain = LanguageObjective(StereoVLAConfig.from_preset("tiny"))
-    found = plain.outputs(Predictions(logits=logits), Targets(labels=labels), 4)
+    found = plain.outputs(Predictions(logits=logits), Targets(labels=labels), 7)
     torch.testing.assert_close(found["language_loss"], F.cross_entropy(logits, labels[0, 1:]))
 
 

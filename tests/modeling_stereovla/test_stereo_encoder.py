@@ -17,7 +17,7 @@ from stereovla.modeling_stereovla.configuration_stereo_encoder import StereoEnco
 from stereovla.modeling_stereovla.convert_files import Part, WeightSource, plan_conversion
 from stereovla.modeling_stereovla.convert_foundationstereo import Options, convert, convert_key, open_stereo, release_of
 from stereovla.modeling_stereovla.cost_filtering import repeat_bin
-from stereovla.modeling_stereovla.cost_volume import all_pairs_correlation
+from stereovla.modeling_stereovla.cost_volume import all_pairs_correlation, lookup_features
 from stereovla.modeling_stereovla.stereo_encoder import StereoEncoderModel
 from stereovla.processing import StereoImageProcessorPil
 
@@ -225,6 +225,24 @@ def test_coarser_volume_reports_the_same_units():
 
 
 @torch.no_grad()
+def test_lookups_in_a_coarser_volume_are_those_of_the_patch_that_a_pixel_lies_in():
+    model, volumes = small_model(volume_stride=2, features="lookup"), []
+    model.filter.register_forward_hook(lambda _module, _inputs, output: volumes.append(output))
+    pair = random_pair()
+    output, config = model(pair), model.config
+    maps = model.extract_features(model.normalized_views(pair))
+    everywhere = F.interpolate(volumes[0], scale_factor=(1, 2, 2), mode="nearest")
+    expected = lookup_features(
+        everywhere,
+        all_pairs_correlation(maps[0][0::2], maps[0][1::2]),
+        output.initial_disparity,
+        config.lookup_levels,
+        config.lookup_radius,
+    )
+    torch.testing.assert_close(output.features, expected)
+
+
+@torch.no_grad()
 def test_depth_is_focal_length_times_baseline_over_disparity():
     model, pair = small_model(), random_pair()
     focal, baseline = torch.tensor([70.0, 90.0]), torch.tensor([0.063, 0.12], dtype=torch.float64)
@@ -360,7 +378,6 @@ def test_it_learns_disparity():
         ({"hourglass_channels": [8, 8, 8]}, "valid: 1 to 2"),
         ({"hourglass_channels": [8, 8], "volume_stride": 2}, "valid: 1 to 1"),
         ({"volume_stride": 3}, "volume_stride is 3; valid: 1, 2"),
-        ({"volume_stride": 2, "features": "lookup"}, "needs volume_stride 1"),
         ({"num_correlation_groups": 3}, "it must divide the 16 matched channels"),
         ({"volume_channels": 9}, "volume_channels is 9"),
         ({"disparity_kernel_size": 4}, "each must be odd and positive"),

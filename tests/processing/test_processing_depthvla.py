@@ -309,15 +309,6 @@ def test_words_at_the_beginning_are_whole(small):
     assert tokens == ["pick", "Ġup", "Ġthe", "Ġred", "Ġcube", "Ċ"]
 
 
-def test_existing_tokenizers_keep_their_ids():
-    """What StereoVLA's tokenizer was before there was another layout."""
-    tokenizer = build_tokenizer([INSTRUCTION, "red cube"], num_bins=BINS)
-    ids = tokenizer(f"In: What action should the robot take to {INSTRUCTION}?\nOut: ")["input_ids"]
-    before = [1, 265, 29, 273, 324, 320, 262, 322, 321, 311, 318, 310, 262, 283, 282, 34, 202, 272, 29, 224]
-    assert len(tokenizer) == 410 and ids == before
-    assert tokenizer("\n", add_special_tokens=False)["input_ids"] == [202]
-
-
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_batches_equal_samples(tokenizer, side):
     """Every objective, some with absent views, padded to one length; only the padding differs."""

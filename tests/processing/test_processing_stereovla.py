@@ -208,7 +208,7 @@ def test_answer_points_are_what_each_label_is_about(processor):
         processor.tokenizer.decode(ids[said])
         for ids, said in zip(batch["input_ids"], batch["asked_words"], strict=True)
     ]
-    assert words == [" red cube", "", " red cube", " (40, 50)", "", " blue ball"]
+    assert words == [" red cube", "", " red cube", "4050", "", " blue ball"]
     assert points.shape == (*labels.shape, 2) and points.dtype == torch.float32
     for row, (about, skipped) in enumerate([(target, 7), (target, 7), (target, 0), (asked, 0), (None, 0), (None, 0)]):
         places = (labels[row] != -100).nonzero()[skipped:, 0] if about else torch.tensor([], dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""The tokenizer for training from scratch: whole words, single digits, reserved bins, the same from the same texts."""
+"""The tokenizer for training from scratch: whole words and pixels, reserved bins, the same from the same texts."""
 
 import random
 
@@ -36,9 +36,17 @@ def test_words_are_whole_tokens(tokenizer):
     assert [" green", " ball"] == pieces(tokenizer, box_prompt("green ball"))[8:10]
 
 
-def test_numbers_are_single_digits(tokenizer):
-    assert pieces(tokenizer, value_text([0.53, 12.1], 2)) == list("[0.53,12.10]")
-    assert pieces(tokenizer, depth_prompt([[116, 21]]))[7:17] == [" (", "1", "1", "6", ",", " ", "2", "1", ")", " in"]
+def test_pixels_and_two_decimals_are_whole(tokenizer):
+    assert pieces(tokenizer, value_text([0.53, 12.1], 2)) == ["[", "0", ".53", ",", "12", ".10", "]"]
+    first = len(tokenizer) - 64 - 100
+    assert tokenizer.convert_tokens_to_ids([".00", ".07", ".99"]) == [first, first + 7, first + 99]
+    assert pieces(tokenizer, depth_prompt([[16, 5]]))[7:13] == [" (", "16", ",", " ", "5", ")"]
+    assert pieces(tokenizer, depth_prompt([[116, 5]]))[7:14] == [" (", "1", "16", ",", " ", "5", ")"]
+    of_larger = build_tokenizer(TEXTS, num_bins=64, image_size=128)
+    assert pieces(of_larger, depth_prompt([[116, 5]]))[7:13] == [" (", "116", ",", " ", "5", ")"]
+    assert pieces(of_larger, "1.207") == ["1", ".20", "7"]
+    with pytest.raises(ValueError, match="image_size is 1001; it must be 1 to 1000 px"):
+        build_tokenizer(TEXTS, image_size=1001)
 
 
 @pytest.mark.parametrize("text", ["the Würfel 立方体 🤖", "", "a\tb\n\n c", "x" * 50, "0123456789"])

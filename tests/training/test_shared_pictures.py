@@ -10,9 +10,10 @@ from synthetic_dataset import write_training_dataset
 from stereovla.dataset_builder.streaming.mixture import load_meta
 from stereovla.dataset_builder.streaming.questions import questions_of
 from stereovla.dataset_builder.streaming.window_stream import WindowStream
-from stereovla.train import TrainingOptions, check_sharing
+from stereovla.train import TrainingOptions
 from stereovla.training.feed import OF_FRAMES, Batches
 from stereovla.training.models import untrained
+from stereovla.training.terms import Questions, questions_per_frame
 
 MIXTURE = {"action": 5.0, "depth": 2.0, "box": 2.0, "pose": 1.0}
 
@@ -127,13 +128,22 @@ def test_a_stream_of_frames_goes_on_where_it_was(dataset):
         assert [q["objective"] for q in questions_of(window)] == [q["objective"] for q in questions_of(other)]
 
 
-def test_what_cannot_be_shared_is_refused():
-    options = TrainingOptions(dataset=["x"], output_dir="y", questions_per_frame=2, batch_size=6)
-    check_sharing(options, 6, True)
+def test_pictures_are_shared_where_they_can_be():
+    many = Questions({"action": 5, "depth": 2, "box": 2}, "uniform")
+    one = Questions({"action": 1, "depth": 0, "box": 0}, "uniform")
+    assert questions_per_frame(2, 1, many, 6, True) == 2
     with pytest.raises(ValueError, match="must divide the 3 samples that a process takes at once"):
-        check_sharing(options, 3, True)
+        questions_per_frame(2, 1, many, 3, True)
     with pytest.raises(ValueError, match="--questions_per_frame is 2, but a DepthVLA reads its pictures together"):
-        check_sharing(options, 6, False)
-    check_sharing(TrainingOptions(dataset=["x"], output_dir="y"), 3, False)
+        questions_per_frame(2, 1, many, 6, False)
+    # without a wish: what is usual for the preset, where it can be
+    for usual, asked, size, stereovla, count in (
+        (2, many, 24, True, 2),
+        (1, many, 24, True, 1),
+        (2, one, 24, True, 1),
+        (2, many, 3, True, 1),
+        (2, many, 24, False, 1),
+    ):
+        assert questions_per_frame(None, usual, asked, size, stereovla) == count
     with pytest.raises(ValueError, match="--questions_per_frame is 0; it must be at least 1"):
         TrainingOptions(dataset=["x"], output_dir="y", questions_per_frame=0)

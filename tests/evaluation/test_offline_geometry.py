@@ -14,13 +14,15 @@ from stereovla.evaluation import metrics
 from stereovla.evaluation.held_out import read_rows
 from stereovla.evaluation.model_policy import ModelPolicy
 from stereovla.evaluation.offline import OfflineEvaluation
-from stereovla.evaluation.offline_depth import SHOWN, DepthExpertEvaluation, observations, shown, with_another_scene
+from stereovla.evaluation.offline_geometry import GeometryEvaluation, observations, with_another_scene
 from stereovla.evaluation.pointed_keyframes import position_errors
 from stereovla.evaluation.report import offline_metrics
+from stereovla.evaluation.shown_geometry import shown
 from stereovla.modeling_stereovla.configuration_depthvla import stereo_encoder
 from stereovla.sources import load_checkpoint
 
 LENGTHS = [3, 2, 3]
+SHOWN = ("given", "null", "swapped")
 
 
 @pytest.fixture(scope="module")
@@ -79,19 +81,16 @@ def test_depth_errors_are_those_of_a_plain_loop():
 
 
 def test_the_depth_expert_alone_is_shown_something_else(policy, rows):
-    evaluation, others = DepthExpertEvaluation(policy), [other for _, other in with_another_scene(rows)]
-    model, inputs = policy.model, evaluation.inputs(rows)
+    evaluation, others = GeometryEvaluation(policy), [other for _, other in with_another_scene(rows)]
+    model, inputs, of_others = policy.model, evaluation.inputs(rows), evaluation.inputs(others)
     inputs.pop("depth_map")
-    swapped, _ = evaluation.pictures("swapped", rows, others)
-    null, _ = evaluation.pictures("null", rows, others)
-    assert torch.equal(swapped[:3], evaluation.inputs(others[:1])["pixel_values"].expand(3, -1, -1, -1, -1))
-    assert null.unique().tolist() == [0.5]
+    pictures = {"null": torch.full_like(inputs["pixel_values"], 0.5), "swapped": of_others["pixel_values"]}
     with torch.no_grad():
         given = model(**inputs, output_depth=True)
-        for pictures in (null, swapped):
-            expected = model.model.depth_expert(pictures, inputs["view_mask"]).depth
-            with shown(model, pictures, None):
-                found = model(**inputs, output_depth=True)
+        for name, seen in pictures.items():
+            expected = model.model.depth_expert(seen, inputs["view_mask"]).depth
+            with shown(model, name, inputs, of_others) as to_give:
+                found = model(**to_give, output_depth=True)
             present = inputs["view_mask"]
             torch.testing.assert_close(found.depth[present], expected[present], atol=1e-6, rtol=1e-5)
             assert not torch.allclose(found.depth[present], given.depth[present], rtol=1e-3)
@@ -102,8 +101,8 @@ def test_the_depth_expert_alone_is_shown_something_else(policy, rows):
 def test_the_report_has_what_was_predicted(policy, rows):
     report = OfflineEvaluation(policy).evaluate(rows, batch_size=3)
     json.dumps(report, allow_nan=False)
-    found, evaluation = report["depth_expert"], DepthExpertEvaluation(policy)
-    assert set(found) == set(SHOWN)
+    found, evaluation = report["geometry"], GeometryEvaluation(policy)
+    assert tuple(found) == SHOWN
     inputs = evaluation.inputs(rows)
     truth = inputs.pop("depth_map")
     with torch.no_grad():
@@ -156,13 +155,15 @@ def test_every_kind_of_depth_expert_is_measured(overrides, rows, tmp_path):
     report = OfflineEvaluation(policy).evaluate(rows[:5], batch_size=5)
     json.dumps(report, allow_nan=False)
     if "depth_map_loss_weight" in overrides:
-        assert report["depth_expert"] is None
+        assert report["geometry"] is None
         return
-    found = report["depth_expert"]
-    errors = [found[name]["depth_map"]["left"]["abs_rel"] for name in SHOWN]
-    assert len(set(errors)) == 3
-    positions = [found[name]["action"]["position_mm"]["mean"] for name in SHOWN]
-    assert len(set(positions)) == 3
+    found = report["geometry"]
+    names = [*SHOWN, "left_twice"] if overrides.get("depth_config") == stereo_encoder() else SHOWN
+    assert set(found) == set(names)
+    errors = [found[name]["depth_map"]["left"]["abs_rel"] for name in names]
+    assert len(set(errors)) == len(names)
+    positions = [found[name]["action"]["position_mm"]["mean"] for name in names]
+    assert len(set(positions)) == len(names)
     assert found["given"]["keyframe"]["xy_cm"] is None  # of pointers, which it has not
 
 
@@ -177,9 +178,9 @@ def test_rows_of_one_camera_without_depth(policy, tmp_path):
         OfflineEvaluation(policy).evaluate(found)
     found = [replace(row, views={**row.views, "wrist": None}) for row in found]
     report = OfflineEvaluation(policy).evaluate(found)
-    assert report["depth_expert"]["swapped"]["depth_map"] == {"left": None, "wrist": None}
-    assert report["depth_expert"]["swapped"]["action"]["position_mm"]["count"] > 0
-    one = OfflineEvaluation(policy).evaluate(found[:2])["depth_expert"]
+    assert report["geometry"]["swapped"]["depth_map"] == {"left": None, "wrist": None}
+    assert report["geometry"]["swapped"]["action"]["position_mm"]["count"] > 0
+    one = OfflineEvaluation(policy).evaluate(found[:2])["geometry"]
     assert one["null"]["action"]["position_mm"] and one["swapped"]["action"]["position_mm"] is None
 
 
@@ -188,14 +189,14 @@ def test_the_command_writes_it_and_the_report_names_it(dataset, tmp_path):
     own = ["--model", source, "--dataset", dataset, "--out", str(tmp_path), "--stride", "2", "--run_code", "True"]
     assert main(["offline", *own]) == 0
     offline = json.loads((tmp_path / "offline.json").read_text())
-    found = offline["depth_expert"]
+    found = offline["geometry"]
     assert found["null"]["depth_map"]["left"]["count"] == offline["rows"] == 4
     named = {metric["name"]: metric for metric in offline_metrics(offline)}
     errors = [found[name]["depth_map"]["left"]["abs_rel"] for name in SHOWN]
     assert named["depth of the left view, abs_rel"]["value"] == errors[0]
-    expected = "{:.3f}; shown grey: {:.3f}; shown another scene: {:.3f}".format(*errors)
+    expected = "{:.3f}; shown grey or no depth: {:.3f}; shown another scene: {:.3f}".format(*errors)
     assert named["depth of the left view, abs_rel"]["text"] == expected
-    assert "action error with its depth expert, position_mm" in named
-    assert "keyframe error with its depth expert, z_cm" not in named  # no pointers
-    del offline["depth_expert"]  # results from before
+    assert "action error with its geometry, position_mm" in named
+    assert "keyframe error with its geometry, z_cm" not in named  # no pointers
+    del offline["geometry"]  # results from before
     assert len(offline_metrics(offline)) == len(named) - 5

@@ -1,0 +1,262 @@
+"""Policies at equal size, data and samples, with the controls beside each: one resumable command, one table.
+
+    python -m benchmarks.comparison --dataset DATASET --out COMPARISON --size demo
+    python -m benchmarks.comparison --dataset DATASET --out COMPARISON --policies mono points-base --seeds 3 --cores 0,1
+
+`comparison_policies` has the list. Each policy is trained with each seed by `stereovla train`, and measured on held-out
+rows and in rollouts in the dataset's own world, as it is and in the controls that it has (the left view twice, nothing,
+another scene). Every part is a process of its own, pinned to a core with one thread; what is finished is not done
+again, what was interrupted goes on. COMPARISON/table.md is written anew after each policy.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from queue import Empty, Queue
+
+from transformers import AutoConfig, HfArgumentParser
+
+from stereovla.benchmarks.comparison_policies import (
+    ENCODER_COMES_TRAINED,
+    ENCODER_LEARNS_BESIDE,
+    SIZES,
+    Entry,
+    entries,
+)
+from stereovla.benchmarks.comparison_table import write_table
+from stereovla.evaluation.episode_log import write_json
+from stereovla.evaluation.shown_geometry import controls
+from stereovla.train import PRESETS
+
+OWN_WORLD = ("camera_range", "image_size", "num_objects")  # options of `stereovla evaluate rollout` of their own
+BASELINES = ("expert", "still")
+# of all policies, whatever their presets say: some cannot answer in words, some see pictures anew for each question
+ALIKE = {"mixture": "1:0:0:0", "questions_per_frame": 1, "tracker": "none"}
+NOT_CONTENT = ("out", "policies", "seeds", "episodes", "control_episodes", "cores", "device")
+
+
+@dataclass
+class ComparisonOptions:
+    """What `python -m benchmarks.comparison` can be told."""
+
+    dataset: str = field(metadata={"help": "Folder of a dataset that the simulator recorded; it says in which world."})
+    out: str = field(metadata={"help": "Folder of all trainings and results."})
+    size: str = field(
+        default="demo", metadata={"help": "Sizes and recipe: StereoVLA's preset.", "choices": list(SIZES)}
+    )
+    policies: list[str] = field(default_factory=list, metadata={"help": "Names of policies; not given: all."})
+    seeds: int = field(default=1, metadata={"help": "Trainings of each policy."})
+    steps: int = field(default=0, metadata={"help": "Steps of each training; 0 = those of the size's preset."})
+    training: str = field(
+        default="{}",
+        metadata={"help": 'More options of every training, as JSON: {"batch_size": 24, "pool_episodes": 12}.'},
+    )
+    stereo_encoder: str | None = field(
+        default=None, metadata={"help": "Trained stereo encoder that those with one are given, held fixed."}
+    )
+    depth_expert: str | None = field(default=None, metadata={"help": "Trained depth expert of a single view."})
+    stereo_depth_expert: str | None = field(default=None, metadata={"help": "Trained stereo depth expert."})
+    rows: int = field(default=300, metadata={"help": "Held-out rows."})
+    stride: int = field(default=2, metadata={"help": "Every n-th is taken."})
+    episodes: int = field(default=100, metadata={"help": "Rollouts of each training; 0 = none."})
+    control_episodes: int = field(default=100, metadata={"help": "Rollouts of each control."})
+    max_steps: int = field(default=60, metadata={"help": "Steps of 0.1 s after which an episode has failed."})
+    execution_horizon: int = field(default=3, metadata={"help": "Actions executed of each chunk."})
+    world: str = field(
+        default="{}", metadata={"help": "Options of the world of the rollouts that are not the dataset's."}
+    )
+    cores: str = field(default="", metadata={"help": "Cores, one policy at a time on each: 0,1. Not given: any one."})
+    device: str = field(default="cpu", metadata={"help": "Where policies are measured; training chooses itself."})
+
+    def __post_init__(self):
+        known = entries(self.size)
+        if unknown := [name for name in self.policies if name not in known]:
+            raise ValueError(f"--policies has {', '.join(unknown)}; there are {', '.join(known)}")
+        for name, least in (("seeds", 1), ("steps", 0), ("rows", 1), ("episodes", 0), ("control_episodes", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least {least}")
+        self.chosen = {name: known[name] for name in self.policies or known}
+        self.recipe = {**PRESETS[self.size], **ALIKE, **json.loads(self.training)}
+        self.recipe |= {"steps": self.steps} if self.steps else {}
+
+    def worlds_options(self) -> list[str]:
+        """Of `stereovla evaluate rollout`: the world that the dataset was recorded in, with the changes of --world."""
+        info = json.loads((Path(self.dataset) / "meta/info.json").read_text())
+        if "world" not in info.get("build", {}):
+            raise ValueError(f"{self.dataset} was not recorded in the simulator: its meta/info.json names no world")
+        world = info["build"]["world"] | json.loads(self.world)
+        own = [text for name in OWN_WORLD for text in (f"--{name}", str(world.pop(name)))]
+        return [*own, "--world", json.dumps(world)]
+
+
+def training_arguments(entry: Entry, seed: int, folder: Path, options: ComparisonOptions) -> list[str]:
+    """Of `stereovla`, for one training."""
+    config, own = dict(entry.config), {**options.recipe, **entry.options, "seed": seed, "freeze": ""}
+    given = options.stereo_encoder is not None
+    if entry.stereo and given:
+        own |= {"stereo_encoder": options.stereo_encoder, "freeze": "stereo"}
+    if entry.stereo and entry.depth_expert is None:
+        config |= ENCODER_COMES_TRAINED if given else ENCODER_LEARNS_BESIDE
+    expert = {"depth": options.depth_expert, "stereo": options.stereo_depth_expert}.get(entry.depth_expert)
+    if expert is not None:
+        own |= {"depth_expert": expert}
+    more = [text for name, value in own.items() for text in (f"--{name}", str(value))]
+    files = ["--dataset", options.dataset, "--output_dir", str(folder), "--config", json.dumps(config)]
+    return ["train", "--preset", entry.preset, *files, *more]
+
+
+def rollout_arguments(spec: str, folder: Path, shown: str, options: ComparisonOptions) -> list[str]:
+    """Of `stereovla`, for the rollouts of one policy in what `shown` says."""
+    count = options.episodes if shown == "given" else options.control_episodes
+    numbers = {
+        "seeds": count,
+        "baseline_seeds": count,
+        "max_steps": options.max_steps,
+        "execution_horizon": options.execution_horizon,
+        "processes": 1,
+        "shown": shown,
+        "device": options.device,
+    }
+    given = [text for name, value in numbers.items() for text in (f"--{name}", str(value))]
+    return ["evaluate", "rollout", "--policies", spec, "--out", str(folder), *given, *options.worlds_options()]
+
+
+def finished_episodes(folder: Path) -> int:
+    """How many rollouts of one policy are in `folder`."""
+    return sum(path.read_text().count("\n") for path in folder.glob("rollouts/*/episodes.jsonl"))
+
+
+class Runner:
+    """Runs parts as processes of their own, and notes what each costs; all end with this one.
+
+    Args:
+        core: that they are pinned to; None = any.
+    """
+
+    def __init__(self, core: int | None, running: set[subprocess.Popen]):
+        self.core, self.running = core, running
+
+    def run(self, arguments: Sequence[str], folder: Path) -> None:
+        """`stereovla` with arguments; RuntimeError with the end of its log where it fails. One line of costs.jsonl in
+        `folder` is its seconds, and those of its core.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "stereovla", *arguments]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
+        if self.core is not None:
+            pin = f"import os, sys; os.sched_setaffinity(0, [{self.core}]); os.execv(sys.argv[1], sys.argv[1:])"
+            command = [sys.executable, "-c", pin, *command]
+        stage, log = "-".join(arguments[: 2 if arguments[0] == "evaluate" else 1]), folder / "log.txt"
+        begin = time.perf_counter()
+        with log.open("ab") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+            self.running.add(process)
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            self.running.discard(process)
+        cost = {"stage": stage, "seconds": time.perf_counter() - begin, "core_seconds": usage.ru_utime + usage.ru_stime}
+        with (folder / "costs.jsonl").open("a") as costs:
+            costs.write(json.dumps(cost | {"status": process.returncode}) + "\n")
+        if process.returncode:
+            raise RuntimeError(f"stereovla {stage} failed; the end of {log}:\n{log.read_text()[-2000:]}")
+
+
+def run_policy(runner: Runner, name: str, seed: int, options: ComparisonOptions) -> None:
+    """Trains one policy with one seed and measures it; what is there already is kept."""
+    folder = Path(options.out) / name / f"seed-{seed}"
+    model = folder / "training/model"
+    if not (model / "training.json").is_file():
+        runner.run(training_arguments(options.chosen[name], seed, folder / "training", options), folder)
+    if not (folder / "offline/offline.json").is_file():
+        rows = ["--rows", str(options.rows), "--stride", str(options.stride), "--device", options.device]
+        where = ["--model", str(model), "--dataset", options.dataset, "--out", str(folder / "offline")]
+        runner.run(["evaluate", "offline", *where, *rows], folder)
+    for shown in ("given", *controls(AutoConfig.from_pretrained(model, trust_remote_code=True))):
+        wanted = options.episodes if shown == "given" else options.control_episodes
+        if wanted and finished_episodes(folder / shown) < wanted:
+            runner.run(rollout_arguments(str(model), folder / shown, shown, options), folder)
+
+
+def run_baseline(runner: Runner, name: str, options: ComparisonOptions) -> None:
+    """Rolls out a policy that needs no training."""
+    folder = Path(options.out) / name
+    if options.episodes and finished_episodes(folder / "given") < options.episodes:
+        runner.run(rollout_arguments(name, folder / "given", "given", options), folder)
+
+
+def check_folder(options: ComparisonOptions) -> None:
+    """ValueError where the folder holds a comparison of other options; writes them where it is new."""
+    saved = Path(options.out) / "comparison.json"
+    content = {name: value for name, value in asdict(options).items() if name not in NOT_CONTENT}
+    if saved.is_file():
+        before = json.loads(saved.read_text())
+        if changed := [name for name in content if before.get(name) != content[name]]:
+            raise ValueError(
+                f"{options.out} holds a comparison with other options ({', '.join(changed)}); take another --out"
+            )
+    saved.parent.mkdir(parents=True, exist_ok=True)
+    write_json(saved, content)
+
+
+def compare(options: ComparisonOptions) -> Path:
+    """Runs what is missing, and returns the table."""
+    options.worlds_options()
+    check_folder(options)
+    jobs: Queue = Queue()
+    if options.episodes:
+        for name in BASELINES:
+            jobs.put((run_baseline, name))
+    for seed in range(options.seeds):  # all policies once, before the second seeds
+        for name in options.chosen:
+            jobs.put((run_policy, name, seed))
+    cores = [int(core) for core in options.cores.split(",")] if options.cores else [None]
+    running: set[subprocess.Popen] = set()
+    failed: list[BaseException] = []
+    lock = threading.Lock()
+
+    def work(core: int | None) -> None:
+        while not failed:
+            try:
+                run, *arguments = jobs.get_nowait()
+            except Empty:
+                return
+            try:
+                run(Runner(core, running), *arguments, options)
+                with lock:
+                    write_table(Path(options.out), entries(options.size))
+                print(f"done: {' '.join(map(str, arguments))}", flush=True)
+            except BaseException as error:
+                failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(core,)) for core in cores[1:]]
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        for thread in threads:
+            thread.start()
+        work(cores[0])
+        for thread in threads:
+            thread.join()
+    finally:  # trainings save a checkpoint first
+        for process in list(running):
+            process.terminate()
+    if failed:
+        raise failed[0]
+    return write_table(Path(options.out), entries(options.size))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    (options,) = HfArgumentParser(ComparisonOptions, description=__doc__).parse_args_into_dataclasses(arguments)
+    path = compare(options)
+    print(path.read_text())
+    print(f"table: {path}")
+
+
+if __name__ == "__main__":
+    main()

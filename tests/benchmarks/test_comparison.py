@@ -1,0 +1,136 @@
+"""benchmarks.comparison: every policy of the list trains and is measured, and a comparison that is killed goes on."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("mujoco")
+
+from training_runs import one_thread, recorded  # noqa: E402
+
+from stereovla.__main__ import main as stereovla  # noqa: E402
+from stereovla.benchmarks import comparison  # noqa: E402
+from stereovla.benchmarks.comparison import ComparisonOptions, Runner, compare, training_arguments  # noqa: E402
+from stereovla.benchmarks.comparison_policies import SIZES, entries  # noqa: E402
+from stereovla.benchmarks.comparison_table import result_of, write_table  # noqa: E402
+from stereovla.command_line import parse  # noqa: E402
+from stereovla.dataset_builder.streaming.mixture import load_meta  # noqa: E402
+from stereovla.train import TrainingOptions, build  # noqa: E402
+
+RECIPE = '{"batch_size": 4, "warmup_steps": 1, "checkpoint_every": 2, "pool_episodes": 2, "validation_batches": 0}'
+
+
+class Here(Runner):
+    """Runs the same commands in this process, which saves their start."""
+
+    def run(self, arguments, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with one_thread():
+            assert stereovla(list(arguments)) == 0, arguments
+        with (folder / "costs.jsonl").open("a") as costs:
+            costs.write(json.dumps({"stage": arguments[0], "seconds": 2.0, "core_seconds": 1.0}) + "\n")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> str:
+    return recorded(tmp_path_factory.mktemp("recorded") / "dataset")
+
+
+def options_of(dataset: str, out: Path, **more) -> ComparisonOptions:
+    own = {"steps": 2, "training": RECIPE, "rows": 4, "stride": 1, "episodes": 1, "control_episodes": 1, "max_steps": 3}
+    return ComparisonOptions(dataset=dataset, out=str(out), size="tiny", **own | more)
+
+
+def check(out: Path, names: list[str]) -> None:
+    """Every policy has its row, with what it is and what its controls gave."""
+    results = json.loads((out / "results.json").read_text())["policies"]
+    assert list(results) == ["expert", "still", *(name for name in entries("tiny") if name in names)]
+    table = (out / "table.md").read_text().splitlines()
+    for name in names:
+        result, entry = results[name], entries("tiny")[name]
+        (row,) = [line for line in table if line.startswith(f"| {name} |")]
+        sees_more = name not in ("mono", "pi0", "pi0-transformers")
+        assert set(result["success"]) > {"given"} if sees_more else set(result["success"]) == {"given"}
+        assert ("another scene: 0 of" in row) == sees_more
+        assert all(rate["episodes"] == 1 for rate in result["success"].values())
+        assert result["offline"][0]["rows"] == 4 and result["parameters"] > 100_000
+        assert entry.sees in row and result["core_seconds"]["train"] == 1.0
+
+
+def test_one_of_the_list_is_trained_and_measured_and_nothing_twice(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "Runner", Here)
+    compare(options_of(dataset, tmp_path, policies=["attention"]))
+    check(tmp_path, ["attention"])
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jsonl")}
+    compare(options_of(dataset, tmp_path, policies=["attention"]))
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jsonl")} == before
+    compare(options_of(dataset, tmp_path, policies=["attention"], episodes=2))  # more of the same
+    assert result_of(tmp_path / "attention")["success"]["given"]["episodes"] == 2
+    with pytest.raises(ValueError, match=r"other options \(steps\)"):
+        compare(options_of(dataset, tmp_path, steps=3))
+
+
+@pytest.mark.slow
+def test_the_whole_list_trains_and_is_measured(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "Runner", Here)
+    compare(options_of(dataset, tmp_path))
+    check(tmp_path, list(entries("tiny")))
+
+
+@pytest.mark.slow
+def test_parts_are_processes_whose_cost_and_whose_failure_is_told(dataset, tmp_path):
+    compare(options_of(dataset, tmp_path, policies=["mono"], episodes=0, cores="0"))
+    stages = [json.loads(line) for line in (tmp_path / "mono/seed-0/costs.jsonl").read_text().splitlines()]
+    assert [stage["stage"] for stage in stages] == ["train", "evaluate-offline"]
+    assert all(stage["status"] == 0 and 0 < stage["core_seconds"] for stage in stages)
+    bad = options_of(dataset, tmp_path / "bad", policies=["mono"], training='{"batch_size": 0}')
+    with pytest.raises(RuntimeError, match="(?s)stereovla train failed.*batch_size is 0"):
+        compare(bad)
+
+
+SLOW = ("demo", "lab")
+
+
+@pytest.mark.parametrize("size", [pytest.param(size, marks=[pytest.mark.slow] * (size in SLOW)) for size in SIZES])
+def test_every_policy_of_every_size_is_built_with_the_same_trunk(size, dataset, tmp_path):
+    """By the options of `stereovla train` that the list gives."""
+    options = ComparisonOptions(dataset=dataset, out=str(tmp_path), size=size)
+    meta, trunks = load_meta(dataset), set()
+    for name, entry in options.chosen.items():
+        arguments = training_arguments(entry, 0, tmp_path / name, options)[1:]
+        parsed = parse(TrainingOptions, "train", arguments)
+        for option in ("steps", "batch_size", "learning_rate", "warmup_steps", "mixture", "mixed_precision"):
+            if option in options.recipe:
+                assert getattr(parsed, option) == options.recipe[option], (name, option)
+        model, _ = build(parsed, meta)
+        text, config = model.config.text_config, model.config
+        trunk = [text.hidden_size, text.num_hidden_layers, text.num_attention_heads, text.head_dim]
+        trunk += [config.expert_hidden_size, config.chunk_size, config.image_size, config.patch_size]
+        trunks.add(tuple(trunk))
+    assert len(trunks) == 1, trunks
+
+
+def test_what_cannot_be_compared_is_refused(dataset, tmp_path):
+    with pytest.raises(ValueError, match="--policies has stereo; there are correlation, correlation-alone"):
+        options_of(dataset, tmp_path, policies=["stereo"])
+    with pytest.raises(ValueError, match="--size is 'large'; it must be one of tiny, demo"):
+        entries("large")
+    imported = tmp_path / "imported/meta"
+    imported.mkdir(parents=True)
+    (imported / "info.json").write_text("{}")
+    with pytest.raises(ValueError, match="names no world"):
+        options_of(str(imported.parent), tmp_path).worlds_options()
+
+
+def test_numbers_of_the_table_are_those_of_the_logs(tmp_path):
+    (tmp_path / "comparison.json").write_text("{}")
+    for seed, wins in enumerate((3, 1)):
+        folder = tmp_path / f"mono/seed-{seed}/given/rollouts/trained"
+        folder.mkdir(parents=True)
+        lines = [json.dumps({"seed": number, "success": number < wins}) + "\n" for number in range(4)]
+        (folder / "episodes.jsonl").write_text("".join(lines) + '{"seed": 9, "succ')  # cut off by a kill
+        cost = {"stage": "train", "seconds": 900, "core_seconds": 1800}
+        (tmp_path / f"mono/seed-{seed}/costs.jsonl").write_text(json.dumps(cost) + "\n")
+    row = write_table(tmp_path, entries("tiny")).read_text().splitlines()[2]
+    assert row.startswith("| mono | left view |  | 4 of 8 (22 to 78 %) | 3, 1 |") and row.endswith("| 1.00 |")
