@@ -50,7 +50,7 @@ test-slow: install
 	$(BIN)/python -m pytest -q -n auto -m slow
 
 test-libero: .venv-libero/.installed
-	.venv-libero/bin/python -m pytest -q -n auto tests/*/test_libero.py tests/simulation
+	.venv-libero/bin/python -m pytest -q -n auto tests/*/test_libero_*.py tests/simulation/test_simulation_*.py
 
 .venv-libero/.installed: requirements.lock requirements-libero.lock setup.py
 	$(PYTHON) -m venv .venv-libero
