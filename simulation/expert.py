@@ -227,7 +227,7 @@ def ready_to_close(now: Situation) -> bool:
     across = abs(cos * offset[0] + sin * offset[1])  # along the finger faces
     between = abs(-sin * offset[0] + cos * offset[1])  # along the closing direction
     free = max(0.0, (now.opening * now.opening_m - grasp.width) / 2)
-    small = grasp.width < 0.024  # a small thing needs the middle of the pads
+    small = grasp.width < 0.024 and not grasp.rim  # a small thing needs the middle of the pads
     return (
         across < (0.006 if small else 0.010 if grasp.round else 0.014) + 0.014 * slack
         and between < min(0.016, free) + 0.014 * slack

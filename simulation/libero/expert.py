@@ -15,7 +15,7 @@ from stereovla.simulation.expert import (
     Situation,
 )
 from stereovla.simulation.geometry import matrix_to_rpy
-from stereovla.simulation.libero.grasps import FINGERS, HAND, RIM_WIDTH_M, choose_grasp, closing_direction
+from stereovla.simulation.libero.grasps import FINGERS, HAND, choose_grasp, closing_direction
 from stereovla.simulation.libero.world import LiberoWorld
 
 FULFILLED_ACROSS_M = 0.02  # so near the middle, what LIBERO counts as placed is let go at any height
@@ -60,8 +60,7 @@ class LiberoExpert(Expert):
         grasp = choose_grasp(points, object_rotation, lowest, (position, rpy[2]), destination[:2] - center[:2], heights)
         # pads far apart touch two sides of something wide, or two things; what is in the air between closed ones is
         # held, though it may not touch both for a moment
-        at_rim = grasp.width == RIM_WIDTH_M
-        closed = robot.opening() * robot.opening_m < (RIM_HELD_M if at_rim else grasp.width + LOOSE_M)
+        closed = robot.opening() * robot.opening_m < (RIM_HELD_M if grasp.rim else grasp.width + LOOSE_M)
         in_air = world.lift_m > LIFTED_M and float(np.linalg.norm(points - position, axis=1).min()) < NEAR_M
         held = closed and (world.held or in_air)
         below = (position[2] if held else grasp.position[2]) - lowest

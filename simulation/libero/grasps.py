@@ -16,7 +16,6 @@ YAWS = 8  # tried in half a turn, from the thing's own
 RIM_SLAB_M = 0.012  # what belongs to a rim, below the top
 RIM_DEPTH_M = 0.012  # of the tool below the top of a rim
 WALL_M = 0.006  # of what is held at its rim
-RIM_WIDTH_M = 0.024  # as which it counts between the fingers: nothing that must be met by the middle of the pads
 # where the fingers and the hand are when the gripper is open: along the closing direction, to the side, and over the
 # tool
 FINGERS = [(along, side, -TIPS_M) for along in np.arange(0.010, 0.060, 0.007) for side in (-0.01, 0.01)]
@@ -48,6 +47,7 @@ def choose_grasp(
     height = max(top - half, lowest, top - MAX_RISE_M)
     yaw = float(np.arctan2(rotation[1, 0], rotation[0, 0]))
     found = _across(points[:, :2], np.array([*middle, height]), yaw, heights)
+    at_rim = not found
     found = found or _at_the_rim(points, rotation, lowest, heights)
 
     def cost(one: tuple) -> float:
@@ -59,7 +59,7 @@ def choose_grasp(
     _, place, turn, width = min(found, key=cost)
     # the fingers are alike: of the two yaws the one nearer to the tool's, as far as the wrist turns
     turn = min((turn - math.pi, turn, turn + math.pi), key=lambda yaw: (abs(yaw) > MOST_YAW_RAD, abs(yaw - tool[1])))
-    return Grasp(place, turn, 2, width, False, max(0.0, top - float(place[2])))
+    return Grasp(place, turn, 2, width, False, max(0.0, top - float(place[2])), at_rim)
 
 
 def closing_direction(yaw: float) -> np.ndarray:
@@ -103,7 +103,7 @@ def _at_the_rim(points: np.ndarray, rotation: np.ndarray, lowest: float, heights
             place = np.array([*(middle[:2] + outwards * reach), max(height, lowest)])
             # the wall stands upright beside the direction into which a thing leans
             cost = _blocked(place, turn, heights, (side,)) + AWKWARD * abs(turn) + LEANS * abs(axis[:2] @ outwards)
-            found.append((cost, place, turn, RIM_WIDTH_M))
+            found.append((cost, place, turn, WALL_M))
     return found
 
 

@@ -27,8 +27,8 @@ class LiberoRobot:
     """The arm of one scene.
 
     control "pose": state and action as in `World`, at 10 Hz. Deltas apply to the measured tool pose; the controller's
-    goal is set so far beyond that it gets there within the step, as far as it can: about 2 cm and 0.2 rad from rest, 3
-    cm and 0.3 rad in motion. Longer moves are shortened and counted.
+    goal is set so far beyond that it gets there within the step, as far as it can: about 2.5 cm and 0.13 rad. Longer
+    moves are shortened and counted.
 
     control "osc": LIBERO's own, at 20 Hz. Action (7,) in [-1, 1]: dx, dy, dz in units of 5 cm, rotation vector in
     units of 0.5 rad, gripper (-1 opens, 1 closes). State (8,): tool x, y, z in m and rotation vector of the hand in
