@@ -146,7 +146,7 @@ def _text(info: dict[str, Any], stats: dict[str, Any], frames: int, license: str
     build = info["build"]
     episodes = sum(split["episodes"] for split in info["splits"].values())
     where = "LIBERO's simulator" if _suite(info) else "MuJoCo"
-    every = [name for name, there in (("depth, segmentation, boxes", build["labels"]),) if there]
+    every = ["depth, segmentation, boxes"] if schema.DEPTH in info["columns"] else []
     every += ["calibration"] + ([] if "demonstrations" in build else ["the scripted expert's ideal plan"])
     return f"""# {_title(info)}
 

@@ -1,37 +1,11 @@
-"""Recording LIBERO's tasks in stereo: the scripted expert on layouts that are drawn, never on the official ones."""
+"""What is told to record LIBERO's tasks in stereo; what needs LIBERO itself is imported when it is asked for."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-
 from stereovla.command_line import option
 from stereovla.dataset_builder.recording.build import BuildOptions
-from stereovla.dataset_builder.recording.recorder import PUSHED_M, Recorder
-from stereovla.simulation.libero import LiberoConfig, LiberoExpert, LiberoWorld
-from stereovla.simulation.libero.suites import placing_tasks, suite_tasks
-
-IN_A_ROW = 5  # episodes of one task before the next: another scene takes seconds to load
-
-
-class LiberoRecorder(Recorder):
-    """Records the tasks of a suite in turn: `IN_A_ROW` episodes of each."""
-
-    world_type, expert_type = LiberoWorld, LiberoExpert
-
-    def _reset(self, world_seed: int, index: int) -> None:
-        tasks = self.world.config.tasks
-        self.world.reset(world_seed, tasks[index // IN_A_ROW % len(tasks)])
-
-    def _pushed(self) -> bool:
-        """Whether something lies elsewhere than at the start that the task is not about."""
-        world = self.world
-        named = {key for goal in world.scene.goals for key in (goal.target, goal.destination)}
-        return any(
-            np.linalg.norm(world.object_pose(number)[0] - world.rest_points[number]) > PUSHED_M
-            for number, item in enumerate(world.objects)
-            if item.key not in named
-        )
+from stereovla.dataset_builder.recording.recorder import Recorder
 
 
 @dataclass
@@ -65,7 +39,10 @@ class LiberoBuildConfig(BuildOptions):
         if self.relabel:
             raise ValueError(f"relabel={self.relabel} must be 0: a scene of LIBERO has one task")
 
-    def world_config(self) -> LiberoConfig:
+    def world_config(self) -> Any:
+        from stereovla.simulation.libero import LiberoConfig
+        from stereovla.simulation.libero.suites import placing_tasks, suite_tasks
+
         config = LiberoConfig(
             suite=self.suite,
             tasks=tuple(self.tasks),
@@ -87,5 +64,7 @@ class LiberoBuildConfig(BuildOptions):
             raise ValueError(f"suite={self.suite!r} has no task that picking up and placing solves")
         return config
 
-    def recorder(self) -> LiberoRecorder:
+    def recorder(self) -> Recorder:
+        from stereovla.dataset_builder.recording.libero_recorder import LiberoRecorder
+
         return LiberoRecorder(self.world_config(), self)

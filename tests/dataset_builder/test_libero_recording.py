@@ -12,10 +12,11 @@ from command_lines import data as main  # noqa: E402
 from command_lines import push  # noqa: E402
 
 from stereovla.dataset_builder.dataset import schema, shards  # noqa: E402
-from stereovla.dataset_builder.recording import libero_demonstrations  # noqa: E402
-from stereovla.dataset_builder.recording.libero import IN_A_ROW, LiberoBuildConfig  # noqa: E402
-from stereovla.dataset_builder.recording.libero_demonstrations import (  # noqa: E402
-    DemonstrationsConfig,
+from stereovla.dataset_builder.recording.libero import LiberoBuildConfig  # noqa: E402
+from stereovla.dataset_builder.recording.libero_demonstrations import DemonstrationsConfig  # noqa: E402
+from stereovla.dataset_builder.recording.libero_recorder import IN_A_ROW  # noqa: E402
+from stereovla.dataset_builder.recording.libero_replayer import (  # noqa: E402
+    NOT_SOLVED,
     Replayer,
     find_demonstrations,
     read_demonstration,
@@ -137,7 +138,7 @@ def test_demonstrations_are_rendered_as_they_were(files):
     np.testing.assert_allclose([row["action"][:3] for row in rows[:-1]], moves, atol=1e-5)
     grips = [row["action"][6] for row in rows]
     assert grips[0] == 1.0 and -1.0 in grips
-    assert failures in ([], [libero_demonstrations.NOT_SOLVED])  # the last state is one step before the end
+    assert failures in ([], [NOT_SOLVED])  # the last state is one step before the end
 
 
 @pytest.mark.slow
