@@ -299,7 +299,7 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
         generator: torch.Generator | None,
         running_actions: torch.Tensor | None,
         delay: torch.Tensor | int | None,
-    ) -> "Beginning":
+    ) -> Beginning:
         """What the chunks of `batch` samples begin with.
 
         Args:
@@ -337,7 +337,7 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
             )
         return Beginning(num_steps, noise, running, guide)
 
-    def _integrate(self, prefix: Prefix, state_tokens: torch.Tensor, begin: "Beginning") -> torch.Tensor:
+    def _integrate(self, prefix: Prefix, state_tokens: torch.Tensor, begin: Beginning) -> torch.Tensor:
         """Action chunks (B, chunk_size, action_dim)."""
         config, expert, running, num_steps = self.config, self.action_expert, begin.running, begin.num_steps
         device = state_tokens.device

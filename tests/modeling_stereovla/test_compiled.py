@@ -1,11 +1,12 @@
 """`predict_action` as one graph: no breaks, nothing read by the host, nothing copied from it, and the same chunks."""
 
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
 from functorch.compile import make_boxed_func
-from tiny_depthvla import float64_throughout, prompts
+from tiny_depthvla import float64_throughout, prompts, training_batch
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounter
 
@@ -150,7 +151,28 @@ def test_a_device_waits_for_nothing(name, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["stereovla", "depthvla"])
+def test_a_training_step_breaks_where_its_targets_are_found_alone(name):
+    if name == "stereovla":
+        model = stereovla().train()
+        inputs = stereo_inputs(model.config)
+        labels = inputs["input_ids"].masked_fill(torch.arange(inputs["input_ids"].shape[1]) < 20, -100)
+        inputs |= {"labels": labels, "is_action": torch.tensor([False, True])}
+        del inputs["noise"]
+    else:
+        model = depthvla().train()
+        inputs = training_batch(model.config, dtype=torch.float32, answers=True)
+        inputs["is_action"] = torch.tensor([True, False, True])
+    inputs["actions"] = torch.randn(len(inputs["state"]), model.config.chunk_size, model.config.action_dim)
+    found = torch._dynamo.explain(model)(**inputs)
+    breaks = {(Path(reason.user_stack[-1].filename).name, reason.user_stack[-1].name) for reason in found.break_reasons}
+    assert breaks == {("objectives.py", "__post_init__")}
+    sizes = sorted(len(graph.graph.nodes) for graph in found.graphs)
+    assert sizes[-1] > 300 and sum(sizes[:-1]) < 30  # one graph of all, and what finds targets
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pose", "points", "guided", "given", "depthvla, padded, a view absent"])
 def test_compiled_chunks_are_as_exact_as_others(name):
     """Against the same weights in float64: kernels that were written anew round elsewhere, but no more."""
     model, inputs = case(name)
