@@ -35,8 +35,8 @@ def depthvla(**options) -> DepthVLAForActionPrediction:
 
 def stereo_inputs(config, rows: int = 2, words: int = 6) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(10, 500, (rows, 1 + config.num_visual_tokens + words), generator=generator)
-    ids[:, 1 : 1 + config.num_visual_tokens] = config.image_token_id
+    ids = torch.randint(10, 500, (rows, 1 + config.num_image_tokens + words), generator=generator)
+    ids[:, 1 : 1 + config.num_image_tokens] = config.image_token_id
     size = config.image_size
     inputs = {
         "input_ids": ids,
@@ -81,7 +81,8 @@ def case(name: str):
     if name == "points":
         model = stereovla("points")
         return model, stereo_inputs(model.config) | {"chain_of_thought": False}
-    model = stereovla(max_delay=3) if name == "given" else stereovla()
+    options = {"given": {"max_delay": 3}, "both views": {"stereo_config": None, "right_view": "tokens"}}
+    model = stereovla(**options.get(name, {}))
     inputs = stereo_inputs(model.config) | {"chain_of_thought": name.startswith("pose")}
     if name.endswith("padded"):
         inputs = padded(inputs)
@@ -98,6 +99,7 @@ CASES = [
     "given",
     "guided",
     "points",
+    "both views",
     "depthvla",
     "depthvla, padded, a view absent",
     "depthvla, mask full",
