@@ -81,7 +81,7 @@ def case(name: str):
     if name == "points":
         model = stereovla("points")
         return model, stereo_inputs(model.config) | {"chain_of_thought": False}
-    options = {"given": {"max_delay": 3}, "both views": {"stereo_config": None, "right_view": "tokens"}}
+    options = {"given": {"max_delay": 3}, "both views": {"stereo_config": None, "right_view": "separate"}}
     model = stereovla(**options.get(name, {}))
     inputs = stereo_inputs(model.config) | {"chain_of_thought": name.startswith("pose")}
     if name.endswith("padded"):
