@@ -153,6 +153,20 @@ def test_a_device_waits_for_nothing(name, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("options", "graphs"), [({}, [1, 1, 2, 2]), ({"dynamic": False}, [1, 2, 3, 4])])
+def test_prompts_and_batches_that_vary_share_a_graph(options, graphs):
+    """A batch of one has its own."""
+    model, counter, made = stereovla(), CompileCounter(), []
+    kinds = [stereo_inputs(model.config, rows, words) for rows, words in ((2, 6), (3, 9), (1, 6), (1, 8))]
+    expected = [model.predict_action(**inputs, chain_of_thought=False) for inputs in kinds]
+    model.compile_predict_action(backend=counter, **options)
+    for inputs, chunk in zip(kinds, expected, strict=True):
+        assert torch.equal(model.predict_action(**inputs, chain_of_thought=False), chunk)
+        made.append(counter.frame_count)
+    assert made == graphs
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stereovla", "depthvla"])
 def test_a_training_step_breaks_where_its_targets_are_found_alone(name):
     if name == "stereovla":
