@@ -59,6 +59,12 @@ class PI0Policy(PolicyForActionPrediction):
                 )
         return self
 
+    def compile_predict_action(self, **options) -> None:
+        """ValueError: transformers' PI0 looks at values on its way."""
+        raise ValueError(
+            "transformers' PI0 is not compiled as a whole; a DepthVLA without depth expert computes the same and is"
+        )
+
     def _own_inputs(
         self, pixel_values: torch.Tensor, view_mask: torch.Tensor | None, state: torch.Tensor, **others
     ) -> dict[str, torch.Tensor | None]:

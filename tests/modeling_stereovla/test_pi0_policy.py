@@ -130,3 +130,8 @@ def test_what_it_has_not_is_refused():
         model.resize_heads(9, 7)
     with pytest.raises(TypeError, match="did you mean 'pixel_values'"):
         model(**batch(model.config), pixel_value=None)
+
+
+def test_it_is_not_compiled_and_says_what_is():
+    with pytest.raises(ValueError, match="not compiled as a whole; a DepthVLA without depth expert computes the same"):
+        policy().compile_predict_action()
