@@ -162,9 +162,9 @@ def build_pi0(
 def make_inputs(config: Config, options: InferenceOptions) -> dict[str, torch.Tensor]:
     batch, size, device = options.batch_size, config.image_size, options.device
     words = WORDS + (config.state_history * config.state_dim if config.writes_pose else 0)
-    ids = torch.full((batch, 1 + config.num_visual_tokens + words), 5)
+    ids = torch.full((batch, 1 + config.num_image_tokens + words), 5)
     ids[:, 0] = config.text_config.bos_token_id
-    ids[:, 1 : 1 + config.num_visual_tokens] = config.image_token_id
+    ids[:, 1 : 1 + config.num_image_tokens] = config.image_token_id
     return {
         "input_ids": ids.to(device),
         "attention_mask": torch.ones_like(ids).to(device),

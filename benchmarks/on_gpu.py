@@ -5,8 +5,9 @@
 
 Chunks of both models and of PI0 at its full size, plain, in CUDA graphs, compiled; their stages; training, of all
 weights but the towers' and of adapters; equality of bfloat16 and float16 with float32. Each part has a limit of its
-time, beyond which it is given up, and parts that nobody waits long for come first. Every number is a line of
-FOLDER/rows.jsonl and of FOLDER/table.md as soon as it is there.
+time, beyond which it is given up, and parts that compile little come first: what there was no time for, a second run
+does (`--parts "StereoVLA, pose tokens, graphs" ...`). Every number is a line of FOLDER/rows.jsonl and of FOLDER/table.md
+as soon as it is there.
 
 Ways: "plain" is eager; "graphs" holds eager's kernels in CUDA graphs; "compiled" has kernels of its own; "compiled,
 graphs" both (mode="reduce-overhead"). Elsewhere than on a GPU there are no CUDA graphs, and their ways measure what is
@@ -290,26 +291,26 @@ def parts_of(bench: Bench) -> dict[str, tuple[float, Callable[[str], None]]]:
     """{name: (share of all the time, part)}, those first that are done soon."""
     options, pose = bench.options, ", pose tokens"
     return {
-        "StereoVLA": (0.15, partial(bench.plain, "stereovla")),
+        "StereoVLA": (0.12, partial(bench.plain, "stereovla")),
         "DepthVLA": (0.12, partial(bench.plain, "depthvla")),
         "PI0": (0.08, partial(bench.pi0, "plain")),
-        "StereoVLA, graphs": (0.15, partial(bench.chunks, "stereovla", "graphs", "")),
-        "DepthVLA, graphs": (0.15, partial(bench.chunks, "depthvla", "graphs", "")),
-        "StereoVLA, compiled": (0.35, partial(bench.chunks, "stereovla", "compiled, graphs", "")),
+        "StereoVLA, graphs": (0.3, partial(bench.chunks, "stereovla", "graphs", "")),
         "StereoVLA, adapters": (0.1, partial(bench.training, options.stereovla, True)),
         "StereoVLA, training": (0.1, partial(bench.training, options.stereovla, False)),
         "StereoVLA, 16 bit": (0.08, partial(bench.equality, options.stereovla)),
         "DepthVLA, adapters": (0.1, partial(bench.training, options.depthvla, True)),
         "DepthVLA, training": (0.1, partial(bench.training, options.depthvla, False)),
         "DepthVLA, 16 bit": (0.08, partial(bench.equality, options.depthvla)),
-        "StereoVLA, pose tokens, graphs": (0.25, partial(bench.chunks, "stereovla", "graphs", pose)),
-        "PI0, graphs": (0.15, partial(bench.pi0, "graphs")),
-        "DepthVLA, compiled": (0.3, partial(bench.chunks, "depthvla", "compiled, graphs", "")),
-        "PI0, compiled": (0.3, partial(bench.pi0, "compiled, graphs")),
-        "StereoVLA, pose tokens, compiled": (0.5, partial(bench.chunks, "stereovla", "compiled, graphs", pose)),
-        "StereoVLA, stages": (0.3, partial(bench.stages, "stereovla", "compiled")),
-        "DepthVLA, stages": (0.3, partial(bench.stages, "depthvla", "compiled")),
-        "StereoVLA, kernels alone": (0.3, partial(bench.chunks, "stereovla", "compiled", "")),
+        "StereoVLA, compiled": (0.5, partial(bench.chunks, "stereovla", "compiled, graphs", "")),
+        "DepthVLA, graphs": (0.3, partial(bench.chunks, "depthvla", "graphs", "")),
+        "StereoVLA, pose tokens, graphs": (0.5, partial(bench.chunks, "stereovla", "graphs", pose)),
+        "PI0, graphs": (0.3, partial(bench.pi0, "graphs")),
+        "DepthVLA, compiled": (0.5, partial(bench.chunks, "depthvla", "compiled, graphs", "")),
+        "PI0, compiled": (0.5, partial(bench.pi0, "compiled, graphs")),
+        "StereoVLA, pose tokens, compiled": (0.9, partial(bench.chunks, "stereovla", "compiled, graphs", pose)),
+        "StereoVLA, stages": (0.5, partial(bench.stages, "stereovla", "compiled")),
+        "DepthVLA, stages": (0.5, partial(bench.stages, "depthvla", "compiled")),
+        "StereoVLA, kernels alone": (0.5, partial(bench.chunks, "stereovla", "compiled", "")),
     }
 
 

@@ -5,4 +5,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python="${PYTHON:-.venv/bin/python}"
 export PYTHONWARNINGS=ignore TRANSFORMERS_VERBOSITY=error
-exec timeout --kill-after 10 500 "$python" -m benchmarks.on_gpu --out "${1:-on_gpu}" --minutes 8 "${@:2}"
+exec timeout --kill-after 10 "${ON_GPU_SECONDS:-500}" "$python" -m benchmarks.on_gpu --out "${1:-on_gpu}" --minutes 8 "${@:2}"

@@ -233,7 +233,7 @@ def inside(options: InsideOptions) -> Path:
         for words, of in (("in the plane", errors["xy_cm"]), ("in height", errors["z_cm"]))
         if of
     }
-    name = Path(options.model).name if Path(options.model).is_dir() else options.model
+    name = "/".join(Path(options.model).parts[-2:])  # trained models lie in OUTPUT/model
     about = f"{len(rows)} held-out frames of {Path(options.dataset).name}, split {options.split}."
     return write_page(out, name, about, numbers)
 

@@ -31,7 +31,7 @@ SECTIONS = {
         "What it says",
         "Green: the truth, box and keyframe. Red: the box that it answers, and as a diamond the keyframe that the "
         "pointers tell the action expert. Violet square: the keyframe that it answers in words. Yellow: the chunk of "
-        "actions. Underneath, the depths that it answers.",
+        "actions. Underneath, the depths that it answers. What training never asked for means nothing.",
     ),
     "strip.png": (
         "The keyframe through an episode",

@@ -162,8 +162,11 @@ def overridden(kind: type[PreTrainedConfig], values: dict, overrides: dict) -> P
 
 
 def _refuse_unknown(config: PreTrainedConfig, values: dict, overrides: dict) -> None:
-    # what the values have is known, such as the image_size that a convolutional part has no field for
-    refuse_unknown_keys(config, {name: value for name, value in overrides.items() if name not in values})
+    # known is also what the values have, such as the image_size that a convolutional part has no field for, and what
+    # transformers writes into a description without its being a field, such as a backbone's out_features
+    plain = None if isinstance(config, PolicyConfig) else type(config)()
+    unknown = {name: value for name, value in overrides.items() if name not in values and not hasattr(plain, name)}
+    refuse_unknown_keys(config, unknown)
     for name, value in overrides.items():
         if isinstance(value, dict) and isinstance(part := getattr(config, name), PreTrainedConfig):
             _refuse_unknown(part, values.get(name) or {}, value)

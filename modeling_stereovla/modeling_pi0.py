@@ -16,8 +16,8 @@ from .policy import PolicyForActionPrediction
 
 
 class PI0Policy(PolicyForActionPrediction):
-    """A `PI0ForConditionalGeneration` behind our processor. It has no pointers, writes nothing, and begins, untrained,
-    with weights of the variance that our other policies begin with.
+    """A `PI0ForConditionalGeneration` behind our processor. It has no pointers and writes nothing; untrained, its
+    weights have the variances of those of our pi0.
     """
 
     config: PI0PolicyConfig
@@ -38,6 +38,8 @@ class PI0Policy(PolicyForActionPrediction):
         inner = pi0_config(config)
         inner._attn_implementation = config._attn_implementation
         self.pi0 = PI0ForConditionalGeneration(inner)
+        for module in [*self.pi0.embed_action_time.modules(), self.pi0.action_out_proj]:
+            self._init_weights(module)  # transformers' own range is for the full size; so begin those of our pi0
         self.pointers = None
         self.objectives = [ActionObjective(config)]
         self.frozen: tuple[str, ...] = ()
@@ -56,6 +58,12 @@ class PI0Policy(PolicyForActionPrediction):
                     "begin with an untrained one"
                 )
         return self
+
+    def compile_predict_action(self, **options) -> None:
+        """ValueError: transformers' PI0 looks at values on its way."""
+        raise ValueError(
+            "transformers' PI0 is not compiled as a whole; a DepthVLA without depth expert computes the same and is"
+        )
 
     def _own_inputs(
         self, pixel_values: torch.Tensor, view_mask: torch.Tensor | None, state: torch.Tensor, **others

@@ -64,7 +64,7 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
         """ValueError unless the pairs have the model's size, and each row of `input_ids` a place for each visual token.
         Before anything is computed, when no device has to be waited for.
         """
-        size, needed = self.config.image_size, self.config.num_visual_tokens
+        size, needed = self.config.image_size, self.config.num_image_tokens
         if pixel_values.ndim != 5 or tuple(pixel_values.shape[1:]) != (2, 3, size, size):
             raise ValueError(
                 f"pixel_values has shape {tuple(pixel_values.shape)}; it must be (batch, 2, 3, {size}, "
@@ -116,7 +116,7 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
         seen = None
         if pixel_values is not None:
             # of samples that share pictures, all begin with the image tokens
-            first = input_ids if frames is None else input_ids[:, : 1 + self.config.num_visual_tokens]
+            first = input_ids if frames is None else input_ids[:, : 1 + self.config.num_image_tokens]
             self.check_images(first, pixel_values)
             seen = self.visual_tokens(
                 pixel_values.to(self.dtype), output_disparity, disparity_rows, disparity, point_transform, point_frame

@@ -280,13 +280,14 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
         compiled = torch.compile(type(self)._act.__get__(self), fullgraph=True, **options)
 
         def act(begin: Beginning, *arguments: Any, **shown: torch.Tensor | None) -> torch.Tensor:
-            running = [] if begin.running is None else [begin.running.actions, begin.running.known, begin.running.delay]
-            for tensor in (begin.noise, *running, *arguments, *shown.values()):
-                if isinstance(tensor, torch.Tensor):
-                    torch._dynamo.maybe_mark_dynamic(tensor, 0)
-            for name in ("input_ids", "attention_mask"):
-                if shown[name] is not None:
-                    torch._dynamo.maybe_mark_dynamic(shown[name], 1)
+            if options.get("dynamic") is not False:
+                running = [] if begin.running is None else vars(begin.running).values()
+                for tensor in (begin.noise, *running, *arguments, *shown.values()):
+                    if isinstance(tensor, torch.Tensor):
+                        torch._dynamo.maybe_mark_dynamic(tensor, 0)
+                for name in ("input_ids", "attention_mask"):
+                    if shown[name] is not None:
+                        torch._dynamo.maybe_mark_dynamic(shown[name], 1)
             return compiled(begin, *arguments, **shown).clone()  # a CUDA graph overwrites its own in the next call
 
         self._act = act
@@ -299,7 +300,7 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
         generator: torch.Generator | None,
         running_actions: torch.Tensor | None,
         delay: torch.Tensor | int | None,
-    ) -> "Beginning":
+    ) -> Beginning:
         """What the chunks of `batch` samples begin with.
 
         Args:
@@ -337,7 +338,7 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
             )
         return Beginning(num_steps, noise, running, guide)
 
-    def _integrate(self, prefix: Prefix, state_tokens: torch.Tensor, begin: "Beginning") -> torch.Tensor:
+    def _integrate(self, prefix: Prefix, state_tokens: torch.Tensor, begin: Beginning) -> torch.Tensor:
         """Action chunks (B, chunk_size, action_dim)."""
         config, expert, running, num_steps = self.config, self.action_expert, begin.running, begin.num_steps
         device = state_tokens.device

@@ -5,6 +5,7 @@ run on the robot's own computer.
 import os
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +69,7 @@ class PolicyClient:
         self.url, self.timeout_s, self.wait_s = url, timeout_s, wait_s
         key = os.environ.get(API_KEY, "") if api_key is None else api_key
         self._headers = {"Authorization": f"Api-Key {key}"} if key else {}
+        self._opened = ExitStack()  # ends the connection
         self._connection: ClientConnection | None = None
         self._greeting = b""
         self._open(time.monotonic() + wait_s, timeout_s)
@@ -195,7 +197,7 @@ class PolicyClient:
         while True:
             try:
                 # proxy=None: a policy server is on this machine or in the same network
-                self._connection = connect(
+                opening = connect(
                     self.url,
                     open_timeout=max(timeout_s, 0.001),
                     max_size=MAX_ANSWER_BYTES,
@@ -203,6 +205,7 @@ class PolicyClient:
                     proxy=None,
                     additional_headers=self._headers,
                 )
+                self._connection = self._opened.enter_context(opening)
                 break
             except (OSError, WebSocketException, ValueError) as error:  # TimeoutError is an OSError
                 status = error.response.status_code if isinstance(error, InvalidStatus) else None
@@ -244,9 +247,8 @@ class PolicyClient:
 
     def close(self) -> None:
         """Ends the connection; the next request opens another."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        self._connection = None
+        self._opened.close()
 
     def __enter__(self) -> "PolicyClient":
         return self

@@ -30,6 +30,13 @@ DEPTHVLA_PARTS = {
     "depth expert: projector, norm and head": "model.depth_expert.",
     "reading of depth by pointers": "model.depth_reading.",
 }
+# of transformers' own PI0, behind our processor, which it saves under openpi's names
+PI0_PARTS = {
+    "vision encoder of PI0": "pi0.paligemma_with_expert.paligemma.model.vision_tower.",
+    "projector of PI0": "pi0.paligemma_with_expert.paligemma.model.multi_modal_projector.",
+    "language model of PI0": "pi0.paligemma_with_expert.paligemma.",
+    "action expert of PI0": "pi0.",
+}
 SHARED_PARTS = {"language head": "lm_head.", "action expert": "action_expert.", "pointers": "pointers."}
 OTHER = "other"
 
@@ -58,7 +65,11 @@ class Architecture:
         if processor["processor_class"] == "StereoProcessor":
             name, views, parts = "StereoVLA", ["left", "right"], STEREOVLA_PARTS
         else:
-            name, views, parts = "pi0", [*processor["views"], *["right"] * processor["stereo"]], DEPTHVLA_PARTS
+            name, views, parts = (
+                "pi0",
+                [*processor["views"], *["right"] * processor["stereo"]],
+                DEPTHVLA_PARTS | PI0_PARTS,
+            )
         counts = count_parameters(folder, parts | SHARED_PARTS)
         if any(part.startswith("depth expert") for part in counts):
             name = "DepthVLA"
@@ -123,6 +134,9 @@ class Architecture:
         towers = [config[f"{name}_config"] for name in ("semantic", "spatial")]
         names = [tower["model_type"] for tower in towers if tower]
         names += ["stereo cost volume"] if config["stereo_config"] else []
+        names += {"separate": ["the same of the right view"], "attention": ["left-right attention"]}.get(
+            config.get("right_view"), []
+        )
         text = (
             f"{self.seen}, fused by an MLP from {', '.join(names)}. A Llama-type language model "
             f"({size_of(config['text_config'])}) reads them with the text; {self.action_expert('its keys and values')}"

@@ -1,11 +1,12 @@
 """`predict_action` as one graph: no breaks, nothing read by the host, nothing copied from it, and the same chunks."""
 
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
 from functorch.compile import make_boxed_func
-from tiny_depthvla import float64_throughout, prompts
+from tiny_depthvla import float64_throughout, prompts, training_batch
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounter
 
@@ -34,8 +35,8 @@ def depthvla(**options) -> DepthVLAForActionPrediction:
 
 def stereo_inputs(config, rows: int = 2, words: int = 6) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(10, 500, (rows, 1 + config.num_visual_tokens + words), generator=generator)
-    ids[:, 1 : 1 + config.num_visual_tokens] = config.image_token_id
+    ids = torch.randint(10, 500, (rows, 1 + config.num_image_tokens + words), generator=generator)
+    ids[:, 1 : 1 + config.num_image_tokens] = config.image_token_id
     size = config.image_size
     inputs = {
         "input_ids": ids,
@@ -80,7 +81,8 @@ def case(name: str):
     if name == "points":
         model = stereovla("points")
         return model, stereo_inputs(model.config) | {"chain_of_thought": False}
-    model = stereovla(max_delay=3) if name == "given" else stereovla()
+    options = {"given": {"max_delay": 3}, "both views": {"stereo_config": None, "right_view": "separate"}}
+    model = stereovla(**options.get(name, {}))
     inputs = stereo_inputs(model.config) | {"chain_of_thought": name.startswith("pose")}
     if name.endswith("padded"):
         inputs = padded(inputs)
@@ -97,6 +99,7 @@ CASES = [
     "given",
     "guided",
     "points",
+    "both views",
     "depthvla",
     "depthvla, padded, a view absent",
     "depthvla, mask full",
@@ -150,7 +153,42 @@ def test_a_device_waits_for_nothing(name, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("options", "graphs"), [({}, [1, 1, 2, 2]), ({"dynamic": False}, [1, 2, 3, 4])])
+def test_prompts_and_batches_that_vary_share_a_graph(options, graphs):
+    """A batch of one has its own."""
+    model, counter, made = stereovla(), CompileCounter(), []
+    kinds = [stereo_inputs(model.config, rows, words) for rows, words in ((2, 6), (3, 9), (1, 6), (1, 8))]
+    expected = [model.predict_action(**inputs, chain_of_thought=False) for inputs in kinds]
+    model.compile_predict_action(backend=counter, **options)
+    for inputs, chunk in zip(kinds, expected, strict=True):
+        assert torch.equal(model.predict_action(**inputs, chain_of_thought=False), chunk)
+        made.append(counter.frame_count)
+    assert made == graphs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["stereovla", "depthvla"])
+def test_a_training_step_breaks_where_its_targets_are_found_alone(name):
+    if name == "stereovla":
+        model = stereovla().train()
+        inputs = stereo_inputs(model.config)
+        labels = inputs["input_ids"].masked_fill(torch.arange(inputs["input_ids"].shape[1]) < 20, -100)
+        inputs |= {"labels": labels, "is_action": torch.tensor([False, True])}
+        del inputs["noise"]
+    else:
+        model = depthvla().train()
+        inputs = training_batch(model.config, dtype=torch.float32, answers=True)
+        inputs["is_action"] = torch.tensor([True, False, True])
+    inputs["actions"] = torch.randn(len(inputs["state"]), model.config.chunk_size, model.config.action_dim)
+    found = torch._dynamo.explain(model)(**inputs)
+    breaks = {(Path(reason.user_stack[-1].filename).name, reason.user_stack[-1].name) for reason in found.break_reasons}
+    assert breaks == {("objectives.py", "__post_init__")}
+    sizes = sorted(len(graph.graph.nodes) for graph in found.graphs)
+    assert sizes[-1] > 300 and sum(sizes[:-1]) < 30  # one graph of all, and what finds targets
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pose", "points", "guided", "given", "depthvla, padded, a view absent"])
 def test_compiled_chunks_are_as_exact_as_others(name):
     """Against the same weights in float64: kernels that were written anew round elsewhere, but no more."""
     model, inputs = case(name)

@@ -61,6 +61,17 @@ def test_it_is_the_pi0_that_we_compute():
     )
 
 
+def test_untrained_weights_have_the_variance_of_ours():
+    torch.manual_seed(0)
+    model = PI0Policy(PI0PolicyConfig.from_preset(PI0))
+    ours = DepthVLAForActionPrediction(DepthVLAConfig.from_preset("depthvla-tiny", depth_expert=False))
+    theirs = dict(model.pi0.named_parameters())
+    for name, weight in ours.named_parameters():
+        if not name.startswith(("lm_head", "pointers")) and weight.numel() > 500:
+            other = theirs[next(iter(convert_back(name, weight)))]
+            assert float(other.std().detach()) == pytest.approx(float(weight.std().detach()), rel=0.15, abs=1e-6), name
+
+
 def test_samples_that_do_not_act_teach_nothing():
     model = policy()
     inputs = batch(model.config)
@@ -119,3 +130,8 @@ def test_what_it_has_not_is_refused():
         model.resize_heads(9, 7)
     with pytest.raises(TypeError, match="did you mean 'pixel_values'"):
         model(**batch(model.config), pixel_value=None)
+
+
+def test_it_is_not_compiled_and_says_what_is():
+    with pytest.raises(ValueError, match="not compiled as a whole; a DepthVLA without depth expert computes the same"):
+        policy().compile_predict_action()

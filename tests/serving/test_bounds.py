@@ -89,7 +89,7 @@ def ask(connection, message: dict | bytes) -> dict | str:
 
 def opened(address: str):
     """A connection that was greeted."""
-    connection = connect(address, proxy=None, max_size=None, compression=None)
+    connection = connect(address, proxy=None, max_size=None, compression=None).__enter__()
     connection.recv(timeout=20)
     return connection
 

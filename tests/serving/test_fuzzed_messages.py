@@ -78,7 +78,7 @@ def send_all(parts, address: str, seeds: range, alone: threading.Lock) -> Counte
     connection = None
     for seed in seeds:
         if connection is None:
-            connection = connect(address, proxy=None, compression=None, max_size=None)
+            connection = connect(address, proxy=None, compression=None, max_size=None).__enter__()
             connection.recv(timeout=60)
         data = fuzzed(seed)
         connection.send(data)
