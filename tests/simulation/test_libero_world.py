@@ -216,7 +216,7 @@ def test_drawn_layouts_are_never_official_ones(world, monkeypatch):
     def never(task):
         raise AssertionError("an official initial state was read")
 
-    official = initial_states(suite_tasks("libero_spatial")[0])[:, 1 : 1 + world.model.nq] if world.scene else None
+    official = initial_states(suite_tasks("libero_spatial")[0])[:, 1:]
     monkeypatch.setattr("stereovla.simulation.libero.world.initial_states", never)
     before = np.random.get_state()[1].copy()
     drawn = []
@@ -226,9 +226,8 @@ def test_drawn_layouts_are_never_official_ones(world, monkeypatch):
     np.testing.assert_array_equal(drawn[0], drawn[2])
     assert np.abs(drawn[0] - drawn[1]).max() > 1e-3
     np.testing.assert_array_equal(np.random.get_state()[1], before)  # numpy's own generator is left as it was
-    if official is not None:
-        bowls = slice(9, 12)  # behind seven joints and two fingers
-        assert np.abs(official[:, bowls] - drawn[0][1:][bowls]).max(1).min() > 1e-6
+    bowl = slice(9, 12)  # behind seven joints and two fingers
+    assert np.abs(official[:, bowl] - drawn[0][1:][bowl]).max(1).min() > 1e-6
 
 
 def test_what_lies_in_a_fixture_stays_there_in_every_layout():
@@ -248,8 +247,8 @@ def test_what_lies_in_a_fixture_stays_there_in_every_layout():
 def test_success_is_liberos_own_on_the_same_states(world, plain):
     """Along an episode of the expert."""
     plain.reset()
-    fixtures = {world.model.body(body).name: body for body in world.scene._loaded}
     world.reset(FIRST_DRAWN)
+    fixtures = {world.model.body(body).name: body for body in world.scene._loaded}
     for name, body in fixtures.items():
         other = plain.sim.model.body_name2id(name)
         plain.sim.model.body_pos[other] = world.model.body_pos[body]
@@ -329,7 +328,7 @@ def test_liberos_own_control_is_passed_on(plain):
         np.testing.assert_allclose(state[:3], observed["robot0_eef_pos"], atol=2e-3)
         np.testing.assert_allclose(state[6:], observed["robot0_gripper_qpos"], atol=2e-3)
         x, y, z, w = observed["robot0_eef_quat"]  # as openpi's client makes a rotation vector of it
-        np.testing.assert_allclose(state[3:6], np.array([x, y, z]) * 2 * np.arccos(w) / np.sqrt(1 - w * w), atol=1e-4)
+        np.testing.assert_allclose(state[3:6], np.array([x, y, z]) * 2 * np.arccos(w) / np.sqrt(1 - w * w), atol=0.02)
     finally:
         own.close()
 
