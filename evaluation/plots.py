@@ -33,6 +33,7 @@ STYLE = {
     "text.color": INK,
     "figure.dpi": 130,
 }
+SUCCESS = "The right object, lifted at least 5 cm"
 ERROR_TITLES = {
     "position_mm": "Action: position error of a step, mm",
     "target_depth_cm": "Depth answer at the target: error, cm",
@@ -128,7 +129,7 @@ def plot_losses(losses: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path)
     save(figure, path)
 
 
-def plot_success(summaries: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+def plot_success(summaries: Mapping[str, Mapping[str, Any]], path: Path, title: str = SUCCESS) -> None:
     """Success rate of each policy in per cent with its 95 % interval."""
     figure, (axis,) = new_figure(1, 1, 1.6 + 1.5 * len(summaries), 3.4)
     for place, (name, summary) in enumerate(summaries.items()):
@@ -143,7 +144,7 @@ def plot_success(summaries: Mapping[str, Mapping[str, Any]], path: Path) -> None
     axis.set_yticks(range(0, 101, 20))
     axis.grid(axis="x", visible=False)
     axis.set_ylabel("succeeded, %")
-    entitle(axis, "The right object, lifted at least 5 cm")
+    entitle(axis, title)
     save(figure, path)
 
 

@@ -93,11 +93,10 @@ class ExpertPolicy(Policy):
         self._experts: dict[int, Any] = {}
 
     def reset(self, slot: int, world: Any) -> None:
-        from stereovla.simulation import (
-            Expert,  # here, because models are evaluated offline where mujoco is not installed
-        )
+        # here, because models are evaluated offline where mujoco is not installed
+        from stereovla.evaluation.worlds import make_expert
 
-        self._experts[slot] = Expert(world)
+        self._experts[slot] = make_expert(world)
 
     def act(self, observations: Sequence[Observation]) -> list[np.ndarray]:
         return [np.asarray(self._experts[o.slot].plan(self.chunk_size)[0], np.float32) for o in observations]

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from stereovla.evaluation.episode_log import write_json
-from stereovla.evaluation.plots import plot_errors, plot_losses, plot_success, read_losses
+from stereovla.evaluation.metrics import success_rate
+from stereovla.evaluation.plots import SUCCESS, plot_errors, plot_losses, plot_success, read_losses
 from stereovla.evaluation.policies import SHOWN
 from stereovla.evaluation.report_page import PAGE
 from stereovla.evaluation.rollouts import RolloutConfig, film, summarise
+from stereovla.evaluation.worlds import saved_config
 from stereovla.extras import extra
-from stereovla.simulation import WorldConfig
 from stereovla.sources import InputError, check_checkpoint, fingerprint
 
 with extra("report"):
@@ -19,10 +20,15 @@ with extra("report"):
 
 FILM_TRIES = 3
 POLICIES = ("expert", "trained", "served", "untrained", "still")  # the order of the report
+OWN_TASK = "pick up the {color} {object}"
 METHOD = (
     "Rollouts run closed-loop in the simulator on seeds that no recorded episode uses; an episode succeeds when both "
     "fingers hold the named object at least 5 cm above where it rested. Intervals are Wilson's, 95 %. Errors are means "
     "over held-out episodes, those of the validation split, which training never reads."
+)
+LIBERO_METHOD = (
+    "Rollouts run closed-loop in LIBERO from official initial states of its tasks, after 10 steps of waiting, seen by "
+    "a stereo pair at the agent view; LIBERO's own check decides about success. Intervals are Wilson's, 95 %."
 )
 
 
@@ -47,6 +53,17 @@ def read_results(out: Path) -> dict[str, Any]:
     }
 
 
+def by_task(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """{policy: [{"task", "instruction", and what `success_rate` has}, ...]} of LIBERO's tasks; empty for others."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for policy, records in results["episodes"].items():
+        for task in sorted({record["task"] for record in records if "task" in record}):
+            of_task = [record for record in records if record["task"] == task]
+            numbers = success_rate([record["success"] for record in of_task])
+            found.setdefault(policy, []).append({"task": task, "instruction": of_task[0]["instruction"], **numbers})
+    return found
+
+
 def percent(value: float) -> str:
     return f"{100 * value:.0f} %"
 
@@ -65,12 +82,15 @@ def success_metrics(summaries: dict[str, Any], options: dict[str, Any]) -> list[
     saved = options["trained"]
     robot = saved.get("world.robot", "panda").capitalize()  # results from before there were other robots do not say
     where = f"simulated {robot} at a table, unseen seeds, camera range {saved['world.camera_range']}"
-    return [metric("success rate", "success_rate", numbers["success_rate"], text, where)]
+    task = OWN_TASK
+    if suite := saved.get("world.suite"):
+        where = f"{suite}, camera range {saved['world.camera_range']}, at most {saved['max_steps']} steps"
+        task = "tasks of LIBERO"
+    return [metric("success rate", "success_rate", numbers["success_rate"], text, where, task)]
 
 
-def metric(name: str, kind: str, value: float, text: str, where: str) -> dict[str, Any]:
+def metric(name: str, kind: str, value: float, text: str, where: str, task: str = OWN_TASK) -> dict[str, Any]:
     """One number of the model card."""
-    task = "pick up the {color} {object}"
     return {"task": task, "dataset": where, "name": name, "type": kind, "value": value, "text": text}
 
 
@@ -165,11 +185,9 @@ def film_episode(out: Path, results: dict[str, Any], seed: int) -> dict[str, Any
         raise InputError(
             f"{spec!r} has other weights than those that were rolled out; roll out again with --restart True"
         )
-    world = {key.removeprefix("world."): value for key, value in saved.items() if key.startswith("world.")}
-    world = {key: tuple(value) if isinstance(value, list) else value for key, value in world.items()}
     shown = saved.get("shown", "given")
     how = (saved["execution_horizon"], saved["max_steps"], saved["calibration_error_deg"], shown)
-    config = RolloutConfig(WorldConfig(**world), *how)
+    config = RolloutConfig(saved_config(saved), *how)
     # of the revision that was rolled out: an adapter's weights are those of its model too
     own = {"num_steps": saved["num_steps"] or None, "run_code": run.get("run_code", False), "shown": shown}
     policy = make_policy(spec, **own)
@@ -186,12 +204,14 @@ def write_report(out: Path, training: Path | None, with_film: bool = True, film_
     """Writes the pictures, rollout.gif, metrics.json, report.json and report.html into `out`; returns the page."""
     results = read_results(out)
     summaries = {name: summarise(records) for name, records in results["episodes"].items()}
+    in_libero = any("world.suite" in saved for saved in results["options"].values())
+    method = LIBERO_METHOD if in_libero else METHOD
     images = []
     filmed = film_episode(out, results, film_seed) if with_film else None
     if filmed:
         images.append("rollout.gif")
     if summaries:
-        plot_success(summaries, out / "success.png")
+        plot_success(summaries, out / "success.png", "LIBERO's own check" if in_libero else SUCCESS)
         images.append("success.png")
     if training is not None:
         if not (training / "losses.jsonl").is_file():
@@ -203,13 +223,16 @@ def write_report(out: Path, training: Path | None, with_film: bool = True, film_
         plot_errors(results["offline"]["histograms"], out / "errors.png")
         images.append("errors.png")
         metrics += offline_metrics(results["offline"])
-    write_json(out / "metrics.json", {"metrics": metrics, "images": images, "method": METHOD})
+    write_json(out / "metrics.json", {"metrics": metrics, "images": images, "method": method})
     write_json(out / "report.json", {**results, "summaries": summaries, "metrics": metrics, "film": filmed})
     page = out / "report.html"
     html = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(PAGE)
     temporary = page.with_name(page.name + ".tmp")
     temporary.write_text(
-        html.render(metrics=metrics, images=images, summaries=summaries, method=METHOD, **results), encoding="utf-8"
+        html.render(
+            metrics=metrics, images=images, summaries=summaries, method=method, by_task=by_task(results), **results
+        ),
+        encoding="utf-8",
     )
     os.replace(temporary, page)
     return page

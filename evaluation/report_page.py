@@ -34,6 +34,17 @@ details { margin: .6rem 0 } summary { cursor: pointer }
 <img src="{{ name }}" alt="{{ title }}">
 {% endif %}
 {% endfor %}
+{% for policy, tasks in by_task.items() %}
+<h2>LIBERO's tasks, {{ policy }}</h2>
+<table>
+<tr><th>task</th><th>instruction</th><th>succeeded</th><th>of</th><th>95 % interval</th></tr>
+{% for row in tasks %}
+<tr><td class="number">{{ row.task }}</td><td>{{ row.instruction }}</td><td class="number">{{ row.successes }}</td>
+<td class="number">{{ row.episodes }}</td>
+<td class="number">{{ "%.0f to %.0f %%"|format(100 * row.interval_low, 100 * row.interval_high) }}</td></tr>
+{% endfor %}
+</table>
+{% endfor %}
 {% if episodes %}
 <h2>Every seed</h2>
 {% endif %}

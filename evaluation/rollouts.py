@@ -11,8 +11,9 @@ import numpy as np
 from stereovla.evaluation.delays import DelayedArm, Delivery
 from stereovla.evaluation.metrics import success_rate
 from stereovla.evaluation.policies import Observation, Policy
+from stereovla.evaluation.worlds import make_world
 from stereovla.serving.rotations import vector_to_matrix
-from stereovla.simulation import World, WorldConfig
+from stereovla.simulation import WorldConfig
 
 RUNNING = ("running_actions", "delay")  # what a request says of the chunk that is executed
 WRONG_LIFT_M = 0.05  # another object held this high was picked by mistake; the target counts from the same height
@@ -22,6 +23,7 @@ WRONG_LIFT_M = 0.05  # another object held this high was picked by mistake; the 
 class RolloutConfig:
     """What the result of an episode depends on, beside the policy and the seed.
 
+    world: a WorldConfig, or another that `make_world` knows.
     execution_horizon: actions executed of each predicted chunk before the policy looks again.
     max_steps: steps of 0.1 s after which an episode has failed.
     calibration_error_deg: by so much the camera's rotation that the policy is told is wrong, about an axis that follows
@@ -31,7 +33,7 @@ class RolloutConfig:
     delivery: how late the answers are and what the arm does meanwhile; None = the world waits for the policy.
     """
 
-    world: WorldConfig = field(default_factory=WorldConfig)
+    world: Any = field(default_factory=WorldConfig)
     execution_horizon: int = 3
     max_steps: int = 60
     calibration_error_deg: float = 0.0
@@ -49,14 +51,14 @@ class RolloutConfig:
 class Episode:
     """One world with one policy's slot in it: the states so far, and what became of it."""
 
-    def __init__(self, slot: int, world: World, config: RolloutConfig):
+    def __init__(self, slot: int, world: Any, config: RolloutConfig):
         self.slot, self.world, self.config = slot, world, config
 
     def reset(self, seed: int) -> None:
         """Begins the episode of `seed`."""
         self.another = None
         if self.config.shown == "swapped":
-            self.world.reset(seed + 1)
+            self.world.reset(self.world.next_seed(seed))
             self.another = self.world.observe(labels=True)
         self.world.reset(seed)
         self.seed = seed
@@ -98,6 +100,7 @@ class Episode:
         return {
             "left": views["left"],
             "right": views["right"],
+            "views": {name: views.get(name) for name in self.world.views},
             "depths": {"left": views["depth"]} if depth else {},
             "calibration": self.told_calibration(views.get("calibration")),
         }
@@ -142,11 +145,12 @@ class Episode:
             "objects": [item.name for item in self.world.objects],
             "wrong_object": self.wrong_object,
             "shortened_moves": int(self.world.robot.shortened),
+            **self.world.facts,
             **({} if self.arm is None else {"executor": dict(sorted(self.arm.executor.counts.items()))}),
         }
 
 
-def lifted_other(world: World) -> str | None:
+def lifted_other(world: Any) -> str | None:
     """Name of an object that is not the target and is held at least 5 cm above where it rested."""
     for index, item in enumerate(world.objects):
         if index != world.target_index and all(world.fingers_touching(index)):
@@ -163,7 +167,7 @@ def run_episodes(
     One seed is taken whenever a world is free, so several processes may share `seeds`. The policy acts on all worlds at
     once. An episode's result does not depend on its neighbours, but for the float rounding of a batched model.
     """
-    free = [Episode(slot, World(config.world), config) for slot in range(environments)]
+    free = [Episode(slot, make_world(config.world), config) for slot in range(environments)]
     worlds = [episode.world for episode in free]
     active: list[Episode] = []
     try:
@@ -200,7 +204,7 @@ def config_json(config: RolloutConfig) -> dict[str, Any]:
 
 def film(policy: Policy, seed: int, config: RolloutConfig) -> tuple[list[Observation], dict[str, Any]]:
     """Every step of one episode with both views, and its record."""
-    episode = Episode(0, World(config.world), config)
+    episode = Episode(0, make_world(config.world), config)
     try:
         episode.reset(seed)
         policy.reset(0, episode.world)

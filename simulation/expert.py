@@ -34,10 +34,14 @@ RETREAT_M = 0.05
 
 @dataclass(frozen=True)
 class Place:
-    """Where the target is let go: `offset` (2,) m of the tool from here, and tool height (m)."""
+    """Where the target is let go: `offset` (2,) m of the tool from here, and tool height (m); and how far from there it
+    may be, across and above (m).
+    """
 
     offset: np.ndarray
     height: float
+    across: float = RELEASE_ACROSS_M
+    above: float = RELEASE_HEIGHT_M
 
 
 @dataclass(frozen=True)
@@ -223,7 +227,7 @@ def ready_to_close(now: Situation) -> bool:
     across = abs(cos * offset[0] + sin * offset[1])  # along the finger faces
     between = abs(-sin * offset[0] + cos * offset[1])  # along the closing direction
     free = max(0.0, (now.opening * now.opening_m - grasp.width) / 2)
-    small = grasp.width < 0.024  # a small thing needs the middle of the pads
+    small = grasp.width < 0.024 and not grasp.rim  # a small thing needs the middle of the pads
     return (
         across < (0.006 if small else 0.010 if grasp.round else 0.014) + 0.014 * slack
         and between < min(0.016, free) + 0.014 * slack
@@ -287,7 +291,7 @@ def carry(now: Situation) -> np.ndarray:
 def ready_to_open(now: Situation) -> bool:
     """The held target is where it is let go."""
     across = float(np.linalg.norm(now.place.offset))
-    return across < RELEASE_ACROSS_M and now.position[2] - now.place.height < RELEASE_HEIGHT_M
+    return across < now.place.across and now.position[2] - now.place.height < now.place.above
 
 
 def needed_height(now: Situation, xy: np.ndarray) -> float:

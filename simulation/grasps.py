@@ -19,7 +19,8 @@ UPRIGHT = 0.9  # cosine of the largest tilt of a standing object
 @dataclass(frozen=True)
 class Grasp:
     """Tool pose (3,) m and yaw (rad) of a grasp, how many yaws in a whole turn are as right, the object's width between
-    the fingers (m), whether it is round there, and how far it rises over the tool (m).
+    the fingers (m), whether it is round there, how far it rises over the tool (m), and whether it is held at its rim,
+    which need not meet the middle of the pads.
     """
 
     position: np.ndarray
@@ -28,6 +29,7 @@ class Grasp:
     width: float
     round: bool
     rise: float
+    rim: bool = False
 
 
 def half_height(rotation: np.ndarray, half_size: tuple[float, float, float]) -> float:

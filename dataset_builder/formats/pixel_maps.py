@@ -129,7 +129,7 @@ def read_hdf5(data: bytes) -> np.ndarray:
     """The data of an HDF5 file that are called depth or disparity, or the only ones that lie at its root (Hypersim's
     are called dataset).
     """
-    from stereovla.dataset_builder.formats.hdf5 import h5py, own_data  # its extra is needed for this format alone
+    from stereovla.dataset_builder.dataset.hdf5 import h5py, own_data  # its extra is needed for this format alone
 
     with h5py.File(io.BytesIO(data), "r") as file:
         found = own_data(file, _the_map(list(file)), MOST_PIXELS)

@@ -17,6 +17,7 @@ import multiprocessing.util
 import os
 import signal
 import threading
+from abc import ABC, abstractmethod
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from datasets import Features
 from tqdm.auto import tqdm
 
 from stereovla.command_line import option
@@ -32,7 +34,6 @@ from stereovla.dataset_builder.dataset.folders import PLAN, check_folder, work_f
 from stereovla.dataset_builder.recording.parts import Task, finish, plan_shards
 from stereovla.dataset_builder.recording.recorder import FPS, Recorder, RecordingConfig
 from stereovla.simulation import WorldConfig
-from stereovla.simulation.robots import ROBOTS
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"train_episodes": 4, "validation_episodes": 2, "episodes_per_shard": 2, "image_size": 64, "processes": 1},
@@ -44,10 +45,11 @@ _NOT_CONTENT = ("out", "preset", "processes", "shard_index", "num_shards")
 
 
 @dataclass
-class BuildConfig(RecordingConfig):
-    """Records stereo demonstrations into a dataset folder; the same command goes on after interruptions."""
+class BuildOptions(RecordingConfig, ABC):
+    """What every build can be told: where to, how much, and by how many processes and machines."""
 
     presets: ClassVar[dict[str, dict[str, Any]]] = PRESETS
+    packages: ClassVar[tuple[str, ...]] = ("mujoco", "numpy", "pillow", "pyarrow", "datasets")
 
     out: str = option("", "Folder of the dataset; one with an unfinished build of the same options is gone on with.")
     preset: str = option("demo", f"Values of the other options, which may still be given: {', '.join(PRESETS)}.")
@@ -60,8 +62,6 @@ class BuildConfig(RecordingConfig):
     num_shards: int = option(1, "Machines that record parts of one dataset; when all are done, `merge` finishes it.")
     camera_range: str = option("small", "How far the camera pose varies: small, medium or large.")
     image_size: int = option(128, "Side of the square views, px.")
-    num_objects: int = option(3, "Objects on the table, the target included.")
-    world: str = option("{}", 'More options of simulation.WorldConfig as JSON, such as \'{"preset": "geometry"}\'.')
 
     def __post_init__(self):
         super().__post_init__()
@@ -76,6 +76,29 @@ class BuildConfig(RecordingConfig):
             raise ValueError(f"shard_index={self.shard_index} must be in [0, num_shards={self.num_shards})")
         self.world_config()
 
+    @abstractmethod
+    def world_config(self) -> Any:
+        """The world's config; ValueError for unknown or wrong options."""
+
+    @abstractmethod
+    def recorder(self) -> Recorder:
+        """What records the episodes in each process."""
+
+    def content(self) -> dict[str, Any]:
+        """The options that decide the bytes, the world's spelled out, and versions of what draws and encodes."""
+        values = {key: value for key, value in dataclasses.asdict(self).items() if key not in _NOT_CONTENT}
+        versions = {name: importlib.metadata.version(name) for name in self.packages}
+        values |= {"fps": FPS, "world": dataclasses.asdict(self.world_config()), "versions": versions}
+        return json.loads(json.dumps(values))  # tuples become lists, as in the file that this is compared with
+
+
+@dataclass
+class BuildConfig(BuildOptions):
+    """Records stereo demonstrations into a dataset folder; the same command goes on after interruptions."""
+
+    num_objects: int = option(3, "Objects on the table, the target included.")
+    world: str = option("{}", 'More options of simulation.WorldConfig as JSON, such as \'{"preset": "geometry"}\'.')
+
     def world_config(self) -> WorldConfig:
         """The world's config: this one's options, then those of `world`; ValueError for unknown or wrong ones."""
         try:
@@ -88,17 +111,11 @@ class BuildConfig(RecordingConfig):
                 raise ValueError(f"give {key} as an option of its own, not in world={self.world!r}")
         return WorldConfig.from_preset(**own, **extra)
 
-    def content(self) -> dict[str, Any]:
-        """The options that decide the bytes, the world's spelled out, and versions of what draws and encodes."""
-        values = {key: value for key, value in dataclasses.asdict(self).items() if key not in _NOT_CONTENT}
-        versions = {
-            name: importlib.metadata.version(name) for name in ("mujoco", "numpy", "pillow", "pyarrow", "datasets")
-        }
-        values |= {"fps": FPS, "world": dataclasses.asdict(self.world_config()), "versions": versions}
-        return json.loads(json.dumps(values))  # tuples become lists, as in the file that this is compared with
+    def recorder(self) -> Recorder:
+        return Recorder(self.world_config(), self)
 
 
-def build(config: BuildConfig) -> Path:
+def build(config: BuildOptions) -> Path:
     """Build, or go on building, the dataset in `config.out`; returns the folder. A finished one is left as it is.
 
     With `num_shards` above 1 it records its part only, and leaves finishing to `merge`.
@@ -121,7 +138,7 @@ def build(config: BuildConfig) -> Path:
     return folder
 
 
-def _record(config: BuildConfig, folder: Path, partial: Path, tasks: list[Task], missing: list[Task]) -> None:
+def _record(config: BuildOptions, folder: Path, partial: Path, tasks: list[Task], missing: list[Task]) -> None:
     """Record the missing shards with a progress bar over episodes."""
     total, waiting = (sum(len(task.episodes) for task in group) for group in (tasks, missing))
     # inherited by the workers: one core each; Mesa's own threads and OpenMP's would fight over the cores
@@ -158,12 +175,12 @@ def _record(config: BuildConfig, folder: Path, partial: Path, tasks: list[Task],
 _worker: dict[str, Any] = {}
 
 
-def _start(config: BuildConfig, folder: Path, partial: Path, finished: Any, stop: Any) -> None:
+def _start(config: BuildOptions, folder: Path, partial: Path, finished: Any, stop: Any) -> None:
     """First call in each recording process."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all processes of a terminal: end without a traceback
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker.update(config=config, folder=folder, partial=partial, finished=finished, stop=stop)
-    _worker.update(recorder=Recorder(config.world_config(), config))
+    _worker.update(recorder=config.recorder())
     # before the interpreter's own end, which may close the display first, depending on what was imported when
     multiprocessing.util.Finalize(None, _worker["recorder"].close, exitpriority=1)
 
@@ -176,7 +193,6 @@ def _end_with_parent() -> None:
 
 def _record_shard(task: Task) -> None:
     config, folder = _worker["config"], _worker["folder"]
-    size = len(ROBOTS[config.world_config().robot].axes)
     rows: list[dict[str, Any]] = []
     failures: Counter[str] = Counter()
     for index in task.episodes:
@@ -191,5 +207,11 @@ def _record_shard(task: Task) -> None:
         rows,
         temporary=_worker["partial"] / f"{task.path.name}.{os.getpid()}",
         info={"failures": dict(sorted(failures.items())), "episodes": len(task.episodes)},
-        layout=schema.features(config.plan_length, size, size),
+        layout=_layout(rows[0], config.plan_length),
     )
+
+
+def _layout(row: dict[str, Any], plan_length: int) -> Features:
+    """Of the rows that are like `row`."""
+    state, action = len(row["observation.state"]), len(row["action"])
+    return schema.features(plan_length, state, action, [column.key for column in schema.columns_of(row)])

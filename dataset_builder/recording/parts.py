@@ -134,7 +134,7 @@ def finish(folder: Path, content: Mapping[str, Any]) -> None:
         "state_dim": layout.field("observation.state").type.list_size,
         "action_dim": layout.field("action").type.list_size,
         "state_is_pose": True,
-        "vertical_misalignment_px": max(abs(rows) for rows in content["world"]["vertical_misalignment_px"]),
+        "vertical_misalignment_px": max(map(abs, content["world"].get("vertical_misalignment_px", (0.0,)))),
         "cameras": camera_ranges([folder / task.path for task in tasks]),
         "build": content,
     }

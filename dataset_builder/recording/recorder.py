@@ -13,7 +13,7 @@ import numpy as np
 from stereovla.command_line import option
 from stereovla.dataset_builder.dataset import schema
 from stereovla.dataset_builder.dataset.shards import encode_row
-from stereovla.simulation import Expert, World, WorldConfig
+from stereovla.simulation import Expert, World
 from stereovla.simulation.tasks import Task
 from stereovla.simulation.world import NoViewError
 
@@ -81,9 +81,11 @@ def episode_seed(seed: int, split: str, index: int, attempt: int = 0) -> int:
 class Recorder:
     """Records episodes of one world, one after the other; `close` frees its renderer."""
 
-    def __init__(self, world_config: WorldConfig, config: RecordingConfig):
-        self.world = World(world_config)
-        self.expert = Expert(self.world)
+    world_type, expert_type = World, Expert
+
+    def __init__(self, world_config: Any, config: RecordingConfig):
+        self.world = self.world_type(world_config)
+        self.expert = self.expert_type(self.world)
         self.config = config
 
     def close(self) -> None:
@@ -109,7 +111,7 @@ class Recorder:
         # the world spawns its own generators from world_seed; a second entry keeps these apart from them
         noise, camera, relabel = (np.random.default_rng(s) for s in np.random.SeedSequence((world_seed, 1)).spawn(3))
         try:
-            world.reset(world_seed)
+            self._reset(world_seed, index)
         except NoViewError:
             return [], NO_VIEW
         except RuntimeError:
@@ -150,6 +152,9 @@ class Recorder:
                 return rows, DIVERGED
         return rows, None
 
+    def _reset(self, world_seed: int, index: int) -> None:
+        self.world.reset(world_seed)
+
     def _pushed(self) -> bool:
         """Whether an object that is not the target lies elsewhere than at the start."""
         world = self.world
@@ -177,6 +182,7 @@ class Recorder:
         return {
             "observation.images.left": seen["left"],
             "observation.images.right": seen["right"],
+            **{schema.image_key(view): seen[view] for view in world.views},
             "observation.state": world.state(),
             "action": plan[0],
             "action_plan": plan,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from reprojection import shifts_of
 
 from stereovla.simulation import World, WorldConfig
 from stereovla.simulation.camera import RANGES
@@ -83,45 +84,6 @@ def test_balls_are_seen_where_the_calibration_projects_them(seen):
     np.testing.assert_allclose(left - right, [disparity, 0.0], atol=0.01)
 
 
-def warped_to_left(right: np.ndarray, disparity: np.ndarray) -> np.ndarray:
-    """(H, W) the right view, float (H, W), seen from the left: pixel (v, u) is right (v, u - disparity), linearly
-    interpolated.
-    """
-    height, width = disparity.shape
-    place = np.clip(np.arange(width)[None] - disparity, 0, width - 1.001)
-    index, weight = place.astype(int), place % 1.0
-    row = np.arange(height)[:, None]
-    return right[row, index] * (1 - weight) + right[row, index + 1] * weight
-
-
-def shifts(left: np.ndarray, warped: np.ndarray, usable: np.ndarray, side: int = 17) -> np.ndarray:
-    """(n, 2) sub-pixel shifts (u, v) of textured patches of `warped` against `left`, by least squares on the image
-    gradients, twice.
-    """
-    found, gradient = [], np.gradient(warped)
-    for row in range(side, left.shape[0] - 2 * side, side):
-        for column in range(side, left.shape[1] - 2 * side, side):
-            window = slice(row, row + side), slice(column, column + side)
-            if not usable[window].all():
-                continue
-            matrix = np.stack([gradient[1][window].ravel(), gradient[0][window].ravel()], axis=1)
-            if np.linalg.eigvalsh(matrix.T @ matrix)[0] < 60 * side:  # too little texture in one direction
-                continue
-            difference = (left[window] - warped[window]).ravel()
-            found.append(np.linalg.lstsq(matrix, difference - difference.mean(), rcond=None)[0])
-    return np.array(found)
-
-
-def smooth_depth(depth: np.ndarray) -> np.ndarray:
-    """bool (H, W): no depth edge within 3 px."""
-    flat = np.ones_like(depth, bool)
-    for shift in range(1, 4):
-        for axis in (0, 1):
-            change = np.abs(np.roll(depth, shift, axis) - depth) > 0.02
-            flat &= ~change & ~np.roll(change, -shift, axis)
-    return flat
-
-
 def reprojection_shifts(**options) -> np.ndarray:
     """(n, 2) px: how far the right view, warped by focal * baseline / depth, lies from the left one, over two seeds."""
     world = World(
@@ -134,12 +96,7 @@ def reprojection_shifts(**options) -> np.ndarray:
     measured = []
     for seed in (3, 5):
         world.reset(seed)
-        seen = world.observe(labels=True)
-        calibration, depth = seen["calibration"], seen["depth"].astype(float)
-        disparity = calibration["focal_length_px"][0] * float(calibration["baseline_m"]) / depth
-        left, right = (seen[view].astype(float).mean(-1) for view in ("left", "right"))
-        usable = smooth_depth(depth) & (np.arange(depth.shape[1])[None] - disparity > 2) & (seen["segmentation"] == 0)
-        measured.append(shifts(left, warped_to_left(right, disparity), usable))
+        measured.append(shifts_of(world.observe(labels=True)))
     world.close()
     return np.concatenate(measured)
 

@@ -1,0 +1,34 @@
+"""Which simulator an episode runs in: that of its config."""
+
+from typing import Any
+
+from stereovla.simulation import Expert, World, WorldConfig
+
+
+def make_world(config: Any) -> Any:
+    """Our own world of a WorldConfig, or LIBERO's of a LiberoConfig."""
+    if isinstance(config, WorldConfig):
+        return World(config)
+    from stereovla.simulation.libero import LiberoWorld  # needs the extra `libero`
+
+    return LiberoWorld(config)
+
+
+def make_expert(world: Any) -> Any:
+    """The scripted expert of a world."""
+    if isinstance(world, World):
+        return Expert(world)
+    from stereovla.simulation.libero import LiberoExpert
+
+    return LiberoExpert(world)
+
+
+def saved_config(saved: dict[str, Any]) -> Any:
+    """The world's config of saved options, in which its fields are called world.FIELD."""
+    values = {key.removeprefix("world."): value for key, value in saved.items() if key.startswith("world.")}
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    if "suite" not in values:
+        return WorldConfig(**values)
+    from stereovla.simulation.libero import LiberoConfig
+
+    return LiberoConfig(**values)
