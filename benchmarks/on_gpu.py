@@ -6,8 +6,8 @@
 Chunks of both models and of PI0 at its full size, plain, in CUDA graphs, compiled; their stages; training, of all
 weights but the towers' and of adapters; equality of bfloat16 and float16 with float32. Each part has a limit of its
 time, beyond which it is given up, and parts that compile little come first: what there was no time for, a second run
-does (`--parts "StereoVLA, pose tokens, graphs" ...`). Every number is a line of FOLDER/rows.jsonl and of FOLDER/table.md
-as soon as it is there.
+does (`--parts "StereoVLA, pose tokens, graphs" ...`). Every number is a line of FOLDER/rows.jsonl and of
+FOLDER/table.md as soon as it is there.
 
 Ways: "plain" is eager; "graphs" holds eager's kernels in CUDA graphs; "compiled" has kernels of its own; "compiled,
 graphs" both (mode="reduce-overhead"). Elsewhere than on a GPU there are no CUDA graphs, and their ways measure what is
