@@ -19,7 +19,7 @@ WALL_M = 0.006  # of what is held at its rim
 # where the fingers and the hand are when the gripper is open: along the closing direction, to the side, and over the
 # tool
 FINGERS = [(along, side, -TIPS_M) for along in np.arange(0.010, 0.060, 0.007) for side in (-0.01, 0.01)]
-HAND = [(along, side, 0.045) for along in (-0.115, -0.06, 0.06, 0.115) for side in (-0.04, 0.04)]
+HAND = [(along, side, 0.05) for along in (-0.1, -0.05, 0.05, 0.1) for side in (-0.03, 0.03)]
 MARGIN_M = 0.004
 MOST_YAW_RAD = 1.9
 REACH_M = 0.75  # from the base; at 0.78 m the elbow of a hand that points down is straight

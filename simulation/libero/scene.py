@@ -47,13 +47,14 @@ class Scene:
         from libero.libero.envs.env_wrapper import ControlEnv
 
         self.task = task
-        wrapper = ControlEnv(
-            bddl_file_name=str(task.definition),
-            has_offscreen_renderer=False,
-            use_camera_obs=False,
-            hard_reset=False,  # the model stays, as a layout changes poses alone: see `lay_out`
-            ignore_done=True,
-        )
+        with numpy_seeded(0):  # it draws a first layout
+            wrapper = ControlEnv(
+                bddl_file_name=str(task.definition),
+                has_offscreen_renderer=False,
+                use_camera_obs=False,
+                hard_reset=False,  # the model stays, as a layout changes poses alone: see `lay_out`
+                ignore_done=True,
+            )
         self.env = wrapper.env
         self.env._observables.clear()  # nobody asks for them, and they take half the time of a step
         self.model, self.data = self.env.sim.model._model, self.env.sim.data._data
