@@ -82,6 +82,7 @@ def case(name: str):
         model = stereovla("points")
         return model, stereo_inputs(model.config) | {"chain_of_thought": False}
     options = {"given": {"max_delay": 3}, "both views": {"stereo_config": None, "right_view": "separate"}}
+    options["left-right attention"] = {"stereo_config": None, "right_view": "attention"}
     model = stereovla(**options.get(name, {}))
     inputs = stereo_inputs(model.config) | {"chain_of_thought": name.startswith("pose")}
     if name.endswith("padded"):
@@ -100,6 +101,7 @@ CASES = [
     "guided",
     "points",
     "both views",
+    "left-right attention",
     "depthvla",
     "depthvla, padded, a view absent",
     "depthvla, mask full",
@@ -216,7 +218,7 @@ def test_what_is_wrong_is_told_before_the_graph(monkeypatch):
     inputs = stereo_inputs(model.config) | {"chain_of_thought": False}
     ids = inputs["input_ids"].clone()
     ids[1, 3] = 7
-    few = model.config.num_visual_tokens - 1
+    few = model.config.num_image_tokens - 1
     late = {"running_actions": running(model.config), "delay": torch.tensor([2, 7])}
     calls, compiled = [], stereovla(max_delay=3)
     compiled.compile_predict_action(backend=CompileCounter())
