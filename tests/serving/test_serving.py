@@ -458,8 +458,12 @@ def test_any_model_is_loaded_in_any_dtype_and_warmed_up(checkpoint, tmp_path, ki
         folder = save_tiny_depthvla(tmp_path / "model")
     elif kind == "adapter":
         model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True)
+        torch.manual_seed(0)  # of the adapter's weights
         config = LoraConfig(
-            r=2, target_modules=r".*language_model\.layers\.0\.self_attn\.q_proj", init_lora_weights=False
+            r=2,
+            lora_alpha=1,
+            target_modules=r".*language_model\.layers\.0\.self_attn\.q_proj",
+            init_lora_weights=False,
         )
         get_peft_model(model, config).save_pretrained(folder := tmp_path / "adapter")
     for dtype in ("float32", "bfloat16"):

@@ -94,6 +94,6 @@ def test_a_result_that_loads_as_something_else_is_an_error(place, tmp_path):
     with torch.no_grad():
         model.action_expert.action_out_proj.bias += 0.1  # after it was saved
     prediction = predict_one(model, processor, window)
-    with pytest.raises(RuntimeError, match="loaded again it predicts actions that differ by 0.1"):
+    with pytest.raises(RuntimeError, match="loaded again it predicts actions that differ by 0\\.[1-9]"):
         complete(tmp_path / "partial", tmp_path / "model", processor, prediction, {})
     assert not (tmp_path / "model").exists()
