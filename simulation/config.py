@@ -42,8 +42,24 @@ LIMITS: dict[str, tuple[float, float, str]] = {
 }
 
 
+class Pictures:
+    """Height and width of a config's `image_size`: a side, or (height, width), px."""
+
+    image_size: int | tuple[int, int]
+
+    @property
+    def height(self) -> int:
+        """Image height in px."""
+        return self.image_size if isinstance(self.image_size, int) else self.image_size[0]
+
+    @property
+    def width(self) -> int:
+        """Image width in px."""
+        return self.image_size if isinstance(self.image_size, int) else self.image_size[1]
+
+
 @dataclass
-class WorldConfig:
+class WorldConfig(Pictures):
     """What is random, and how far. A range is (low, high), or one number for a fixed value; lengths in m. The same
     config and seed give the same bytes. The defaults are the preset "default".
 
@@ -204,16 +220,6 @@ class WorldConfig:
         for tasks, needed in ((("pick",), "lift"), (("stack", "move"), "place")):
             if set(tasks) & set(self.tasks) and needed not in self.keyframes:
                 raise ValueError(f"keyframes {self.keyframes} lack {needed!r}, the last one of {' and '.join(tasks)}")
-
-    @property
-    def height(self) -> int:
-        """Image height in px."""
-        return self.image_size if isinstance(self.image_size, int) else self.image_size[0]
-
-    @property
-    def width(self) -> int:
-        """Image width in px."""
-        return self.image_size if isinstance(self.image_size, int) else self.image_size[1]
 
 
 # what differs from the defaults

@@ -15,7 +15,7 @@ import numpy as np
 from stereovla.dataset_builder.dataset import schema
 from stereovla.dataset_builder.dataset.hdf5 import h5py, own_data
 from stereovla.dataset_builder.dataset.shards import encode_row
-from stereovla.dataset_builder.recording.recorder import FPS
+from stereovla.dataset_builder.recording.recorder import seen_row
 from stereovla.simulation.geometry import matrix_to_rpy
 from stereovla.simulation.libero import LiberoWorld
 from stereovla.simulation.libero.robot import SUBSTEPS
@@ -93,25 +93,7 @@ class Replayer:
         return [encode_row(row) for row in rows], [] if solved else [NOT_SOLVED]
 
     def _row(self, index: int, frame: int) -> dict[str, Any]:
-        world, seen = self.world, self.world.observe(labels=self.config.labels)
-        return {
-            "observation.images.left": seen["left"],
-            "observation.images.right": seen["right"],
-            **{schema.image_key(view): seen[view] for view in world.views},
-            "observation.state": world.state(),
-            "state_is_pose": True,
-            **{f"calibration.{key}": seen["calibration"][key] for key in schema.CALIBRATION_KEYS},
-            "observation.depth": seen.get("depth"),
-            "observation.segmentation": seen.get("segmentation"),
-            "target.name": world.target_name,
-            "target.box_left_px": seen.get("box_left"),
-            "target.box_right_px": seen.get("box_right"),
-            "task": world.instruction,
-            "embodiment": world.robot.embodiment,
-            "episode_index": index,
-            "frame_index": frame,
-            "timestamp": frame / FPS,
-        }
+        return seen_row(self.world, self.world.observe(labels=self.config.labels), index, frame)
 
 
 def _motion(poses: list[tuple[np.ndarray, np.ndarray]], frame: int, gripper: float) -> np.ndarray:

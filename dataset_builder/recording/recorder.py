@@ -34,6 +34,28 @@ PUSHED_M = 0.03  # an object other than the target that moves further was hit
 CARRIED_M = 0.03  # a target that was held this high and then is not was dropped, unless it was placed
 
 
+def seen_row(world: World, seen: dict[str, Any], index: int, frame: int) -> dict[str, Any]:
+    """What a dataset's row says of a world and of what is `seen` of it (`World.observe`), whoever moved it there."""
+    return {
+        "observation.images.left": seen["left"],
+        "observation.images.right": seen["right"],
+        **{schema.image_key(view): seen[view] for view in world.views},
+        "observation.state": world.state(),
+        "state_is_pose": True,
+        **{f"calibration.{key}": seen["calibration"][key] for key in schema.CALIBRATION_KEYS},
+        "observation.depth": seen.get("depth"),
+        "observation.segmentation": seen.get("segmentation"),
+        "target.name": world.target_name,
+        "target.box_left_px": seen.get("box_left"),
+        "target.box_right_px": seen.get("box_right"),
+        "task": world.instruction,
+        "embodiment": world.robot.embodiment,
+        "episode_index": index,
+        "frame_index": frame,
+        "timestamp": frame / FPS,
+    }
+
+
 @dataclass
 class RecordingConfig:
     """How the expert is disturbed and what is recorded. Lengths in m, angles in rad."""
@@ -180,27 +202,12 @@ class Recorder:
         world, seen = self.world, self.world.observe(labels=self.config.labels)
         plan, length, keyframe = self.expert.plan(self.config.plan_length)
         return {
-            "observation.images.left": seen["left"],
-            "observation.images.right": seen["right"],
-            **{schema.image_key(view): seen[view] for view in world.views},
-            "observation.state": world.state(),
+            **seen_row(world, seen, index, frame),
             "action": plan[0],
             "action_plan": plan,
             "action_plan_length": int(length),
             "keyframe_pose": keyframe,
             "keyframe_symmetry": self.expert.keyframe_symmetry(),
-            "state_is_pose": True,
-            **{f"calibration.{key}": seen["calibration"][key] for key in schema.CALIBRATION_KEYS},
-            "observation.depth": seen.get("depth"),
-            "observation.segmentation": seen.get("segmentation"),
-            "target.name": world.target_name,
-            "target.box_left_px": seen.get("box_left"),
-            "target.box_right_px": seen.get("box_right"),
-            "task": world.instruction,
-            "embodiment": world.robot.embodiment,
-            "episode_index": index,
-            "frame_index": frame,
-            "timestamp": frame / FPS,
         }
 
     def _disturbed(self, action: np.ndarray, spread: float, rng: np.random.Generator) -> np.ndarray:

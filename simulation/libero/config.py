@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from stereovla.simulation.config import KEYFRAMES, LIMITS, Range, check_choice, check_range
+from stereovla.simulation.config import KEYFRAMES, LIMITS, Pictures, Range, check_choice, check_range
 from stereovla.simulation.libero.cameras import RANGES
 from stereovla.simulation.libero.suites import SUITES, suite_tasks
 
@@ -10,7 +10,7 @@ CONTROLS = ("pose", "osc")
 
 
 @dataclass
-class LiberoConfig:
+class LiberoConfig(Pictures):
     """A suite and how it is seen. The same config and seed give the same episode.
 
     Attributes:
@@ -54,13 +54,3 @@ class LiberoConfig:
             self.image_size = tuple(self.image_size)
         if min(self.height, self.width) < 16:
             raise ValueError(f"image_size is {self.image_size}; both sides must be at least 16 px")
-
-    @property
-    def height(self) -> int:
-        """Image height in px."""
-        return self.image_size if isinstance(self.image_size, int) else self.image_size[0]
-
-    @property
-    def width(self) -> int:
-        """Image width in px."""
-        return self.image_size if isinstance(self.image_size, int) else self.image_size[1]
