@@ -88,7 +88,15 @@ PRESETS = {
         "mixture": "1:0:0:0",
         "mixed_precision": "bf16",
     },
-    "lab": {"steps": 3000, "batch_size": 48, "learning_rate": 7e-4, "warmup_steps": 200},
+    # with one too
+    "lab": {
+        "steps": 3000,
+        "batch_size": 48,
+        "learning_rate": 7e-4,
+        "warmup_steps": 200,
+        "freeze": "stereo",
+        "mixed_precision": "bf16",
+    },
     "full": {
         "steps": 160_000,
         "batch_size": 384,
@@ -106,7 +114,7 @@ PRESETS["depthvla-demo"] |= {"steps": 700}  # a question sees its pictures anew,
 PRESETS = with_pi0(PRESETS)
 MIXTURE = "5:2:2:1"  # StereoVLA's released code's shares of action : depth : box : pose
 ACTIONS_ALONE = "1:0:0:0"  # DepthVLA's
-DEPTH_MAP_SHARES = {"demo": 0.125, "lab": 0.125}  # of the samples, by StereoVLA's preset
+DEPTH_MAP_SHARES = {"demo": 0.125}  # of the samples, by StereoVLA's preset
 DEPTH_MAP_SHARE = 0.25  # of its other presets; DepthVLA learns depth from all
 QUESTIONS_PER_FRAME = {"demo": 2, "lab": 2}  # by StereoVLA's preset
 VALIDATION_BATCHES = 2
@@ -222,8 +230,8 @@ class TrainingOptions(RunOptions):
     depth_map_share: float | None = option(
         None,
         "Share of the samples that teach the disparity, or DepthVLA's depth. Not given: 0 where the data has no depth "
-        f"or the model no such loss, else {DEPTH_MAP_SHARE:g}, with {' and '.join(DEPTH_MAP_SHARES)} "
-        f"{DEPTH_MAP_SHARES['demo']:g}, with DepthVLA 1.",
+        f"or the model no such loss, else {DEPTH_MAP_SHARE:g}, with demo {DEPTH_MAP_SHARES['demo']:g}, "
+        "with DepthVLA 1.",
     )
     workers: int = option(0, "Processes that prepare batches for each training process; 0 = itself (preset).")
     validation_batches: int | None = option(
@@ -403,6 +411,9 @@ def run(options: TrainingOptions, accelerator: Accelerator, told: list[int]) -> 
     meta, data = load_meta(datasets), Contents.of(datasets, options.on_bad_shard == "skip")
     validation_batches = held_out_batches(data, options.validation_batches, VALIDATION_BATCHES)
     model, processor = build(options, meta)
+    if accelerator.device.type == "cpu" and options.mixed_precision == "bf16":
+        # the backward pass of PyTorch's fused attention takes four times as long there as the products written out
+        model.set_attn_implementation("eager")
     config = model.config
     with_pose = config.writes_pose
     asked = questions(

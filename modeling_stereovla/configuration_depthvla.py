@@ -399,7 +399,7 @@ LEARNED_IN_MINUTES = {
 
 def _demo() -> dict:
     vision = {**resnet(24, 64), "hidden_size": 64}
-    return {**_small(96, 8, 96, 2, vision, resnet(12, 32, blocks=1), 32), **LEARNED_IN_MINUTES}
+    return {**_small(96, 8, 96, 2, vision, resnet(32, stem=12), 32), **LEARNED_IN_MINUTES}
 
 
 def _lab() -> dict:

@@ -362,15 +362,17 @@ def _tiny() -> dict:
     return {**_small(64, 16, 64, 2, 32, SMALL_STEREO), "num_inference_steps": 4}
 
 
-def resnet(first: int, last: int, blocks: int = 2) -> dict:
-    """A convolutional network of one or two blocks with so many channels and a stride of 8."""
+def resnet(*channels: int, stem: int | None = None) -> dict:
+    """A convolutional network of one block for each of these numbers of channels, after a stem of as many as the first
+    or of `stem`: one block or two have a stride of 8, three one of 16.
+    """
     return {
         "model_type": "resnet",
-        "embedding_size": first,
-        "hidden_sizes": [first, last][-blocks:],
-        "depths": [1] * blocks,
+        "embedding_size": stem or channels[0],
+        "hidden_sizes": list(channels),
+        "depths": [1] * len(channels),
         "layer_type": "basic",
-        "downsample_in_first_stage": blocks == 1,
+        "downsample_in_first_stage": len(channels) == 1,
     }
 
 
@@ -437,9 +439,10 @@ def _points() -> dict:
 
 def _lab() -> dict:
     return {
-        **_demo(),
-        **_small(128, 8, 192, 3, 96, SMALL_STEREO),
-        "semantic_config": resnet(32, 96),
+        **_points(),
+        **LOOKING,
+        **_small(192, 16, 192, 3, 96, SHARP_STEREO),
+        "semantic_config": resnet(32, 96, 192),
         "spatial_config": None,
     }
 

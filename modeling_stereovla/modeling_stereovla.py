@@ -284,7 +284,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             displacement: (B, pose_dim), the way to the keyframe (see the processor), NaN = unknown.
             turns: (B, T), the turns to it in rad where they are apart (`config.turn_symmetry`), NaN = unknown;
                 equal_turns: (B,), how many turns in a whole one are as right (default: `turn_symmetry`).
-            point_transform, point_frame: (B, 3, 4) and (B,) of the processor, for a model with `config.points_frame`;
+            point_transform, point_frame: (B, 4, 4) and (B,) of the processor, for a model with `config.points_frame`;
                 without them it sees no points.
             answer_points: (B, L, 2), pixels in the left view that the labels are about, NaN = nothing, or not seen.
             asked_words: (B, L) bool, the tokens of the question that say what is asked for.

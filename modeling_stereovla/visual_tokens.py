@@ -168,7 +168,7 @@ class StereoVisualTokens(nn.Module):
                 alone, and disparity is returned for them alone. On the others it runs without gradients, at a third of
                 the cost.
             disparity: (B, H, W), the true one in px, of which the points are where the config says so.
-            point_transform, point_frame: (B, 3, 4) and (B,), see `view_points`; None = no calibration.
+            point_transform, point_frame: (B, 4, 4) and (B,), see `view_points`; None = no calibration.
         """
         left, found, seen, points = pixel_values[:, 0], None, None, None
         encoders = [encoder for encoder in (self.semantic, self.spatial) if encoder is not None]
@@ -189,9 +189,10 @@ class StereoVisualTokens(nn.Module):
                 seen = F.avg_pool2d(disparity[:, None].float(), 2)
             if point_frame is None:
                 point_frame = torch.zeros(len(left), dtype=torch.int64, device=left.device)
-                point_transform = left.new_zeros(len(left), 3, 4)
+                point_transform = left.new_zeros(len(left), 4, 4)
             points = points_of_disparity(seen, point_transform, point_frame, self.size)
             fused.append(point_channels(points, point_frame, self.grid))
+            points = points[:, :3]  # the pointers read places
         tokens = self.projector(torch.cat([part.to(fused[0].dtype) for part in fused], dim=-1))
         if self.place_code:
             code = code_of_grid(self.grid, tokens)

@@ -287,7 +287,7 @@ class PolicyProcessor(ProcessorOptions):
     def _point_transforms(
         self, samples: list[dict[str, Any]], geometries: list[ViewGeometry], normalizer: Normalizer
     ) -> dict[str, np.ndarray]:
-        """point_transform float32 (B, 3, 4) and point_frame int64 (B,), see `point_transforms`."""
+        """point_transform float32 (B, 4, 4) and point_frame int64 (B,), see `point_transforms`."""
         transforms, frames = [], []
         for sample, geometry in zip(samples, geometries, strict=True):
             given = sample["calibration"]

@@ -31,7 +31,7 @@ class StereoProcessor(PolicyProcessor):
     - actions float32 (B, chunk_size, action_dim): normalised; zeros after the steps that were given. action_mask bool
       (B, chunk_size): valid steps. is_action bool (B,): sample has an action loss. With `actions` or `return_labels`.
     - disparity float32 (B, H, W), with `depth_map` only: px of the processed left view, 0 = unknown.
-    - point_transform float32 (B, 3, 4), point_frame int64 (B,), with `points_frame` only: what makes points of the
+    - point_transform float32 (B, 4, 4), point_frame int64 (B,), with `points_frame` only: what makes points of the
       processed left view's pixels and disparities (`point_transforms.point_transform`); zeros for a sample without
       calibration.
     - points float32 (B, 2, 2), with `target_px` or `gripper_px` only: (u, v) of the target and of the gripper in px

@@ -47,7 +47,7 @@ def stereo_inputs(config, rows: int = 2, words: int = 6) -> dict[str, torch.Tens
     if config.turn_symmetry:
         inputs["facing"] = torch.rand(rows, config.num_turns, generator=generator)
     if config.points_frame is not None:
-        inputs["point_transform"] = torch.randn(rows, 3, 4, generator=generator)
+        inputs["point_transform"] = torch.randn(rows, 4, 4, generator=generator)
         inputs["point_frame"] = torch.tensor([2, 0])[:rows]
     return inputs
 

@@ -66,6 +66,7 @@ def test_points_are_those_of_the_cameras_in_the_units_of_the_state(side):
         for x in range(0, side, 5):
             depth = disparity_to_depth(disparity[0, 0, y, x], camera())
             expected = (unproject_points([(x + 0.5) * step, (y + 0.5) * step], depth, camera()) - shift) / scale
+            expected = np.array([*expected, depth])
             np.testing.assert_allclose(points[:, y, x], expected.clip(-POINT_LIMIT, POINT_LIMIT), atol=1e-4)
 
 
@@ -77,7 +78,7 @@ def test_without_a_base_frame_points_are_those_of_the_camera(given, frame, scale
     transform, found = point_transform(camera(**given), frame, scale, scale)
     assert found == 1
     depth = 80 * 0.063 / 9.0
-    expected = np.array([(10 - 33) / 80, (20 - 30) / 82, 1]) * depth / CAMERA_UNIT_M
+    expected = [*(np.array([(10 - 33) / 80, (20 - 30) / 82, 1]) * depth / CAMERA_UNIT_M), depth]
     np.testing.assert_allclose(transform @ [10 / 9.0, 20 / 9.0, 1 / 9.0, 1], expected)
 
 
@@ -85,7 +86,7 @@ def test_without_a_base_frame_points_are_those_of_the_camera(given, frame, scale
 def test_without_a_baseline_there_are_no_points(calibration):
     transform, frame = point_transform(calibration, "base", [1.0] * 3, [0.0] * 3)
     assert frame == 0 and not transform.any()
-    points = points_of_disparity(torch.ones(1, 1, 4, 4), torch.ones(1, 3, 4), torch.tensor([0]), 16)
+    points = points_of_disparity(torch.ones(1, 1, 4, 4), torch.ones(1, 4, 4), torch.tensor([0]), 16)
     assert not points.any()
 
 
@@ -100,19 +101,19 @@ def test_a_point_stays_where_it_is_when_the_camera_moves():
         pixel = in_camera[:2] / in_camera[2] * seen.focal_length_px + seen.principal_point_px
         disparity = 80 * 0.063 / in_camera[2]
         transform, _ = point_transform(seen, "base", [0.3] * 3, [0.5, 0.0, 0.1])
-        found.append(transform @ [*(pixel / disparity), 1 / disparity, 1])
+        found.append((transform @ [*(pixel / disparity), 1 / disparity, 1])[:3])
     np.testing.assert_allclose(found[0], found[1], atol=1e-9)
     np.testing.assert_allclose(found[0], [0, 0.1 / 0.3, -0.1 / 0.3], atol=1e-9)
 
 
 def test_channels_of_a_token_are_the_means_of_its_quarters():
-    points = torch.rand(2, 3, 8, 8)
+    points = torch.rand(2, 4, 8, 8)
     channels = point_channels(points, torch.tensor([1, 2]), grid=2)
-    assert channels.shape == (2, 4, 3 * CELLS**2 + 2)
+    assert channels.shape == (2, 4, 4 * CELLS**2 + 2)
     for row in range(2):
         for column in range(2):
             token = points[:, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
-            for axis in range(3):
+            for axis in range(4):
                 for v in range(2):
                     for u in range(2):
                         part = token[:, axis, 2 * v : 2 * v + 2, 2 * u : 2 * u + 2].mean((1, 2))

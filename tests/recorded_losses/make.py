@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from stereovla.modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
+from stereovla.modeling_stereovla.configuration_stereovla import SMALL_STEREO
 
 FILE = Path(__file__).with_name("losses.json")
 LOSSES = [f"{name}_loss" for name in ("action", "language", "disparity", "pointing", "keyframe")]
@@ -26,6 +27,15 @@ BEFORE = {
     "place_code": False,
     "bin_smoothing": 0.0,
 }
+OF_LAB = BEFORE | {
+    "image_size": 128,
+    "patch_size": 8,
+    "semantic_config": {"hidden_sizes": [32, 96], "depths": [1, 1]},
+    "stereo_config": SMALL_STEREO | {"refinement_channels": 0},
+    "points_frame": None,
+    "calibration_dropout": 0.0,
+    "disparity_loss_weight": 1.0,
+}
 OF_DEMO = BEFORE | {"language_loss_weight": 0.5}
 # preset, changes of its config, and of the batch: what is left out, or the samples with an action loss
 CASES = {
@@ -36,7 +46,7 @@ CASES = {
     "no points": ("demo", OF_DEMO, {"without": ["points", "displacement"]}),
     "answers alone": ("demo", OF_DEMO, {"without": ["actions", "is_action", "state", "points", "displacement"]}),
     "actions alone": ("demo", OF_DEMO | {"direct_probability": 0.5}, {"without": ["labels", "language_weights"]}),
-    "two draws, all learn": ("lab", BEFORE | {"flow_draws": 2, "stereo_learns_from": "all"}, {}),
+    "two draws, all learn": ("lab", OF_LAB | {"flow_draws": 2, "stereo_learns_from": "all"}, {}),
     "no pointers": ("tiny", {}, {"without": ["points", "displacement"]}),
     "mono": ("tiny", {"stereo_config": None}, {"without": ["points", "displacement", "disparity"]}),
 }
