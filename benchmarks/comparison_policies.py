@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stereovla.modeling_stereovla.configuration_stereo_encoder import FEATURE_CHOICES
-from stereovla.modeling_stereovla.configuration_stereovla import SHARP_STEREO, SMALL_STEREO
+from stereovla.modeling_stereovla.configuration_stereovla import SHARP_STEREO, SMALL_STEREO, resnet
 
-# StereoVLA's preset: that of DepthVLA and pi0 with the same trunk, and how its views differ
-SIZES: dict[str, tuple[str, dict[str, int]]] = {
-    "tiny": ("tiny", {}),
-    "demo": ("demo", {}),
-    "lab": ("lab", {}),
-    "points": ("demo", {"image_size": 192, "patch_size": 16}),
+SHARP_VIEWS = {"image_size": 192, "patch_size": 16}  # with which an encoder finds objects
+# StereoVLA's preset: that of DepthVLA and pi0 with the same trunk, how its views differ, and how what sees them
+SIZES: dict[str, tuple[str, dict[str, int], dict[str, Any]]] = {
+    "tiny": ("tiny", {}, {}),
+    "demo": ("demo", {}, {}),
+    "points": ("demo", SHARP_VIEWS, {}),
+    "lab": ("lab", SHARP_VIEWS, {**resnet(32, 96, 192), "hidden_size": 192}),
 }
 NO_STEREO = {
     "stereo_config": None,
@@ -53,7 +54,8 @@ def entries(size: str) -> dict[str, Entry]:
     """All policies of a size, a key of `SIZES`, by name; ValueError for another one."""
     if size not in SIZES:
         raise ValueError(f"--size is {size!r}; it must be one of {', '.join(SIZES)}")
-    return {**_stereovla(size), **_depthvla(*SIZES[size], SHARP_STEREO if size == "points" else SMALL_STEREO)}
+    trunk, views, tower = SIZES[size]
+    return {**_stereovla(size), **_depthvla(trunk, views, tower, SHARP_STEREO if views else SMALL_STEREO)}
 
 
 def _stereovla(size: str) -> dict[str, Entry]:
@@ -82,9 +84,12 @@ def _stereovla(size: str) -> dict[str, Entry]:
     }
 
 
-def _depthvla(preset: str, views: dict[str, int], stereo: dict[str, Any]) -> dict[str, Entry]:
-    """Those of PaliGemma's kind, with views of the sizes `views`, {} = the preset's, and a stereo encoder `stereo`."""
-    vlm = {**views, "vlm_config": {"vision_config": views}} if views else {}
+def _depthvla(preset: str, views: dict[str, int], tower: dict[str, Any], stereo: dict[str, Any]) -> dict[str, Entry]:
+    """Those of PaliGemma's kind, with views of the sizes `views` seen by `tower`, {} = the preset's, and a stereo
+    encoder `stereo`; transformers' PI0 sees with a SigLIP.
+    """
+    siglip = {**views, "vlm_config": {"vision_config": views}} if views else {}
+    vlm = {**views, "vlm_config": {"vision_config": {**views, **tower}}} if views else {}
     merged = (
         {"depth_config": {"image_size": views["image_size"], "patch_size": 2 * views["patch_size"]}} if views else {}
     )
@@ -113,8 +118,8 @@ def _depthvla(preset: str, views: dict[str, int], stereo: dict[str, Any]) -> dic
             vlm,
             {"depth_input": "none", "views": "left,right"},
         ),
-        "pi0-transformers": Entry("transformers' own PI0: left view", f"pi0-{preset}", vlm),
+        "pi0-transformers": Entry("transformers' own PI0: left view", f"pi0-{preset}", siglip),
         "pi0-transformers-two-views": Entry(
-            "transformers' own PI0: both views as separate pictures", f"pi0-{preset}", vlm, {"views": "left,right"}
+            "transformers' own PI0: both views as separate pictures", f"pi0-{preset}", siglip, {"views": "left,right"}
         ),
     }

@@ -438,6 +438,7 @@ def _points() -> dict:
 
 
 def _lab() -> dict:
+    # every task and every answer, in hours
     return {
         **_points(),
         **LOOKING,
