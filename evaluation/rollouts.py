@@ -12,7 +12,7 @@ from stereovla.evaluation.delays import DelayedArm, Delivery
 from stereovla.evaluation.metrics import success_rate
 from stereovla.evaluation.policies import Observation, Policy
 from stereovla.evaluation.worlds import make_world
-from stereovla.serving.rotations import vector_to_matrix
+from stereovla.processing.rotations import rotation_vector_to_matrix
 from stereovla.simulation import WorldConfig
 
 RUNNING = ("running_actions", "delay")  # what a request says of the chunk that is executed
@@ -112,7 +112,7 @@ class Episode:
         axis = np.random.default_rng(self.seed).standard_normal(3)
         axis *= math.radians(self.config.calibration_error_deg) / np.linalg.norm(axis)
         pose = np.array(calibration["transform_camera_to_base"], dtype=np.float64)
-        pose[:3, :3] = pose[:3, :3] @ vector_to_matrix(axis)
+        pose[:3, :3] = pose[:3, :3] @ rotation_vector_to_matrix(axis)
         return {**calibration, "transform_camera_to_base": pose}
 
     def execute(self, chunk: np.ndarray) -> Iterator[None]:

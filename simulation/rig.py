@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stereovla.processing.rotations import rpy_to_matrix
 from stereovla.simulation.camera import NOMINAL, RANGES, Mount, calibration, focal_length
 from stereovla.simulation.config import WorldConfig
-from stereovla.simulation.geometry import rpy_to_matrix
 
 
 @dataclass(frozen=True)

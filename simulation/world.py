@@ -5,10 +5,10 @@ from typing import ClassVar
 import mujoco
 import numpy as np
 
+from stereovla.processing.rotations import matrix_to_quaternion, rpy_to_matrix
 from stereovla.simulation.appearance import draw_appearance
 from stereovla.simulation.camera import LOOK_AT_HEIGHT_M, in_view
 from stereovla.simulation.config import WorldConfig, check_choice
-from stereovla.simulation.geometry import matrix_to_quaternion, rpy_to_matrix
 from stereovla.simulation.layout import FINGER_REACH_M, HAND_REACH_M, draw_layout
 from stereovla.simulation.objects import TableObject
 from stereovla.simulation.photometry import draw_photometry

@@ -16,7 +16,7 @@ from stereovla.dataset_builder.dataset import schema
 from stereovla.dataset_builder.dataset.hdf5 import h5py, own_data
 from stereovla.dataset_builder.dataset.shards import encode_row
 from stereovla.dataset_builder.recording.recorder import seen_row
-from stereovla.simulation.geometry import matrix_to_rpy
+from stereovla.processing.rotations import matrix_to_rpy
 from stereovla.simulation.libero import LiberoWorld
 from stereovla.simulation.libero.robot import SUBSTEPS
 from stereovla.simulation.libero.suites import suite_tasks

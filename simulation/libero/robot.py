@@ -5,7 +5,7 @@ import math
 import mujoco
 import numpy as np
 
-from stereovla.simulation.geometry import matrix_to_rpy, rotation_vector, rpy_to_matrix
+from stereovla.processing.rotations import matrix_to_rotation_vector, matrix_to_rpy, rpy_to_matrix
 from stereovla.simulation.robot import POSE, STEP_S
 
 CONTROL_HZ = 20
@@ -108,13 +108,13 @@ class LiberoRobot:
         velocity = np.zeros(6)  # of rotation, then of translation
         mujoco.mj_objectVelocity(self.model, self.data, mujoco.mjtObj.mjOBJ_SITE, self.tool, velocity, 0)
         goal = position + (action[:3] - COASTED * velocity[3:]) / REACHED
-        turn = rotation_vector(rpy_to_matrix(action[3:6]))
+        turn = matrix_to_rotation_vector(rpy_to_matrix(action[3:6]))
         goal_rotation = _turned((turn - COASTED * velocity[:3]) / REACHED) @ rotation
         shortened = False
         for _ in range(SUBSTEPS):
             position, rotation = self.tool_pose()
             move = (goal - position) / MAX_MOVE_M
-            turn = rotation_vector(goal_rotation @ rotation.T) / MAX_TURN_RAD
+            turn = matrix_to_rotation_vector(goal_rotation @ rotation.T) / MAX_TURN_RAD
             longest = max(np.abs(move).max(), 1.0), max(np.abs(turn).max(), 1.0)
             shortened |= max(longest) > 1.0
             self._env.step(np.concatenate([move / longest[0], turn / longest[1], [self._gripper]]))

