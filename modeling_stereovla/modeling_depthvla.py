@@ -474,7 +474,7 @@ class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPredic
             rule = "token_type_ids mark an answer; predict_action takes prompts alone"
             require(token_type_ids == 0, rule, lambda: rule)
         return self._act(
-            self._begin(len(input_ids), num_steps, noise, generator, running_actions, delay),
+            self._begin(input_ids, num_steps, noise, generator, running_actions, delay),
             state,
             facing,
             input_ids=input_ids,

@@ -153,9 +153,7 @@ class PI0Policy(PolicyForActionPrediction):
                 "running_actions and delay are given, but transformers' PI0 begins every chunk anew; a DepthVLA "
                 "without depth expert computes the same and continues them"
             )
-        noise = self._begin(len(input_ids), num_steps, noise, generator, None, None).noise
-        if noise is None:
-            noise = torch.randn(len(input_ids), self.config.chunk_size, self.config.action_dim, device=input_ids.device)
+        noise = self._begin(input_ids, num_steps, noise, generator, None, None).noise
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         inputs = self._own_inputs(pixel_values, view_mask, state, input_ids=input_ids, attention_mask=mask)
         return self.pi0.sample_actions(**inputs, noise=noise.to(input_ids.device, self.dtype), num_steps=num_steps)

@@ -467,7 +467,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             chain_of_thought = self.config.chain_of_thought
         self.model.check_images(input_ids, pixel_values)
         return self._act(
-            self._begin(len(input_ids), num_steps, noise, generator, running_actions, delay),
+            self._begin(input_ids, num_steps, noise, generator, running_actions, delay),
             chain_of_thought,
             state,
             facing,
