@@ -3,9 +3,10 @@
 from typing import Any
 
 from stereovla.simulation import Expert, World, WorldConfig
+from stereovla.simulation.base_world import BaseWorld
 
 
-def make_world(config: Any) -> Any:
+def make_world(config: Any) -> BaseWorld:
     """Our own world of a WorldConfig, or LIBERO's of a LiberoConfig."""
     if isinstance(config, WorldConfig):
         return World(config)
@@ -14,7 +15,7 @@ def make_world(config: Any) -> Any:
     return LiberoWorld(config)
 
 
-def make_expert(world: Any) -> Any:
+def make_expert(world: BaseWorld) -> Any:
     """The scripted expert of a world."""
     if isinstance(world, World):
         return Expert(world)

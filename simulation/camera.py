@@ -79,20 +79,17 @@ def orbit_pose(center: np.ndarray, azimuth_deg: float, elevation_deg: float, dis
 
 
 def calibration(
-    rig_pose: np.ndarray, fovy_deg: float, baseline_m: float, image_size: tuple[int, int]
+    left_pose: np.ndarray, focal_px: float, baseline_m: float, image_size: tuple[int, int]
 ) -> dict[str, np.ndarray]:
     """The four calibration columns, float32: focal length (2,) px, principal point (2,) px, baseline () m, LEFT camera
     pose (4, 4) in the base frame.
     """
     height, width = image_size
-    focal = focal_length(fovy_deg, height)
-    left = rig_pose.copy()
-    left[:3, 3] -= rig_pose[:3, 0] * (baseline_m / 2)
     return {
-        "focal_length_px": np.array([focal, focal], np.float32),
+        "focal_length_px": np.array([focal_px, focal_px], np.float32),
         "principal_point_px": np.array([width / 2, height / 2], np.float32),
         "baseline_m": np.float32(baseline_m),
-        "transform_camera_to_base": left.astype(np.float32),
+        "transform_camera_to_base": left_pose.astype(np.float32),
     }
 
 

@@ -5,7 +5,12 @@ import math
 import mujoco
 import numpy as np
 
-from stereovla.processing.rotations import matrix_to_rotation_vector, matrix_to_rpy, rpy_to_matrix
+from stereovla.processing.rotations import (
+    matrix_to_rotation_vector,
+    matrix_to_rpy,
+    rotation_vector_to_matrix,
+    rpy_to_matrix,
+)
 from stereovla.simulation.robot import POSE, STEP_S
 
 CONTROL_HZ = 20
@@ -109,7 +114,7 @@ class LiberoRobot:
         mujoco.mj_objectVelocity(self.model, self.data, mujoco.mjtObj.mjOBJ_SITE, self.tool, velocity, 0)
         goal = position + (action[:3] - COASTED * velocity[3:]) / REACHED
         turn = matrix_to_rotation_vector(rpy_to_matrix(action[3:6]))
-        goal_rotation = _turned((turn - COASTED * velocity[:3]) / REACHED) @ rotation
+        goal_rotation = rotation_vector_to_matrix((turn - COASTED * velocity[:3]) / REACHED) @ rotation
         shortened = False
         for _ in range(SUBSTEPS):
             position, rotation = self.tool_pose()
@@ -119,12 +124,3 @@ class LiberoRobot:
             shortened |= max(longest) > 1.0
             self._env.step(np.concatenate([move / longest[0], turn / longest[1], [self._gripper]]))
         self.shortened += shortened
-
-
-def _turned(vector: np.ndarray) -> np.ndarray:
-    """Rotation (3, 3) about a vector (3,) by its length in rad."""
-    quaternion, matrix = np.zeros(4), np.zeros(9)
-    angle = float(np.linalg.norm(vector))
-    mujoco.mju_axisAngle2Quat(quaternion, vector / max(angle, 1e-12), angle)
-    mujoco.mju_quat2Mat(matrix, quaternion)
-    return matrix.reshape(3, 3)
