@@ -1,6 +1,5 @@
 """Trains StereoVLA, DepthVLA or pi0 on streamed datasets with Accelerate: options, model, data, checkpoints, loop."""
 
-import json
 import shutil
 import sys
 import time
@@ -16,7 +15,7 @@ from accelerate.utils import is_tensorboard_available
 from peft import LoraConfig, PeftModel, get_peft_model
 from tqdm.auto import tqdm
 
-from stereovla.command_line import execute, option
+from stereovla.command_line import execute, json_object, option
 from stereovla.dataset_builder.streaming.mixture import load_meta
 from stereovla.dataset_builder.streaming.window_stream import WindowStream
 from stereovla.modeling_stereovla import PI0Policy
@@ -247,6 +246,7 @@ class TrainingOptions(RunOptions):
     def __post_init__(self):
         super().__post_init__()
         at_least_one(self, "batch_size", *(["questions_per_frame"] if self.questions_per_frame is not None else []))
+        self.part_factors()
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema_decay is {self.ema_decay}; it must be in [0, 1)")
         if self.lora_rank and self.model is None:
@@ -264,6 +264,14 @@ class TrainingOptions(RunOptions):
             raise ValueError(
                 f"{', '.join(given)} say how an untrained model is made, but {self.model} has its own config"
             )
+
+    def part_factors(self) -> dict[str, float]:
+        """Factors on the learning rate by part; ValueError for what is none."""
+        factors = json_object("part_rates", self.part_rates, '{"lm_head": 0.1}')
+        for part, factor in factors.items():
+            if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not factor >= 0:
+                raise ValueError(f"--part_rates: the factor of {part} is {factor!r}; it must be a number from 0 on")
+        return factors
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -346,7 +354,7 @@ def adapters(model: Policy, rank: int) -> LoraConfig:
 
 def parameter_groups(model, options: TrainingOptions) -> list[dict]:
     """Trained parameters by the factor on their learning rate."""
-    factors = json.loads(options.part_rates)
+    factors = options.part_factors()
     parts = (model.get_base_model() if isinstance(model, PeftModel) else model).parts
     if unknown := sorted(factors.keys() - parts.keys()):
         raise ValueError(f"--part_rates names {', '.join(unknown)}; parts are {', '.join(parts)}")

@@ -1,6 +1,5 @@
 """Opens the page of a model."""
 
-import json
 import socket
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,7 @@ from fastapi import FastAPI
 
 from stereovla.app.layout import CSS, build, theme
 from stereovla.app.page import Page
-from stereovla.command_line import option
+from stereovla.command_line import json_object, option
 from stereovla.dataset_builder.streaming.episodes import open_splits
 from stereovla.serving.serve import ModelOptions, load_model
 from stereovla.serving.served_model import ServedModel
@@ -46,13 +45,7 @@ class AppOptions(ModelOptions):
 
     def world_options(self) -> dict[str, Any]:
         """Keyword arguments of `WorldConfig.from_preset`; ValueError for what is none."""
-        try:
-            found = json.loads(self.world)
-        except ValueError as error:
-            raise ValueError(f"--world {self.world!r} is no JSON: {error}") from error
-        if not isinstance(found, dict):
-            raise ValueError(f'--world {self.world!r} must be a JSON object, such as {{"preset": "easy"}}')
-        return found
+        return json_object("world", self.world, '{"preset": "easy"}')
 
 
 def make_page(options: AppOptions) -> tuple[Page, gr.Blocks]:

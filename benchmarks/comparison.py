@@ -31,6 +31,7 @@ from stereovla.benchmarks.comparison_policies import (
     entries,
 )
 from stereovla.benchmarks.comparison_table import write_table
+from stereovla.command_line import json_object
 from stereovla.evaluation.episode_log import write_json
 from stereovla.evaluation.shown_geometry import controls
 from stereovla.train import PRESETS
@@ -83,7 +84,7 @@ class ComparisonOptions:
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least {least}")
         self.chosen = {name: known[name] for name in self.policies or known}
-        self.recipe = {**PRESETS[self.size], **ALIKE, **json.loads(self.training)}
+        self.recipe = {**PRESETS[self.size], **ALIKE, **json_object("training", self.training, '{"batch_size": 24}')}
         self.recipe |= {"steps": self.steps} if self.steps else {}
 
     def worlds_options(self) -> list[str]:
@@ -91,7 +92,7 @@ class ComparisonOptions:
         info = json.loads((Path(self.dataset) / "meta/info.json").read_text())
         if "world" not in info.get("build", {}):
             raise ValueError(f"{self.dataset} was not recorded in the simulator: its meta/info.json names no world")
-        world = info["build"]["world"] | json.loads(self.world)
+        world = info["build"]["world"] | json_object("world", self.world, '{"fovy_deg": 50}')
         own = [text for name in OWN_WORLD for text in (f"--{name}", str(world.pop(name)))]
         return [*own, "--world", json.dumps(world)]
 

@@ -155,7 +155,7 @@ def _world(options: SimulatorOptions) -> Any:
 
     try:
         return WorldConfig.from_preset(**options.world_options())
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise InputError(str(error)) from error
 
 

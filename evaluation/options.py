@@ -1,10 +1,9 @@
 """What the commands of `stereovla evaluate` can be told."""
 
-import json
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from stereovla.command_line import option
+from stereovla.command_line import json_object, option
 from stereovla.evaluation.policies import SHOWN
 from stereovla.sources import RUN_CODE, InputError
 
@@ -79,17 +78,12 @@ class SimulatorOptions(EpisodeOptions):
         return self.seeds
 
     def world_options(self) -> dict[str, Any]:
-        """Keyword arguments of `simulation.WorldConfig`; InputError for JSON that is none."""
+        """Keyword arguments of `simulation.WorldConfig.from_preset`; ValueError for JSON that is none."""
         own = {"camera_range": self.camera_range, "image_size": self.image_size, "num_objects": self.num_objects}
-        try:
-            extra = json.loads(self.world)
-        except json.JSONDecodeError as error:
-            raise InputError(f"--world {self.world!r} is no JSON: {error}") from error
-        if not isinstance(extra, dict) or set(extra) & set(own):
-            raise InputError(
-                f"--world {self.world!r} must be a JSON object without {', '.join(own)}, which are options"
-            )
-        return own | {key: tuple(value) if isinstance(value, list) else value for key, value in extra.items()}
+        extra = json_object("world", self.world, '{"preset": "geometry"}')
+        if twice := sorted(extra.keys() & own.keys()):
+            raise InputError(f"--world {self.world!r} says {', '.join(twice)}, which are options of their own")
+        return own | extra
 
 
 @dataclass

@@ -45,7 +45,7 @@ from stereovla.modeling_stereovla import (
     convert_vision_towers,
 )
 from stereovla.modeling_stereovla.convert_files import Part, WeightSource, open_weights, plan_conversion
-from stereovla.modeling_stereovla.convert_output import outline_model
+from stereovla.modeling_stereovla.convert_output import outline_model, read_overrides
 from stereovla.modeling_stereovla.convert_preprocessor import read_pickle, read_statistics
 
 needs_goldens = pytest.mark.skipif(not GOLDENS.is_dir(), reason=f"no recorded tensors at {GOLDENS}")
@@ -449,6 +449,13 @@ def test_two_published_keys_must_not_become_one():
     part = Part(WeightSource.of("test", state), lambda key, tensor: {"c": tensor})
     with pytest.raises(ValueError, match="1 keys that more than one published key becomes: c"):
         plan_conversion([part], {"c": torch.zeros(1)}, "test")
+
+
+@pytest.mark.parametrize(("text", "words"), [("{", "'{' is no JSON"), ("[8]", "must be a JSON object")])
+def test_overrides_are_a_json_object(text, words):
+    with pytest.raises(ValueError, match=f"--overrides .*{words}"):
+        read_overrides(text)
+    assert read_overrides(None) == {} and read_overrides('{"chunk_size": 8}') == {"chunk_size": 8}
 
 
 def test_files_without_weights_are_refused(tmp_path):
