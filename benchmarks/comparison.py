@@ -11,6 +11,7 @@ again, what was interrupted goes on. COMPARISON/table.md is written anew after e
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from queue import Empty, Queue
+from typing import Any
 
 from transformers import AutoConfig, HfArgumentParser
 
@@ -134,15 +136,47 @@ def finished_episodes(folder: Path) -> int:
     return sum(path.read_text().count("\n") for path in folder.glob("rollouts/*/episodes.jsonl"))
 
 
+class Processes:
+    """Those that run now, whichever thread started them."""
+
+    def __init__(self):
+        self._lock, self._ended = threading.Lock(), False
+        self._running: set[subprocess.Popen] = set()
+
+    def start(self, command: Sequence[str], **options: Any) -> subprocess.Popen:
+        """Of `subprocess.Popen`; RuntimeError once all were told to end."""
+        with self._lock:
+            if self._ended:
+                raise RuntimeError("told to end: nothing more is started")
+            process = subprocess.Popen(command, **options)
+            self._running.add(process)
+        return process
+
+    def wait(self, process: subprocess.Popen) -> resource.struct_rusage:
+        """Until it has ended; what it and its children used."""
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        with self._lock:
+            self._running.discard(process)
+        return usage
+
+    def end(self) -> None:
+        """Tells all to end; trainings save a checkpoint first."""
+        with self._lock:
+            self._ended = True
+            for process in self._running:
+                process.terminate()
+
+
 class Runner:
-    """Runs parts as processes of their own, and notes what each costs; all end with this one.
+    """Runs parts as processes of their own, and notes what each costs.
 
     Args:
         core: that they are pinned to; None = any.
     """
 
-    def __init__(self, core: int | None, running: set[subprocess.Popen]):
-        self.core, self.running = core, running
+    def __init__(self, core: int | None, processes: Processes):
+        self.core, self.processes = core, processes
 
     def run(self, arguments: Sequence[str], folder: Path) -> None:
         """`stereovla` with arguments; RuntimeError with the end of its log where it fails. One line of costs.jsonl in
@@ -157,16 +191,20 @@ class Runner:
         stage, log = "-".join(arguments[: 2 if arguments[0] == "evaluate" else 1]), folder / "log.txt"
         begin = time.perf_counter()
         with log.open("ab") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
-            self.running.add(process)
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            self.running.discard(process)
+            process = self.processes.start(command, stdout=output, stderr=output, env=environment)
+            usage = self.processes.wait(process)
         cost = {"stage": stage, "seconds": time.perf_counter() - begin, "core_seconds": usage.ru_utime + usage.ru_stime}
         with (folder / "costs.jsonl").open("a") as costs:
             costs.write(json.dumps(cost | {"status": process.returncode}) + "\n")
         if process.returncode:
-            raise RuntimeError(f"stereovla {stage} failed; the end of {log}:\n{log.read_text()[-2000:]}")
+            raise RuntimeError(f"stereovla {stage} failed; the end of {log}:\n{end_of(log)}")
+
+
+def end_of(log: Path, most: int = 2000) -> str:
+    """Its last bytes."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - most))
+        return file.read().decode(errors="replace")
 
 
 def run_policy(runner: Runner, name: str, seed: int, options: ComparisonOptions) -> None:
@@ -218,9 +256,8 @@ def compare(options: ComparisonOptions) -> Path:
         for name in options.chosen:
             jobs.put((run_policy, name, seed))
     cores = [int(core) for core in options.cores.split(",")] if options.cores else [None]
-    running: set[subprocess.Popen] = set()
-    failed: list[BaseException] = []
-    lock = threading.Lock()
+    processes, lock = Processes(), threading.Lock()
+    failed: list[Exception] = []
 
     def work(core: int | None) -> None:
         while not failed:
@@ -229,24 +266,27 @@ def compare(options: ComparisonOptions) -> Path:
             except Empty:
                 return
             try:
-                run(Runner(core, running), *arguments, options)
+                run(Runner(core, processes), *arguments, options)
                 with lock:
                     write_table(Path(options.out), entries(options.size))
                 print(f"done: {' '.join(map(str, arguments))}", flush=True)
-            except BaseException as error:
+            except Exception as error:
                 failed.append(error)
 
     threads = [threading.Thread(target=work, args=(core,)) for core in cores[1:]]
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         for thread in threads:
             thread.start()
         work(cores[0])
         for thread in threads:
             thread.join()
-    finally:  # trainings save a checkpoint first
-        for process in list(running):
-            process.terminate()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        processes.end()
+        for thread in threads:
+            if thread.is_alive():
+                thread.join()
     if failed:
         raise failed[0]
     return write_table(Path(options.out), entries(options.size))

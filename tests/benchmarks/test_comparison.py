@@ -1,6 +1,8 @@
 """benchmarks.comparison: every policy of the list trains and is measured, and a comparison that is killed goes on."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,29 @@ def test_parts_are_processes_whose_cost_and_whose_failure_is_told(dataset, tmp_p
     bad = options_of(dataset, tmp_path / "bad", policies=["mono"], training='{"batch_size": 0}')
     with pytest.raises(RuntimeError, match="(?s)stereovla train failed.*batch_size is 0"):
         compare(bad)
+
+
+def test_all_parts_end_with_the_command(tmp_path, monkeypatch):
+    """On whichever core they run: who stops the command does not wait for what runs on the others."""
+    started = []
+
+    class Sleeping(Runner):
+        def run(self, arguments, folder):
+            started.append(self.processes.start(["sleep", "600"]))
+            if len(started) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            self.processes.wait(started[-1])
+            raise RuntimeError("ended")
+
+    monkeypatch.setattr(comparison, "Runner", Sleeping)
+    world = {"camera_range": "small", "image_size": 64, "num_objects": 3}
+    (tmp_path / "dataset/meta").mkdir(parents=True)
+    (tmp_path / "dataset/meta/info.json").write_text(json.dumps({"build": {"world": world}}))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        compare(options_of(str(tmp_path / "dataset"), tmp_path / "out", cores="0,0", policies=["mono"]))
+    assert ended.value.code == 128 + signal.SIGTERM and signal.getsignal(signal.SIGTERM) is before
+    assert [process.wait() for process in started] == [-signal.SIGTERM] * 2
 
 
 SLOW = ("demo", "lab")
