@@ -103,6 +103,12 @@ def look(policy: ModelPolicy, rows: Sequence[HeldOutRow]) -> Looks:
     )
 
 
+def attention_shares(policy: ModelPolicy, rows: Sequence[HeldOutRow]) -> np.ndarray:
+    """`Looks.shares` of however many rows, `BATCH` at a time."""
+    batches = [rows[begin : begin + BATCH] for begin in range(0, len(rows), BATCH)]
+    return np.average([look(policy, batch).shares for batch in batches], axis=0, weights=[*map(len, batches)])
+
+
 def squared(tokens: torch.Tensor) -> torch.Tensor:
     """(B, N, ...) of a square grid in row order -> (B, grid, grid, ...)."""
     side = round(tokens.shape[1] ** 0.5)

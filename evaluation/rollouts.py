@@ -208,11 +208,11 @@ def film(policy: Policy, seed: int, config: RolloutConfig) -> tuple[list[Observa
     try:
         episode.reset(seed)
         policy.reset(0, episode.world)
-        frames = [episode.observation(images=True)]
+        frames = [episode.observation(True, policy.needs_depth)]
         while not episode.done:
             (chunk,) = policy.act(frames[-1:])
             for _ in episode.execute(chunk):
-                frames.append(episode.observation(images=True))
+                frames.append(episode.observation(True, policy.needs_depth))
         return frames, episode.record()
     finally:
         episode.world.close()

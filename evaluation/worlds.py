@@ -4,6 +4,9 @@ from typing import Any
 
 from stereovla.simulation import Expert, World, WorldConfig
 from stereovla.simulation.base_world import BaseWorld
+from stereovla.simulation.robot import STEP_S
+
+OSC_STEP_S = 0.05  # of LIBERO's own control
 
 
 def make_world(config: Any) -> BaseWorld:
@@ -22,6 +25,11 @@ def make_expert(world: BaseWorld) -> Any:
     from stereovla.simulation.libero import LiberoExpert
 
     return LiberoExpert(world)
+
+
+def saved_step_s(saved: dict[str, Any]) -> float:
+    """How long a step lasts in the world of saved options, s; also where that world is not installed."""
+    return OSC_STEP_S if saved.get("world.control") == "osc" else STEP_S
 
 
 def saved_config(saved: dict[str, Any]) -> Any:

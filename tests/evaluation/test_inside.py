@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,19 @@ from PIL import Image
 from synthetic_dataset import write_dataset
 from tiny_checkpoint import EMBODIMENT, HIGH, LOW, save_tiny_checkpoint, save_tiny_depthvla
 
+from stereovla.evaluation import inside
 from stereovla.evaluation.held_out import read_rows
-from stereovla.evaluation.inside import STREAMS, answer, colours_of, geometries, keyframe_errors, look, pixel_of
+from stereovla.evaluation.inside import (
+    STREAMS,
+    answer,
+    attention_shares,
+    colours_of,
+    geometries,
+    keyframe_errors,
+    look,
+    pixel_of,
+)
+from stereovla.evaluation.inside_drawings import times_of
 from stereovla.evaluation.model_policy import ModelPolicy
 from stereovla.evaluation.offline import OfflineEvaluation
 from stereovla.evaluation.offline_geometry import observations
@@ -61,6 +73,20 @@ def test_queries_of_zero_attend_to_every_token_alike(checkpoints, dataset, name)
     layers = model.config.text_config.num_hidden_layers
     np.testing.assert_allclose(shares, np.tile(expected, (layers, 1)), atol=1e-6)
     assert model.action_expert.transformer.config._attn_implementation == before
+
+
+def test_shares_of_many_rows_are_those_of_their_batches(checkpoints, dataset, monkeypatch):
+    policy, rows = policy_of(checkpoints["block"]), list(read_rows(dataset, 3, 1))
+    monkeypatch.setattr(inside, "BATCH", 2)
+    np.testing.assert_allclose(attention_shares(policy, rows), look(policy, rows).shares, atol=1e-6)
+
+
+def test_times_are_those_of_the_data(dataset):
+    rows = [replace(row, time_s=number / 20) for number, row in enumerate(read_rows(dataset, 3, 1))]
+    times, unit = times_of(rows)
+    assert unit == "s" and times.tolist() == [0, 0.05, 0.1]
+    times, unit = times_of([replace(row, time_s=None) for row in rows])
+    assert unit == "frames" and times.tolist() == [row.frame for row in rows]
 
 
 def test_maps_are_of_the_tokens_that_lie_there(checkpoints, dataset):
