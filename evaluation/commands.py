@@ -1,4 +1,4 @@
-"""What `stereovla evaluate rollout | offline | report` do; each goes on where an interrupted one stopped."""
+"""What the commands of `stereovla evaluate` do; each goes on where an interrupted one stopped."""
 
 import json
 import time

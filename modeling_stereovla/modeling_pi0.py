@@ -9,7 +9,7 @@ from transformers import PI0ForConditionalGeneration
 
 from .configuration_pi0 import PI0PolicyConfig, pi0_config
 from .flow_matching import Draws
-from .model_outputs import DepthVLAOutput, refuse_unknown_inputs
+from .model_outputs import DepthVLAOutput, refuse_targets, refuse_unknown_inputs
 from .modeling_depthvla import DepthVLAForActionPrediction
 from .objectives import ActionObjective, Predictions, Targets, sum_losses
 from .policy import PolicyForActionPrediction
@@ -144,10 +144,7 @@ class PI0Policy(PolicyForActionPrediction):
         """Action chunks (B, chunk_size, action_dim), normalised, as of `DepthVLAForActionPrediction`; ValueError for
         `running_actions`, which transformers' PI0 cannot continue.
         """
-        if unused:
-            raise TypeError(
-                f"predict_action got unknown inputs {sorted(unused)}; build them with the processor without targets"
-            )
+        refuse_targets(unused)
         if running_actions is not None or delay is not None:
             raise ValueError(
                 "running_actions and delay are given, but transformers' PI0 begins every chunk anew; a DepthVLA "

@@ -7,9 +7,8 @@ from typing import Any
 
 from stereovla.command_line import json_object, option
 from stereovla.dataset_builder.streaming.augmentation import PhotometricAugmentation
+from stereovla.dataset_builder.streaming.questions import OBJECTIVES
 from stereovla.modeling_stereovla.configuration_depthvla import PRESETS as DEPTHVLA_PRESETS
-
-OBJECTIVES = ("action", "depth", "box", "pose", "camera")
 
 
 @dataclass(kw_only=True)
