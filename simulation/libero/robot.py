@@ -88,8 +88,7 @@ class LiberoRobot:
     def state(self) -> np.ndarray:
         """float32 (7,), or (8,) of "osc"."""
         if self.control == "osc":
-            w, *axis = self.data.xquat[self.hand]
-            turn = np.array(axis) * (2 * math.acos(min(1.0, max(-1.0, w))) / max(math.sqrt(1 - w * w), 1e-9))
+            turn = openpi_turn(self.data.xquat[self.hand])
             own = np.concatenate([self.data.site_xpos[self.tool], turn, self.data.qpos[self.fingers]])
             return own.astype(np.float32)
         position, rotation = self.tool_pose()
@@ -124,3 +123,11 @@ class LiberoRobot:
             shortened |= max(longest) > 1.0
             self._env.step(np.concatenate([move / longest[0], turn / longest[1], [self._gripper]]))
         self.shortened += shortened
+
+
+def openpi_turn(quaternion: np.ndarray) -> np.ndarray:
+    """Unit quaternion wxyz (4,) -> rotation vector (3,) as openpi's policies for LIBERO are told it: of the longer way
+    round where w is negative.
+    """
+    w = min(1.0, max(-1.0, float(quaternion[0])))  # rounding leaves it beside
+    return quaternion[1:] * (2 * math.acos(w) / max(math.sqrt(1 - w * w), 1e-9))

@@ -15,6 +15,7 @@ from stereovla.simulation.camera import NOMINAL, project  # noqa: E402
 from stereovla.simulation.libero import LiberoConfig, LiberoExpert, LiberoWorld  # noqa: E402
 from stereovla.simulation.libero.cameras import RANGES, draw_view  # noqa: E402
 from stereovla.simulation.libero.grasps import choose_grasp  # noqa: E402
+from stereovla.simulation.libero.robot import openpi_turn  # noqa: E402
 from stereovla.simulation.libero.suites import (  # noqa: E402
     INITIAL_STATES,
     PERTURBED,
@@ -349,6 +350,16 @@ TOOL, HERE = (np.array([0.5, 0.0, 0.3]), 0.0), np.zeros(2)
 
 
 @pytest.mark.parametrize("yaw", [0.0, 0.4, -1.2])
+def test_the_turn_of_the_hand_is_robosuites():
+    """Also where rounding has left w beyond 1, which has no root."""
+    from robosuite.utils.transform_utils import quat2axisangle
+
+    quaternions = np.random.default_rng(0).standard_normal((50, 4))
+    quaternions /= np.linalg.norm(quaternions, axis=1, keepdims=True)
+    for quaternion in (*quaternions, np.eye(4)[0], -np.eye(4)[0], np.array([np.nextafter(1, 2), 0, 0, 0])):
+        np.testing.assert_allclose(openpi_turn(quaternion), quat2axisangle(quaternion[[1, 2, 3, 0]].copy()), atol=1e-9)
+
+
 def test_a_narrow_thing_is_grasped_across(yaw):
     grasp = choose_grasp(
         box((0.12, 0.04, 0.05), (0.5, 0.1, 0.025), yaw), rpy_to_matrix(np.array([0, 0, yaw])), 0.0, TOOL, HERE, nothing
