@@ -72,6 +72,8 @@ def export_lerobot(config: LeRobotExportConfig) -> Path:
         raise ValueError(f"{out} exists; choose another --out")
     info = shards.read_json(folder / INFO)
     entries = read_manifest(folder)
+    splits = [*dict.fromkeys(entry["split"] for entry in entries)]
+    entries = sorted(entries, key=lambda entry: splits.index(entry["split"]))  # LeRobot's are ranges of episodes
     views = [schema.image_key(view) for view in schema.views_of(info["columns"])]
     maps = [key for key in info["columns"] if config.with_depth and (schema.is_depth(key) or key == SEGMENTATION)]
     total = sum(entry["rows"] for entry in entries)

@@ -166,6 +166,17 @@ def test_a_view_that_whole_episodes_lack_is_exported_where_it_is(tmp_path):
     assert json.loads((out / "meta/stats.json").read_text())[WRIST]["count"] == [2]
 
 
+def test_splits_whose_shards_stand_mixed_are_ranges_of_episodes(tmp_path):
+    dataset, out = write_views(tmp_path / "dataset", [3, 5, 4]), tmp_path / "lerobot"
+    manifest = shards.read_json(dataset / shards.MANIFEST)
+    manifest["shards"][1]["split"] = "validation"
+    shards.write_json(dataset / shards.MANIFEST, manifest)
+    assert main(["export", "lerobot", "--dataset", str(dataset), "--out", str(out)]) == 0
+    assert json.loads((out / "meta/info.json").read_text())["splits"] == {"train": "0:2", "validation": "2:3"}
+    (episodes,) = (pq.read_table(path).to_pylist() for path in (out / "meta/episodes").rglob("*.parquet"))
+    assert [episode["length"] for episode in episodes] == [3, 4, 5]
+
+
 def test_a_view_that_no_frame_has_is_left_out(tmp_path):
     dataset, out = tmp_path / "dataset", tmp_path / "lerobot"
     write_views(dataset, [3], wrist=lambda episode, frame: False)
