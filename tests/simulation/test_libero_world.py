@@ -160,6 +160,19 @@ def test_pictures_labels_and_calibration_agree(world):
     assert np.linalg.norm(gripper - tool, axis=1).min() < 12
 
 
+def test_what_no_camera_sees_is_in_the_way_all_the_same(world):
+    """The expert's rays meet the same things after pictures were drawn, were they of the other side."""
+    world.reset(FIRST_DRAWN)
+    base = world.robot.base
+    xy = base[:2] + np.stack(np.meshgrid(np.linspace(0.3, 0.8, 11), np.linspace(-0.4, 0.4, 11)), -1).reshape(-1, 2)
+    before = world.scene.heights(xy, base[2] + 0.6, frozenset())
+    away = world.calibration["transform_camera_to_base"]
+    away[:3, :3] = away[:3, :3] @ np.diag([-1.0, 1.0, -1.0]).astype(np.float32)
+    world.observe()
+    np.testing.assert_array_equal(world.scene.heights(xy, base[2] + 0.6, frozenset()), before)
+    assert len(np.unique(before.round(3))) > 3
+
+
 def test_the_stock_view_is_the_agent_view(world):
     world.reset(FIRST_DRAWN)
     camera = world.model.camera("agentview")
