@@ -148,7 +148,6 @@ def test_drawing_leaves_the_model_as_it_was(seen):
 
 def test_culling_does_not_change_the_pictures(seen, monkeypatch):
     world, result = seen
-    world.model.geom_group[:] = world._renderer._groups
     renderer = StereoRenderer(world.model, 192, 256)
     monkeypatch.setattr(renderer, "_seen", lambda data: np.ones(world.model.ngeom, bool))
     renderer.update(world.data)
