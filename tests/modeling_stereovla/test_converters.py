@@ -36,10 +36,12 @@ from transformers import (
 from stereovla.modeling_stereovla import (
     StereoEncoderModel,
     StereoVLAForActionPrediction,
+    convert_depthvla,
     convert_foundationstereo,
     convert_internlm2,
     convert_output,
     convert_parts,
+    convert_pi0,
     convert_preprocessor,
     convert_stereovla,
     convert_vision_towers,
@@ -467,7 +469,16 @@ def test_files_without_weights_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "module", [convert_stereovla, convert_parts, convert_internlm2, convert_vision_towers, convert_foundationstereo]
+    "module",
+    [
+        convert_depthvla,
+        convert_foundationstereo,
+        convert_internlm2,
+        convert_parts,
+        convert_pi0,
+        convert_stereovla,
+        convert_vision_towers,
+    ],
 )
 def test_every_option_of_every_command_is_explained(module, capsys):
     command = ["convert", module.__name__.rpartition(".convert_")[2]]
