@@ -46,11 +46,12 @@ def policy_of(folder) -> ModelPolicy:
 def checkpoints(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("checkpoints")
     made = {"block": {}, "full": {"mask": "full"}, "pi0": {"depth_config": None, "depth_map_loss_weight": 0.0}}
+    made["short"] = {"chunk_size": 4}  # as many actions as tokens before them: a state, and three of pointers
     paths = {name: save_tiny_depthvla(folder / name, use_pointers=True, **own) for name, own in made.items()}
     return paths | {"stereovla": save_tiny_checkpoint(folder / "stereovla")}
 
 
-@pytest.mark.parametrize("name", ["block", "full", "pi0", "stereovla"])
+@pytest.mark.parametrize("name", ["block", "full", "pi0", "short", "stereovla"])
 def test_queries_of_zero_attend_to_every_token_alike(checkpoints, dataset, name):
     policy, rows = policy_of(checkpoints[name]), list(read_rows(dataset, 3, 1))
     model = policy.model
@@ -63,7 +64,7 @@ def test_queries_of_zero_attend_to_every_token_alike(checkpoints, dataset, name)
     counts = {
         "pictures": pictures,
         "words": ids.shape[1] - pictures + (model.config.pose_dim + 1 if name == "stereovla" else 0),  # the keyframe
-        "depth expert": model.config.depth_config.num_tokens if name in ("block", "full") else 0,
+        "depth expert": model.config.depth_config.num_tokens if name in ("block", "full", "short") else 0,
         "state": model.config.state_history + pointers,
         "chunk": model.config.chunk_size,
     }
