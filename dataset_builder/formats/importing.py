@@ -122,7 +122,7 @@ def _check(path: Path, rig: Rig, source: Source) -> dict[str, Finding]:
     if path.exists():
         whole = path.read_bytes()
         whole = whole[: whole.rfind(b"\n") + 1]  # a kill may have left half a line
-        path.write_bytes(whole)
+        os.truncate(path, len(whole))
         done = {f.episode: f for f in (Finding(**json.loads(line)) for line in whole.splitlines()) if not f.problems}
     names = [name for split in source.splits().values() for name in split]
     with open(path, "a", encoding="utf-8") as file:
