@@ -92,9 +92,12 @@ class ComparisonOptions:
     def worlds_options(self) -> list[str]:
         """Of `stereovla evaluate rollout`: the world that the dataset was recorded in, with the changes of --world."""
         info = json.loads((Path(self.dataset) / "meta/info.json").read_text())
-        if "world" not in info.get("build", {}):
-            raise ValueError(f"{self.dataset} was not recorded in the simulator: its meta/info.json names no world")
-        world = info["build"]["world"] | json_object("world", self.world, '{"fovy_deg": 50}')
+        world = info.get("build", {}).get("world", {})
+        if missing := [name for name in OWN_WORLD if name not in world]:  # LIBERO's has no number of objects
+            raise ValueError(
+                f"{self.dataset} was not recorded in our own world: meta/info.json names no {', '.join(missing)} of it"
+            )
+        world |= json_object("world", self.world, '{"fovy_deg": 50}')
         own = [text for name in OWN_WORLD for text in (f"--{name}", str(world.pop(name)))]
         return [*own, "--world", json.dumps(world)]
 

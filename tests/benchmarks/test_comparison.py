@@ -143,9 +143,13 @@ def test_what_cannot_be_compared_is_refused(dataset, tmp_path):
         entries("large")
     imported = tmp_path / "imported/meta"
     imported.mkdir(parents=True)
-    (imported / "info.json").write_text("{}")
-    with pytest.raises(ValueError, match="names no world"):
-        options_of(str(imported.parent), tmp_path).worlds_options()
+    for info, words in (
+        ({}, "names no camera_range, image_size, num_objects"),
+        ({"build": {"world": {"suite": "libero_goal", "camera_range": "stock", "image_size": 64}}}, "no num_objects"),
+    ):
+        (imported / "info.json").write_text(json.dumps(info))
+        with pytest.raises(ValueError, match=words):
+            options_of(str(imported.parent), tmp_path).worlds_options()
 
 
 def test_numbers_of_the_table_are_those_of_the_logs(tmp_path):
