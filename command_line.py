@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import json
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,17 @@ def option(default: Any, text: str, **more: Any) -> Any:
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def json_object(name: str, text: str, example: str) -> dict[str, Any]:
+    """What the option `name` says, a JSON object such as `example`; ValueError for what is none."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"--{name} {text!r} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"--{name} is {text!r}; it must be a JSON object, such as {example}")
+    return found
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ROOT = Path(__file__).parent
 ROOMS_OF_CODE = ("modeling_stereovla", "processing")  # what ships with a model
 DTYPES = ("float32", "bfloat16", "float16")  # of weights
+# of --run_code, in words
+RUN_CODE = "Run the code of a model on the Hub that an adapter names, also where it is not that of this installation."
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # owner/name, of datasets also owner/name@revision
 
 

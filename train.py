@@ -1,6 +1,5 @@
 """Trains StereoVLA, DepthVLA or pi0 on streamed datasets with Accelerate: options, model, data, checkpoints, loop."""
 
-import json
 import shutil
 import sys
 import time
@@ -13,14 +12,16 @@ from typing import Any, ClassVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import is_tensorboard_available
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from tqdm.auto import tqdm
 
-from stereovla.command_line import execute, option
+from stereovla.command_line import execute, json_object, option
 from stereovla.dataset_builder.streaming.mixture import load_meta
 from stereovla.dataset_builder.streaming.window_stream import WindowStream
 from stereovla.modeling_stereovla import PI0Policy
 from stereovla.modeling_stereovla.configuration_depthvla import DEPTH_INPUTS, MASKS, stereo_encoder
+from stereovla.sources import adapted_model
+from stereovla.training.adapters import lora_config, trained_adapter
 from stereovla.training.checkpoint_folders import checkpoints, last_checkpoint
 from stereovla.training.checkpoints import Average, load_checkpoint, save_bad_batch, save_checkpoint, whole_tensors
 from stereovla.training.feed import Batches, Feed
@@ -32,10 +33,8 @@ from stereovla.training.models import (
     give_depth_expert,
     give_stereo_encoder,
     give_vlm,
-    is_adapter,
     towers_of,
     trained,
-    trained_adapter,
     untrained,
 )
 from stereovla.training.options import (
@@ -119,17 +118,6 @@ DEPTH_MAP_SHARE = 0.25  # of its other presets; DepthVLA learns depth from all
 QUESTIONS_PER_FRAME = {"demo": 2, "lab": 2}  # by StereoVLA's preset
 VALIDATION_BATCHES = 2
 SHOWN = ("loss/action", "loss/box", "loss/depth", "loss/depth_map")  # by the progress bar
-# what adapters are put on, and what is trained whole beside them: what knows the robot's numbers
-LORA_TARGETS = (
-    r"(model\.(vlm\.)?language_model|model\.depth_expert\.decoder|action_expert\.transformer)\.layers\.\d+"
-    r"\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
-)
-LORA_HEADS = (
-    *(f"action_expert.{name}" for name in ("state_proj", "action_in_proj", "action_out_proj")),
-    "pointers.displacement",
-    "pointers.displacement_token",
-    "pointers.turns",
-)
 
 
 @dataclass(kw_only=True)
@@ -247,6 +235,7 @@ class TrainingOptions(RunOptions):
     def __post_init__(self):
         super().__post_init__()
         at_least_one(self, "batch_size", *(["questions_per_frame"] if self.questions_per_frame is not None else []))
+        self.part_factors()
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema_decay is {self.ema_decay}; it must be in [0, 1)")
         if self.lora_rank and self.model is None:
@@ -264,6 +253,14 @@ class TrainingOptions(RunOptions):
             raise ValueError(
                 f"{', '.join(given)} say how an untrained model is made, but {self.model} has its own config"
             )
+
+    def part_factors(self) -> dict[str, float]:
+        """Factors on the learning rate by part; ValueError for what is none."""
+        factors = json_object("part_rates", self.part_rates, '{"lm_head": 0.1}')
+        for part, factor in factors.items():
+            if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not factor >= 0:
+                raise ValueError(f"--part_rates: the factor of {part} is {factor!r}; it must be a number from 0 on")
+        return factors
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -291,7 +288,7 @@ class TrainingOptions(RunOptions):
 def build(options: TrainingOptions, meta: dict) -> tuple[Policy | PeftModel, Processor]:
     """The model as it is trained, with frozen parts and adapters, and its processor."""
     torch.manual_seed(options.seed)
-    going_on = bool(options.lora_rank) and is_adapter(options.model)
+    going_on = bool(options.lora_rank) and adapted_model(options.model) is not None
     if going_on:
         whole, processor = trained_adapter(options.model, meta, options.lora_rank)
         model = whole.get_base_model()
@@ -329,7 +326,7 @@ def build(options: TrainingOptions, meta: dict) -> tuple[Policy | PeftModel, Pro
     if going_on:
         return whole, processor
     if options.lora_rank:
-        return get_peft_model(model, adapters(model, options.lora_rank)), processor
+        return get_peft_model(model, lora_config(model, options.lora_rank)), processor
     return model, processor
 
 
@@ -338,15 +335,9 @@ def sees_points(config) -> bool:
     return getattr(config, "points_frame", None) is not None and config.points_of == "encoder"
 
 
-def adapters(model: Policy, rank: int) -> LoraConfig:
-    """Of language model and action expert, with the heads that the model has."""
-    heads = [name for name in LORA_HEADS if name in dict(model.named_modules())]
-    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGETS, modules_to_save=heads)
-
-
 def parameter_groups(model, options: TrainingOptions) -> list[dict]:
     """Trained parameters by the factor on their learning rate."""
-    factors = json.loads(options.part_rates)
+    factors = options.part_factors()
     parts = (model.get_base_model() if isinstance(model, PeftModel) else model).parts
     if unknown := sorted(factors.keys() - parts.keys()):
         raise ValueError(f"--part_rates names {', '.join(unknown)}; parts are {', '.join(parts)}")

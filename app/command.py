@@ -1,6 +1,5 @@
 """Opens the page of a model."""
 
-import json
 import socket
 from dataclasses import dataclass
 from functools import partial
@@ -12,18 +11,17 @@ from fastapi import FastAPI
 
 from stereovla.app.layout import CSS, build, theme
 from stereovla.app.page import Page
-from stereovla.command_line import option
+from stereovla.command_line import json_object, option
 from stereovla.dataset_builder.streaming.episodes import open_splits
-from stereovla.serving.serve import ServingOptions, load
+from stereovla.serving.serve import ModelOptions, load_model
 from stereovla.serving.served_model import ServedModel
-from stereovla.sources import DTYPES
 
 MOST_MB = 32  # of an uploaded file
 LAST_WORDS_S = 3  # of connections that are open when it ends
 
 
 @dataclass
-class AppOptions:
+class AppOptions(ModelOptions):
     """A page to look at a policy: drop a stereo pair, take a dataset's frame or step the simulator in closed loop, and
     see what the model sees, where it points, the keyframe and the chunk, in the picture and in space.
 
@@ -32,7 +30,6 @@ class AppOptions:
     It is for this machine alone unless told otherwise; with --host 0.0.0.0, whoever reaches it may use it.
     """
 
-    model: str = option("", "Model or adapter, folder or Hub id; its remote code is run.")
     dataset: list[str] = option([], "Datasets, folders or Hub ids, whose frames can be chosen.")
     world: str = option(
         "{}", 'Options of simulation.WorldConfig and its preset as JSON, such as \'{"preset": "easy"}\'.'
@@ -41,34 +38,21 @@ class AppOptions:
     max_steps: int = option(120, "Steps of 0.1 s after which an episode has failed.")
     host: str = option("127.0.0.1", "Address to listen on.")
     port: int = option(7860, "Port to listen on; 0 takes a free one.")
-    run_code: bool = option(
-        False,
-        "Run the code of a model on the Hub that an adapter names, also where it is not that of this installation.",
-    )
-    device: str = option("cpu", "Where the model runs: cpu, cuda, cuda:1, ...")
-    dtype: str = option("auto", "Of the weights; auto = as they were saved.", choices=["auto", *DTYPES])
 
     def __post_init__(self):
-        if not self.model:
-            raise ValueError("--model is missing: folder or Hub id of a model or an adapter")
+        super().__post_init__()
         self.world_options()
 
     def world_options(self) -> dict[str, Any]:
         """Keyword arguments of `WorldConfig.from_preset`; ValueError for what is none."""
-        try:
-            found = json.loads(self.world)
-        except ValueError as error:
-            raise ValueError(f"--world {self.world!r} is no JSON: {error}") from error
-        if not isinstance(found, dict):
-            raise ValueError(f'--world {self.world!r} must be a JSON object, such as {{"preset": "easy"}}')
-        return found
+        return json_object("world", self.world, '{"preset": "easy"}')
 
 
 def make_page(options: AppOptions) -> tuple[Page, gr.Blocks]:
     """Loads the model, checks datasets and world; what the page does, and its fields."""
     datasets = {name: open_splits(name) for name in options.dataset}
-    given = {"run_code": options.run_code, "device": options.device, "dtype": options.dtype, "max_batch": 1}
-    served = load(ServingOptions(model=options.model, **given))
+    served = load_model(options)
+    served.warm_up([1])
     open_trial, why = simulator(options, served)
     parameters = sum(parameter.numel() for parameter in served.model.parameters())
     kind = type(served.model).__name__.partition("For")[0]

@@ -11,6 +11,7 @@ again, what was interrupted goes on. COMPARISON/table.md is written anew after e
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from queue import Empty, Queue
+from typing import Any
 
 from transformers import AutoConfig, HfArgumentParser
 
@@ -31,6 +33,7 @@ from stereovla.benchmarks.comparison_policies import (
     entries,
 )
 from stereovla.benchmarks.comparison_table import write_table
+from stereovla.command_line import json_object
 from stereovla.evaluation.episode_log import write_json
 from stereovla.evaluation.shown_geometry import controls
 from stereovla.train import PRESETS
@@ -83,15 +86,18 @@ class ComparisonOptions:
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least {least}")
         self.chosen = {name: known[name] for name in self.policies or known}
-        self.recipe = {**PRESETS[self.size], **ALIKE, **json.loads(self.training)}
+        self.recipe = {**PRESETS[self.size], **ALIKE, **json_object("training", self.training, '{"batch_size": 24}')}
         self.recipe |= {"steps": self.steps} if self.steps else {}
 
     def worlds_options(self) -> list[str]:
         """Of `stereovla evaluate rollout`: the world that the dataset was recorded in, with the changes of --world."""
         info = json.loads((Path(self.dataset) / "meta/info.json").read_text())
-        if "world" not in info.get("build", {}):
-            raise ValueError(f"{self.dataset} was not recorded in the simulator: its meta/info.json names no world")
-        world = info["build"]["world"] | json.loads(self.world)
+        world = info.get("build", {}).get("world", {})
+        if missing := [name for name in OWN_WORLD if name not in world]:  # LIBERO's has no number of objects
+            raise ValueError(
+                f"{self.dataset} was not recorded in our own world: meta/info.json names no {', '.join(missing)} of it"
+            )
+        world |= json_object("world", self.world, '{"fovy_deg": 50}')
         own = [text for name in OWN_WORLD for text in (f"--{name}", str(world.pop(name)))]
         return [*own, "--world", json.dumps(world)]
 
@@ -133,15 +139,47 @@ def finished_episodes(folder: Path) -> int:
     return sum(path.read_text().count("\n") for path in folder.glob("rollouts/*/episodes.jsonl"))
 
 
+class Processes:
+    """Those that run now, whichever thread started them."""
+
+    def __init__(self):
+        self._lock, self._ended = threading.Lock(), False
+        self._running: set[subprocess.Popen] = set()
+
+    def start(self, command: Sequence[str], **options: Any) -> subprocess.Popen:
+        """Of `subprocess.Popen`; RuntimeError once all were told to end."""
+        with self._lock:
+            if self._ended:
+                raise RuntimeError("told to end: nothing more is started")
+            process = subprocess.Popen(command, **options)
+            self._running.add(process)
+        return process
+
+    def wait(self, process: subprocess.Popen) -> resource.struct_rusage:
+        """Until it has ended; what it and its children used."""
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        with self._lock:
+            self._running.discard(process)
+        return usage
+
+    def end(self) -> None:
+        """Tells all to end; trainings save a checkpoint first."""
+        with self._lock:
+            self._ended = True
+            for process in self._running:
+                process.terminate()
+
+
 class Runner:
-    """Runs parts as processes of their own, and notes what each costs; all end with this one.
+    """Runs parts as processes of their own, and notes what each costs.
 
     Args:
         core: that they are pinned to; None = any.
     """
 
-    def __init__(self, core: int | None, running: set[subprocess.Popen]):
-        self.core, self.running = core, running
+    def __init__(self, core: int | None, processes: Processes):
+        self.core, self.processes = core, processes
 
     def run(self, arguments: Sequence[str], folder: Path) -> None:
         """`stereovla` with arguments; RuntimeError with the end of its log where it fails. One line of costs.jsonl in
@@ -156,16 +194,20 @@ class Runner:
         stage, log = "-".join(arguments[: 2 if arguments[0] == "evaluate" else 1]), folder / "log.txt"
         begin = time.perf_counter()
         with log.open("ab") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
-            self.running.add(process)
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            self.running.discard(process)
+            process = self.processes.start(command, stdout=output, stderr=output, env=environment)
+            usage = self.processes.wait(process)
         cost = {"stage": stage, "seconds": time.perf_counter() - begin, "core_seconds": usage.ru_utime + usage.ru_stime}
         with (folder / "costs.jsonl").open("a") as costs:
             costs.write(json.dumps(cost | {"status": process.returncode}) + "\n")
         if process.returncode:
-            raise RuntimeError(f"stereovla {stage} failed; the end of {log}:\n{log.read_text()[-2000:]}")
+            raise RuntimeError(f"stereovla {stage} failed; the end of {log}:\n{end_of(log)}")
+
+
+def end_of(log: Path, most: int = 2000) -> str:
+    """Its last bytes."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - most))
+        return file.read().decode(errors="replace")
 
 
 def run_policy(runner: Runner, name: str, seed: int, options: ComparisonOptions) -> None:
@@ -217,9 +259,8 @@ def compare(options: ComparisonOptions) -> Path:
         for name in options.chosen:
             jobs.put((run_policy, name, seed))
     cores = [int(core) for core in options.cores.split(",")] if options.cores else [None]
-    running: set[subprocess.Popen] = set()
-    failed: list[BaseException] = []
-    lock = threading.Lock()
+    processes, lock = Processes(), threading.Lock()
+    failed: list[Exception] = []
 
     def work(core: int | None) -> None:
         while not failed:
@@ -228,24 +269,27 @@ def compare(options: ComparisonOptions) -> Path:
             except Empty:
                 return
             try:
-                run(Runner(core, running), *arguments, options)
+                run(Runner(core, processes), *arguments, options)
                 with lock:
                     write_table(Path(options.out), entries(options.size))
                 print(f"done: {' '.join(map(str, arguments))}", flush=True)
-            except BaseException as error:
+            except Exception as error:
                 failed.append(error)
 
     threads = [threading.Thread(target=work, args=(core,)) for core in cores[1:]]
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         for thread in threads:
             thread.start()
         work(cores[0])
         for thread in threads:
             thread.join()
-    finally:  # trainings save a checkpoint first
-        for process in list(running):
-            process.terminate()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        processes.end()
+        for thread in threads:
+            if thread.is_alive():
+                thread.join()
     if failed:
         raise failed[0]
     return write_table(Path(options.out), entries(options.size))

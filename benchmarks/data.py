@@ -37,14 +37,13 @@ from transformers import HfArgumentParser
 from stereovla.dataset_builder.dataset import shards
 from stereovla.dataset_builder.dataset.checking import find_problems
 from stereovla.dataset_builder.dataset.folders import INFO, PLAN, work_folder
-from stereovla.dataset_builder.dataset.schema import PAIR
+from stereovla.dataset_builder.dataset.schema import CALIBRATION, PAIR
 from stereovla.dataset_builder.recording.build import BuildConfig, build
 from stereovla.dataset_builder.recording.parts import finish
 from stereovla.dataset_builder.recording.recorder import FPS, Recorder
 from stereovla.dataset_builder.streaming.window_stream import WindowStream
 
 NUMBERS = ("observation.state", "action_plan", "action_plan_length", "keyframe_pose")
-CALIBRATION = ("focal_length_px", "principal_point_px", "baseline_m", "transform_camera_to_base")
 CODECS = {  # PyAV encoder and its options; both as LeRobot writes: 4:2:0, a key frame every 2 frames, quality 30
     "mp4, AV1": ("libsvtav1", {"crf": "30", "g": "2", "preset": "8", "svtav1-params": "lp=1"}),
     "mp4, H.264": ("libx264", {"crf": "30", "g": "2"}),
@@ -109,7 +108,7 @@ def ours(folder: Path, workers: int, options: DataOptions, depth: bool = False) 
 
 
 def plain(folder: Path, workers: int, options: DataOptions) -> Iterator[Any]:
-    columns = [*PAIR, *NUMBERS, *(f"calibration.{key}" for key in CALIBRATION)]
+    columns = [*PAIR, *NUMBERS, *CALIBRATION]
     rows = load_dataset(str(folder), split="train", streaming=True).select_columns(columns)
     # one pass, not repeated: `datasets` sleeps for seconds at the end of each
     rows = rows.shuffle(seed=0, buffer_size=64).with_format("torch")

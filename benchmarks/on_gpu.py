@@ -50,7 +50,7 @@ from stereovla.benchmarks.training import Way
 from stereovla.modeling_stereovla.configuration_depthvla import PRESETS as DEPTHVLA_PRESETS
 from stereovla.modeling_stereovla.configuration_stereovla import PRESETS
 from stereovla.modeling_stereovla.convert_output import DTYPES
-from stereovla.train import adapters
+from stereovla.training.adapters import lora_config
 
 COMPILED = {
     "graphs": {"backend": "cudagraphs"},
@@ -219,7 +219,7 @@ class Bench:
         model.freeze(*(tower for tower in model.towers if model.parts[tower] in dict(model.named_modules())))
         model.gradient_checkpointing_enable()
         config = model.config
-        learner = get_peft_model(model, adapters(model, options.lora_rank)) if adapted else model
+        learner = get_peft_model(model, lora_config(model, options.lora_rank)) if adapted else model
         arithmetic = partial(torch.autocast, self.device.partition(":")[0], torch.bfloat16)
 
         def losses(inputs: dict) -> list:

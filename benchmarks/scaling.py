@@ -25,7 +25,7 @@ from stereovla.modeling_stereovla import StereoVLAConfig, StereoVLAForActionPred
 from stereovla.modeling_stereovla.action_expert import Prefix
 from stereovla.modeling_stereovla.configuration_stereovla import PRESETS
 from stereovla.modeling_stereovla.layer_caches import CACHE, RecordingCache
-from stereovla.train import adapters
+from stereovla.training.adapters import lora_config
 from stereovla.training.models import blocks
 
 WORDS = 24  # text tokens of a prompt such as "In: What action should the robot take to pick up the red cube?\nOut: "
@@ -224,7 +224,7 @@ def print_memory(options: ScalingOptions, model: torch.nn.Module, kept: dict[boo
     learning = weights_of(model, learning=True)
     for what in ("all but towers", f"adapters of rank {options.lora_rank}"):
         if what.startswith("adapters"):
-            model = get_peft_model(model, adapters(model, options.lora_rank))
+            model = get_peft_model(model, lora_config(model, options.lora_rank))
         for split in (False, True):
             for devices in map(int, options.devices.split(",")):
                 states = state_bytes(model, devices, split)

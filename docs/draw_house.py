@@ -118,7 +118,8 @@ def imports() -> set[tuple[str, str]]:
     for path, targets in house.file_graph().items():
         for target in targets:
             source, end = house.room_of(path), house.room_of(target)
-            if {source, end} & NOT_DRAWN or source == "dataset_builder":  # the latter: its commands, of all its wings
+            # what is "dataset_builder" itself is its commands, of all its wings
+            if {source, end} & NOT_DRAWN or target == house.SHARED or source == "dataset_builder":
                 continue
             source, end = SHARES_BOX.get(source, source), SHARES_BOX.get(end, end)
             found.add((source, end if source.startswith("dataset_builder") else end.partition(".")[0]))

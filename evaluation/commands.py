@@ -1,4 +1,4 @@
-"""What `stereovla evaluate rollout | offline | report` do; each goes on where an interrupted one stopped."""
+"""What the commands of `stereovla evaluate` do; each goes on where an interrupted one stopped."""
 
 import json
 import time
@@ -155,7 +155,7 @@ def _world(options: SimulatorOptions) -> Any:
 
     try:
         return WorldConfig.from_preset(**options.world_options())
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise InputError(str(error)) from error
 
 
@@ -197,7 +197,7 @@ def inside(options: InsideOptions) -> Path:
 
     from stereovla.evaluation import inside_drawings as drawings
     from stereovla.evaluation.held_out import read_rows
-    from stereovla.evaluation.inside import STREAMS, act, answer, geometries, keyframe_errors, look
+    from stereovla.evaluation.inside import STREAMS, act, answer, attention_shares, geometries, keyframe_errors, look
     from stereovla.evaluation.inside_page import SECTIONS, write_page
     from stereovla.evaluation.model_policy import ModelPolicy
 
@@ -210,7 +210,7 @@ def inside(options: InsideOptions) -> Path:
         raise InputError(f"{options.dataset!r} has no rows in its split {options.split!r}")
     for name in SECTIONS:  # of an earlier look, which may have had others
         (out / name).unlink(missing_ok=True)
-    shares = look(policy, rows).shares
+    shares = attention_shares(policy, rows)
     drawings.draw_attention(shares, len(rows), out / "attention.png")
     write_json(out / "attention.json", [dict(zip(STREAMS, layer, strict=True)) for layer in shares.tolist()])
     for number, layer in enumerate(shares, 1):

@@ -56,12 +56,15 @@ def compose(panels: Sequence[tuple[str, Image.Image]], caption: str, note: str) 
     return canvas
 
 
-def write_gif(path: Path, observations: Sequence[Observation], disparities: np.ndarray | None, success: bool) -> None:
+def write_gif(
+    path: Path, observations: Sequence[Observation], disparities: np.ndarray | None, success: bool, step_s: float
+) -> None:
     """Writes the rollout as a GIF in one step.
 
     Args:
         observations: every step, with both views.
         disparities: (steps, h, w) px; None leaves the third panel out.
+        step_s: how long a step lasts, s.
     """
     frames = []
     if disparities is not None:
@@ -71,7 +74,7 @@ def write_gif(path: Path, observations: Sequence[Observation], disparities: np.n
         if disparities is not None:
             title = f"predicted disparity, {low:.0f} to {high:.0f} px"
             panels.append((title, colour_disparity(disparities[number], low, high)))
-        note = f"{seen.step / 10:.1f} s"
+        note = f"{seen.step * step_s:.1f} s"
         if number == len(observations) - 1:
             note += ", succeeded" if success else ", failed"
         frames.append(compose(panels, f"“{seen.instruction}”", note))

@@ -25,6 +25,7 @@ COLUMNS = (
 )
 # what a recording of a robot often has not; nothing is asked about what is not there
 OPTIONAL = (
+    "timestamp",
     *(f"calibration.{name}" for name in CALIBRATION),
     "action_plan",
     "action_plan_length",
@@ -41,7 +42,8 @@ GRIPPER, TARGET = 2, 3  # values of the stored segmentation
 
 @dataclass(frozen=True)
 class HeldOutRow:
-    """One frame; states (n, S) of the episode so far; plan (P, A), `plan_length` steps valid.
+    """One frame, `time_s` after its episode began; states (n, S) of the episode so far; plan (P, A), `plan_length`
+    steps valid.
 
     views: {name: (H, W, 3) uint8, or None where the row has none} of all that the data has. depths: {name of a view:
     (H, W) float32 m, 0 = unknown}. points_px: (2,) px (u, v) of "target" and "gripper" in the left view, where they are
@@ -51,6 +53,7 @@ class HeldOutRow:
 
     episode: int
     frame: int
+    time_s: float | None
     views: dict[str, np.ndarray | None]
     states: np.ndarray
     plan: np.ndarray
@@ -183,6 +186,7 @@ def _row(row: dict[str, Any], states: np.ndarray) -> HeldOutRow:
     return HeldOutRow(
         episode=row["episode_index"],
         frame=row["frame_index"],
+        time_s=row.get("timestamp"),
         views=views,
         states=states,
         plan=np.asarray(row["action_plan"], np.float32),

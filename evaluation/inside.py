@@ -23,16 +23,15 @@ BATCH = 16
 
 @contextmanager
 def watched_attention(model: Any) -> Iterator[list[list[torch.Tensor]]]:
-    """Within, the attention of the action tokens in every denoising step is noted for each layer of the action expert:
-    (B, keys), a mean over heads and tokens that sums to 1.
+    """Within, where one batch of chunks is predicted, the attention of the action tokens in every denoising step is
+    noted for each layer of the action expert: (B, keys), a mean over heads and tokens that sums to 1.
     """
     transformer = model.action_expert.transformer
     config, kept = transformer.config, [[] for _ in transformer.layers]
     before, config._attn_implementation = config._attn_implementation, "eager"  # the only one that has weights
 
     def note(layer: int, weights: torch.Tensor) -> None:
-        if weights.shape[2] == model.config.chunk_size:  # not the state tokens', which are read once
-            kept[layer].append(weights.float().mean((1, 2)).cpu())
+        kept[layer].append(weights.float().mean((1, 2)).cpu())
 
     hooks = [
         layer.self_attn.register_forward_hook(lambda _, given, output, number=number: note(number, output[1]))
@@ -44,6 +43,8 @@ def watched_attention(model: Any) -> Iterator[list[list[torch.Tensor]]]:
         for hook in hooks:
             hook.remove()
         config._attn_implementation = before
+        for steps in kept:
+            del steps[:1]  # of the state tokens, which are read once, before the first step
 
 
 @dataclass
@@ -101,6 +102,12 @@ def look(policy: ModelPolicy, rows: Sequence[HeldOutRow]) -> Looks:
         torch.stack(on_depth).mean(0).numpy() if on_depth else None,
         *found,
     )
+
+
+def attention_shares(policy: ModelPolicy, rows: Sequence[HeldOutRow]) -> np.ndarray:
+    """`Looks.shares` of however many rows, `BATCH` at a time."""
+    batches = [rows[begin : begin + BATCH] for begin in range(0, len(rows), BATCH)]
+    return np.average([look(policy, batch).shares for batch in batches], axis=0, weights=[*map(len, batches)])
 
 
 def squared(tokens: torch.Tensor) -> torch.Tensor:

@@ -145,38 +145,46 @@ def draw_answers(rows: Sequence[HeldOutRow], answers: Sequence[Answer], path: Pa
     save(figure, path)
 
 
+def times_of(rows: Sequence[HeldOutRow]) -> tuple[np.ndarray, str]:
+    """When they were seen in their episode, and the unit: numbers of frames where the data does not say the time."""
+    if any(row.time_s is None for row in rows):
+        return np.array([row.frame for row in rows]), "frames"
+    return np.array([row.time_s for row in rows]), "s"
+
+
 def draw_strip(rows: Sequence[HeldOutRow], answers: Sequence[Answer], path: Path) -> None:
     """Frames through an episode with the true keyframe and the one that the pointers tell."""
     chosen = np.unique(np.linspace(0, len(rows) - 1, STRIP).round().astype(int))
     figure, axes = new_figure(1, len(chosen), 2.2 * len(chosen), 2.6)
+    times, unit = times_of(rows)
     for axis, number in zip(axes, chosen, strict=True):
         row = rows[number]
         show_view(axis, row)
         mark(axis, None if row.keyframe_pose is None else row.keyframe_pose[:3], row, "o", TRUE)
         mark(axis, answers[number].pointed, row, "D", POINTED)
-        entitle(axis, f"{row.frame / 10:.1f} s, {row.target}")
+        entitle(axis, f"{times[number]:.4g} {unit}, {row.target}")
     save(figure, path)
 
 
 def draw_keyframe(rows: Sequence[HeldOutRow], answers: Sequence[Answer], path: Path) -> None:
     """The keyframe through an episode, true and as the pointers tell it, the tool, and the error."""
-    seconds = np.array([row.frame / 10 for row in rows])
+    times, unit = times_of(rows)
     nowhere = np.full(3, np.nan)
     true = np.stack([nowhere if row.keyframe_pose is None else row.keyframe_pose[:3] for row in rows])
     told = np.stack([nowhere if found.pointed is None else found.pointed for found in answers])
     tool = np.stack([row.states[-1, :3] for row in rows])
     figure, axes = new_figure(1, 4, 13, 2.8)
     for number, (axis, name) in enumerate(zip(axes, "xyz", strict=False)):
-        axis.plot(seconds, tool[:, number], color=GREY, linewidth=1.2, label="tool")
-        axis.plot(seconds, true[:, number], color=TRUE, linewidth=2, label="keyframe")
-        axis.plot(seconds, told[:, number], "D", color=POINTED, markersize=3.5, label="as the pointers tell it")
+        axis.plot(times, tool[:, number], color=GREY, linewidth=1.2, label="tool")
+        axis.plot(times, true[:, number], color=TRUE, linewidth=2, label="keyframe")
+        axis.plot(times, told[:, number], "D", color=POINTED, markersize=3.5, label="as the pointers tell it")
         entitle(axis, f"{name}, m")
-        axis.set_xlabel("s")
+        axis.set_xlabel(unit)
     error = 100 * (told - true)
-    axes[3].plot(seconds, np.linalg.norm(error[:, :2], axis=1), color=ACCENT, label="in the plane")
-    axes[3].plot(seconds, np.abs(error[:, 2]), color=INK, label="in height")
+    axes[3].plot(times, np.linalg.norm(error[:, :2], axis=1), color=ACCENT, label="in the plane")
+    axes[3].plot(times, np.abs(error[:, 2]), color=INK, label="in height")
     axes[3].set_ylim(bottom=0)
-    axes[3].set_xlabel("s")
+    axes[3].set_xlabel(unit)
     entitle(axes[3], "error, cm")
     for axis in (axes[0], axes[3]):
         axis.legend(frameon=False, fontsize=8)

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from stereovla.processing.rotations import rotation_angle, rpy_to_matrix
+
 GRIPPER_COMMAND = 0.5  # below minus this the gripper closes, above it opens, between it keeps
 
 
@@ -39,24 +41,10 @@ def success_rate(successes: Sequence[bool]) -> dict[str, float]:
     }
 
 
-def rotation_matrices(rpy: np.ndarray) -> np.ndarray:
-    """Fixed-axis roll, pitch, yaw (..., 3) rad -> (..., 3, 3), R = Rz(yaw) Ry(pitch) Rx(roll)."""
-    roll, pitch, yaw = np.moveaxis(np.asarray(rpy, dtype=np.float64), -1, 0)
-    (sr, cr), (sp, cp), (sy, cy) = ((np.sin(angle), np.cos(angle)) for angle in (roll, pitch, yaw))
-    rows = [
-        [cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
-        [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
-        [-sp, cp * sr, cp * cr],
-    ]
-    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
-
-
 def rotation_error_deg(predicted_rpy: np.ndarray, true_rpy: np.ndarray) -> np.ndarray:
     """Angle between the rotations of two (..., 3) roll-pitch-yaw arrays, (...) in degrees, 0..180."""
-    relative = np.swapaxes(rotation_matrices(predicted_rpy), -1, -2) @ rotation_matrices(true_rpy)
-    # atan2 of sine and cosine keeps small angles exact, where arccos of the trace loses half of the digits
-    axis = np.stack([relative[..., j, i] - relative[..., i, j] for i, j in ((1, 2), (2, 0), (0, 1))], axis=-1)
-    return np.degrees(np.arctan2(np.linalg.norm(axis, axis=-1), np.trace(relative, axis1=-2, axis2=-1) - 1))
+    turned_back = np.swapaxes(rpy_to_matrix(predicted_rpy), -1, -2)
+    return np.degrees(rotation_angle(turned_back @ rpy_to_matrix(true_rpy)))
 
 
 def gripper_class(command: np.ndarray) -> np.ndarray:

@@ -1,16 +1,13 @@
 """What the commands of `stereovla evaluate` can be told."""
 
-import json
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from stereovla.command_line import option
+from stereovla.command_line import json_object, option
 from stereovla.evaluation.policies import SHOWN
-from stereovla.sources import InputError
+from stereovla.sources import RUN_CODE, InputError
 
 MAX_SEED = 2**32  # recorded episodes use seeds from here on, so that no evaluated episode can have been trained on
-
-RUN_CODE = "Run the code of a model on the Hub that an adapter names, also where it is not that of this installation."
 
 ROLLOUT_PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"seeds": 2, "baseline_seeds": 1, "max_steps": 6, "image_size": 64, "processes": 1},
@@ -81,34 +78,23 @@ class SimulatorOptions(EpisodeOptions):
         return self.seeds
 
     def world_options(self) -> dict[str, Any]:
-        """Keyword arguments of `simulation.WorldConfig`; InputError for JSON that is none."""
+        """Keyword arguments of `simulation.WorldConfig.from_preset`; ValueError for JSON that is none."""
         own = {"camera_range": self.camera_range, "image_size": self.image_size, "num_objects": self.num_objects}
-        try:
-            extra = json.loads(self.world)
-        except json.JSONDecodeError as error:
-            raise InputError(f"--world {self.world!r} is no JSON: {error}") from error
-        if not isinstance(extra, dict) or set(extra) & set(own):
-            raise InputError(
-                f"--world {self.world!r} must be a JSON object without {', '.join(own)}, which are options"
-            )
-        return own | {key: tuple(value) if isinstance(value, list) else value for key, value in extra.items()}
+        extra = json_object("world", self.world, '{"preset": "geometry"}')
+        if twice := sorted(extra.keys() & own.keys()):
+            raise InputError(f"--world {self.world!r} says {', '.join(twice)}, which are options of their own")
+        return own | extra
 
 
 @dataclass
-class RolloutOptions(SimulatorOptions):
-    """Closed-loop rollouts in the simulator on seeds that training never saw; success is counted by physics."""
+class PolicyOptions(EpisodeOptions):
+    """Episodes of policies: one model, or those of a list."""
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = ROLLOUT_PRESETS
-
-    model: str = option("", "Checkpoint, folder or Hub id: rolls out expert, this model, and the same model untrained.")
+    model: str = option("", "Checkpoint, folder or Hub id.")
     policies: list[str] = option(
         [], "Policies instead: expert, still, untrained:PATH, PATH of a checkpoint, or ws://HOST:PORT."
     )
-    baseline_seeds: int = option(40, "Episodes of every other policy, on the first of the same seeds (preset).")
     keys: str = option("", "JSON file of the keys that a server of openpi's at ws://HOST:PORT is told under.")
-    calibration_error_deg: float = option(
-        0.0, "Angle by which the camera's rotation is wrong that a model is told, about an axis that the seed draws."
-    )
     shown: str = option(
         "given",
         "What a model's geometry is shown: what there is, grey or no depth, the left view twice, or another scene.",
@@ -119,6 +105,26 @@ class RolloutOptions(SimulatorOptions):
         super().__post_init__()
         if bool(self.model) == bool(self.policies):
             raise InputError("give --model CHECKPOINT, or --policies POLICY ..., and not both")
+
+    def specs(self) -> list[str]:
+        """The policies to roll out."""
+        return self.policies or [self.model]
+
+
+@dataclass
+class RolloutOptions(PolicyOptions, SimulatorOptions):
+    """Closed-loop rollouts in the simulator on seeds that training never saw; success is counted by physics."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = ROLLOUT_PRESETS
+
+    model: str = option("", "Checkpoint, folder or Hub id: rolls out expert, this model, and the same model untrained.")
+    baseline_seeds: int = option(40, "Episodes of every other policy, on the first of the same seeds (preset).")
+    calibration_error_deg: float = option(
+        0.0, "Angle by which the camera's rotation is wrong that a model is told, about an axis that the seed draws."
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
         at_least(self, "baseline_seeds", 1)
         at_least(self, "calibration_error_deg", 0)
         if self.shown != "given" and self.model:
@@ -134,7 +140,7 @@ class RolloutOptions(SimulatorOptions):
 
 
 @dataclass
-class LiberoOptions(EpisodeOptions):
+class LiberoOptions(PolicyOptions):
     """Closed-loop rollouts in LIBERO or LIBERO-PRO, seen by a stereo pair, by the official protocol: each task's 50
     initial states, 10 steps of waiting, and the suite's limit of steps; LIBERO's own check decides about success.
     """
@@ -142,10 +148,6 @@ class LiberoOptions(EpisodeOptions):
     presets: ClassVar[dict[str, dict[str, Any]]] = LIBERO_PRESETS
 
     preset: str = option("official", "Values of the options marked (preset).", choices=list(LIBERO_PRESETS))
-    model: str = option("", "Checkpoint, folder or Hub id.")
-    policies: list[str] = option(
-        [], "Policies instead: expert, still, untrained:PATH, PATH of a checkpoint, or ws://HOST:PORT."
-    )
     suite: str = option("libero_spatial", "Suite of LIBERO or LIBERO-PRO.")
     tasks: list[int] = option([], "Numbers of the tasks in the suite; none = all.")
     episodes: int = option(50, "Of each task, from its first initial state on; the protocol has 50 (preset).")
@@ -159,26 +161,14 @@ class LiberoOptions(EpisodeOptions):
         "pose",
         "pose: states and actions of this project at 10 Hz; osc: LIBERO's own at 20 Hz, for other projects' policies.",
     )
-    keys: str = option("", "JSON file of the keys that a server of openpi's at ws://HOST:PORT is told under.")
-    shown: str = option(
-        "given",
-        "What a model's geometry is shown: what there is, grey or no depth, the left view twice, or another scene.",
-        choices=list(SHOWN),
-    )
 
     def __post_init__(self):
         super().__post_init__()
-        if bool(self.model) == bool(self.policies):
-            raise InputError("give --model CHECKPOINT, or --policies POLICY ..., and not both")
         if self.control == "osc" and (wrong := {"expert", "still"} & {*self.specs()}):
             raise InputError(f"--control osc: {', '.join(sorted(wrong))} acts with --control pose alone")
         at_least(self, "max_steps", 0)
         if not 1 <= self.episodes <= LIBERO_EPISODES:
             raise InputError(f"--episodes is {self.episodes}; a task has {LIBERO_EPISODES} initial states")
-
-    def specs(self) -> list[str]:
-        """The policies to roll out."""
-        return self.policies or [self.model]
 
 
 @dataclass

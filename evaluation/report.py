@@ -11,7 +11,7 @@ from stereovla.evaluation.plots import SUCCESS, plot_errors, plot_losses, plot_s
 from stereovla.evaluation.policies import SHOWN
 from stereovla.evaluation.report_page import PAGE
 from stereovla.evaluation.rollouts import RolloutConfig, film, summarise
-from stereovla.evaluation.worlds import saved_config
+from stereovla.evaluation.worlds import saved_config, saved_step_s
 from stereovla.extras import extra
 from stereovla.sources import InputError, check_checkpoint, fingerprint
 
@@ -196,7 +196,7 @@ def film_episode(out: Path, results: dict[str, Any], seed: int) -> dict[str, Any
         if record["success"]:
             break
     disparities = policy.disparity(observations)
-    write_gif(out / "rollout.gif", observations, disparities, record["success"])
+    write_gif(out / "rollout.gif", observations, disparities, record["success"], saved_step_s(saved))
     return wanted
 
 
@@ -230,7 +230,13 @@ def write_report(out: Path, training: Path | None, with_film: bool = True, film_
     temporary = page.with_name(page.name + ".tmp")
     temporary.write_text(
         html.render(
-            metrics=metrics, images=images, summaries=summaries, method=method, by_task=by_task(results), **results
+            metrics=metrics,
+            images=images,
+            summaries=summaries,
+            method=method,
+            by_task=by_task(results),
+            step_s={policy: saved_step_s(saved) for policy, saved in results["options"].items()},
+            **results,
         ),
         encoding="utf-8",
     )

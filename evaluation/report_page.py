@@ -52,7 +52,7 @@ details { margin: .6rem 0 } summary { cursor: pointer }
 <details>
 <summary>{{ policy }}: {{ summaries[policy].successes }} of {{ summaries[policy].episodes }} succeeded
 {% if summaries[policy].mean_steps_to_success %}
-in {{ "%.1f"|format(summaries[policy].mean_steps_to_success / 10) }} s on average
+in {{ "%.1f"|format(summaries[policy].mean_steps_to_success * step_s[policy]) }} s on average
 {% endif %}
 </summary>
 <table>

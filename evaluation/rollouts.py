@@ -12,7 +12,7 @@ from stereovla.evaluation.delays import DelayedArm, Delivery
 from stereovla.evaluation.metrics import success_rate
 from stereovla.evaluation.policies import Observation, Policy
 from stereovla.evaluation.worlds import make_world
-from stereovla.serving.rotations import vector_to_matrix
+from stereovla.processing.rotations import rotation_vector_to_matrix
 from stereovla.simulation import WorldConfig
 
 RUNNING = ("running_actions", "delay")  # what a request says of the chunk that is executed
@@ -112,7 +112,7 @@ class Episode:
         axis = np.random.default_rng(self.seed).standard_normal(3)
         axis *= math.radians(self.config.calibration_error_deg) / np.linalg.norm(axis)
         pose = np.array(calibration["transform_camera_to_base"], dtype=np.float64)
-        pose[:3, :3] = pose[:3, :3] @ vector_to_matrix(axis)
+        pose[:3, :3] = pose[:3, :3] @ rotation_vector_to_matrix(axis)
         return {**calibration, "transform_camera_to_base": pose}
 
     def execute(self, chunk: np.ndarray) -> Iterator[None]:
@@ -208,11 +208,11 @@ def film(policy: Policy, seed: int, config: RolloutConfig) -> tuple[list[Observa
     try:
         episode.reset(seed)
         policy.reset(0, episode.world)
-        frames = [episode.observation(images=True)]
+        frames = [episode.observation(True, policy.needs_depth)]
         while not episode.done:
             (chunk,) = policy.act(frames[-1:])
             for _ in episode.execute(chunk):
-                frames.append(episode.observation(images=True))
+                frames.append(episode.observation(True, policy.needs_depth))
         return frames, episode.record()
     finally:
         episode.world.close()

@@ -3,9 +3,13 @@
 from typing import Any
 
 from stereovla.simulation import Expert, World, WorldConfig
+from stereovla.simulation.base_world import BaseWorld
+from stereovla.simulation.robot import STEP_S
+
+OSC_STEP_S = 0.05  # of LIBERO's own control
 
 
-def make_world(config: Any) -> Any:
+def make_world(config: Any) -> BaseWorld:
     """Our own world of a WorldConfig, or LIBERO's of a LiberoConfig."""
     if isinstance(config, WorldConfig):
         return World(config)
@@ -14,13 +18,18 @@ def make_world(config: Any) -> Any:
     return LiberoWorld(config)
 
 
-def make_expert(world: Any) -> Any:
+def make_expert(world: BaseWorld) -> Any:
     """The scripted expert of a world."""
     if isinstance(world, World):
         return Expert(world)
     from stereovla.simulation.libero import LiberoExpert
 
     return LiberoExpert(world)
+
+
+def saved_step_s(saved: dict[str, Any]) -> float:
+    """How long a step lasts in the world of saved options, s; also where that world is not installed."""
+    return OSC_STEP_S if saved.get("world.control") == "osc" else STEP_S
 
 
 def saved_config(saved: dict[str, Any]) -> Any:

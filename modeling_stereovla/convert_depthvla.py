@@ -5,7 +5,6 @@ Sizes are those of the parts, the rest is the paper's (arXiv 2510.13375): expert
 layers and heads of the VLM.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from .configuration_depthvla import DepthExpertConfig, DepthVLAConfig, gemma_300
 from .configuration_policy import overridden, own_fields
 from .convert_depth_anything import open_depth_encoder
 from .convert_files import Part, below, open_weights, read_description
-from .convert_output import Output, initial_weights, outline_model
+from .convert_output import Output, initial_weights, outline_model, read_overrides
 from .convert_paligemma import open_paligemma
 from .convert_pi0 import SHARED, open_pi0
 from .modeling_depthvla import DepthVLAForActionPrediction
@@ -107,7 +106,7 @@ def gather(
         ValueError: a part is another model, or its sizes do not fit the others'.
     """
     check_options(options)
-    overrides, new = json.loads(options.overrides or "{}"), []
+    overrides, new = read_overrides(options.overrides), []
     if options.pi0 is not None:
         values, vlm = open_pi0(folder_of(options.pi0), overrides.get("chunk_size"), options.vision_heads)
     else:

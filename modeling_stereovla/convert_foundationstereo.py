@@ -15,7 +15,7 @@ import torch
 
 from .configuration_stereo_encoder import StereoEncoderConfig
 from .convert_files import Part, open_weights
-from .convert_output import Output, outline_model, write_model
+from .convert_output import Output, outline_model, read_overrides, write_model
 from .stereo_encoder import StereoEncoderModel
 
 # Parts of the published network that the filtered volume and the initial disparity do not depend on: the refinement,
@@ -207,7 +207,7 @@ class Options(Output):
 
 def convert(options: Options) -> Path:
     """The folder of a StereoEncoderModel; ValueError if any key is unknown or missing."""
-    config, part = open_stereo(options.checkpoint, **json.loads(options.overrides or "{}"))
+    config, part = open_stereo(options.checkpoint, **read_overrides(options.overrides))
     model = outline_model(StereoEncoderModel, config)
     what = "FoundationStereo state dict of this size"
     return write_model(options, model, [part], what)

@@ -30,6 +30,17 @@ class Output:
     max_shard_gb: float = field(default=2.0, metadata={"help": "Largest weight file, 10^9 bytes."})
 
 
+def read_overrides(text: str | None) -> dict:
+    """--overrides, fields of a config to replace; ValueError for what is no JSON object."""
+    try:
+        found = json.loads(text or "{}")
+    except ValueError as error:
+        raise ValueError(f"--overrides {text!r} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f'--overrides is {text!r}; it must be a JSON object, such as {{"chunk_size": 8}}')
+    return found
+
+
 def parse_dtype(name: str | None) -> torch.dtype | None:
     """The dtype named `name`; None stays None."""
     if name is not None and name not in DTYPES:

@@ -12,7 +12,6 @@ Two tokens are appended to the vocabulary, padding and then the image token; row
 layer that have no token yet are the mean of the others. `stereovla convert processor` writes the processor.
 """
 
-import json
 import re
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,7 +25,7 @@ from .configuration_stereovla import StereoVLAConfig
 from .convert_files import Part, WeightSource, below, open_weights, read_description
 from .convert_foundationstereo import open_stereo
 from .convert_internlm2 import llama_fields
-from .convert_output import Output, initial_weights, outline_model, write_model
+from .convert_output import Output, initial_weights, outline_model, read_overrides, write_model
 from .convert_stereovla import TOWER, convert_language_key
 from .convert_vision_towers import resize_positions, tower_fields, tower_part
 from .modeling_stereovla import StereoVLAForActionPrediction
@@ -158,7 +157,7 @@ def convert(options: Options) -> Path:
         "action_vocab_size": vocabulary,
         "image_token_id": vocabulary + 1,
     }
-    overrides = json.loads(options.overrides or "{}")
+    overrides = read_overrides(options.overrides)
     if "projector_hidden_size" not in overrides:
         values["projector_hidden_size"] = 4 * overridden(StereoVLAConfig, values, overrides).fused_size
     model = outline_model(StereoVLAForActionPrediction, overridden(StereoVLAConfig, values, overrides))

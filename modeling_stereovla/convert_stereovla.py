@@ -28,7 +28,7 @@ from .convert_foundationstereo import convert_key as convert_stereo_key
 from .convert_foundationstereo import open_stereo, release_of
 from .convert_internlm2 import convert_key as convert_internlm2_key
 from .convert_internlm2 import llama_fields
-from .convert_output import Output, outline_model, write_model
+from .convert_output import Output, outline_model, read_overrides, write_model
 from .convert_preprocessor import INERT, read_statistics
 from .convert_vision_towers import tower_fields, tower_part
 from .modeling_stereovla import StereoVLAForActionPrediction
@@ -277,7 +277,7 @@ def convert(options: Options) -> Path:
         stereo,
         options.semantic_heads,
         options.spatial_heads,
-        json.loads(options.overrides or "{}"),
+        read_overrides(options.overrides),
     )
     text = config.text_config
     rules = released_rules(source, text.num_attention_heads, text.num_key_value_heads)

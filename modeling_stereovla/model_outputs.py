@@ -100,3 +100,11 @@ def refuse_unknown_inputs(keywords: dict, forward: Callable) -> None:
         near = difflib.get_close_matches(name, own, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(own)}"
         raise TypeError(f"forward has no input {name!r}; {hint}")
+
+
+def refuse_targets(unknown: dict[str, Any]) -> None:
+    """TypeError for inputs that no `predict_action` has, such as what a processor makes of targets."""
+    if unknown:
+        raise TypeError(
+            f"predict_action got unknown inputs {sorted(unknown)}; build them with the processor without targets"
+        )

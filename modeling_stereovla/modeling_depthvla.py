@@ -11,7 +11,7 @@ from .depth_expert import DepthExpertModel
 from .flow_matching import Draws
 from .layer_caches import CACHE, RecordingCache
 from .mixture_of_transformers import Rotary, joint_mask, run_layers, run_together
-from .model_outputs import DepthVLAModelOutput, DepthVLAOutput, refuse_unknown_inputs
+from .model_outputs import DepthVLAModelOutput, DepthVLAOutput, refuse_targets, refuse_unknown_inputs
 from .objectives import Predictions, Targets, sum_losses
 from .policy import Beginning, PolicyForActionPrediction, PolicyPreTrainedModel, next_positions
 from .rotary_embedding import without_waiting
@@ -466,15 +466,12 @@ class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPredic
                 the new one continues; NaN = no such step. delay: (B,) int64, or one for all, how many of them will
                 have been executed by then; see `_begin`.
         """
-        if unused:
-            raise TypeError(
-                f"predict_action got unknown inputs {sorted(unused)}; build them with the processor without targets"
-            )
+        refuse_targets(unused)
         if token_type_ids is not None:
             rule = "token_type_ids mark an answer; predict_action takes prompts alone"
             require(token_type_ids == 0, rule, lambda: rule)
         return self._act(
-            self._begin(len(input_ids), num_steps, noise, generator, running_actions, delay),
+            self._begin(input_ids, num_steps, noise, generator, running_actions, delay),
             state,
             facing,
             input_ids=input_ids,

@@ -9,7 +9,7 @@ from transformers import PI0ForConditionalGeneration
 
 from .configuration_pi0 import PI0PolicyConfig, pi0_config
 from .flow_matching import Draws
-from .model_outputs import DepthVLAOutput, refuse_unknown_inputs
+from .model_outputs import DepthVLAOutput, refuse_targets, refuse_unknown_inputs
 from .modeling_depthvla import DepthVLAForActionPrediction
 from .objectives import ActionObjective, Predictions, Targets, sum_losses
 from .policy import PolicyForActionPrediction
@@ -144,18 +144,13 @@ class PI0Policy(PolicyForActionPrediction):
         """Action chunks (B, chunk_size, action_dim), normalised, as of `DepthVLAForActionPrediction`; ValueError for
         `running_actions`, which transformers' PI0 cannot continue.
         """
-        if unused:
-            raise TypeError(
-                f"predict_action got unknown inputs {sorted(unused)}; build them with the processor without targets"
-            )
+        refuse_targets(unused)
         if running_actions is not None or delay is not None:
             raise ValueError(
                 "running_actions and delay are given, but transformers' PI0 begins every chunk anew; a DepthVLA "
                 "without depth expert computes the same and continues them"
             )
-        noise = self._begin(len(input_ids), num_steps, noise, generator, None, None).noise
-        if noise is None:
-            noise = torch.randn(len(input_ids), self.config.chunk_size, self.config.action_dim, device=input_ids.device)
+        noise = self._begin(input_ids, num_steps, noise, generator, None, None).noise
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         inputs = self._own_inputs(pixel_values, view_mask, state, input_ids=input_ids, attention_mask=mask)
         return self.pi0.sample_actions(**inputs, noise=noise.to(input_ids.device, self.dtype), num_steps=num_steps)

@@ -12,7 +12,7 @@ from .configuration_stereovla import StereoVLAConfig
 from .flow_matching import Draws
 from .language_pointing import chosen_keys, log_attention, log_share, recorded_outputs
 from .layer_caches import CACHE, BufferedCache, ContinuingCache, RecordingCache
-from .model_outputs import StereoVLAModelOutput, StereoVLAOutput, refuse_unknown_inputs
+from .model_outputs import StereoVLAModelOutput, StereoVLAOutput, refuse_targets, refuse_unknown_inputs
 from .objectives import Predictions, Targets, sum_losses
 from .place_code import write_bins, write_hundredths, write_pixels
 from .pointing import in_picture
@@ -459,15 +459,12 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             chain_of_thought: generate the keyframe pose first (default: `config.chain_of_thought`).
             point_transform, point_frame, disparity: as in `forward`; the last where `config.points_of` is "given".
         """
-        if unused:
-            raise TypeError(
-                f"predict_action got unknown inputs {sorted(unused)}; build them with the processor without targets"
-            )
+        refuse_targets(unused)
         if chain_of_thought is None:
             chain_of_thought = self.config.chain_of_thought
         self.model.check_images(input_ids, pixel_values)
         return self._act(
-            self._begin(len(input_ids), num_steps, noise, generator, running_actions, delay),
+            self._begin(input_ids, num_steps, noise, generator, running_actions, delay),
             chain_of_thought,
             state,
             facing,

@@ -35,13 +35,13 @@ class Beginning:
     """What a batch of chunks begins with, and how they go on.
 
     num_steps: Euler steps.
-    noise: (B, chunk_size, action_dim); None = to be drawn.
+    noise: (B, chunk_size, action_dim).
     running: what the chunks continue; None = nothing.
     guide: whether `running` guides them through gradients; else its delayed steps are given to them.
     """
 
     num_steps: int
-    noise: torch.Tensor | None
+    noise: torch.Tensor
     running: RunningChunk | None = None
     guide: bool = False
 
@@ -294,17 +294,17 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
 
     def _begin(
         self,
-        batch: int,
+        input_ids: torch.Tensor,
         num_steps: int | None,
         noise: torch.Tensor | None,
         generator: torch.Generator | None,
         running_actions: torch.Tensor | None,
         delay: torch.Tensor | int | None,
     ) -> Beginning:
-        """What the chunks of `batch` samples begin with.
+        """What the chunks of a batch begin with.
 
         Args:
-            num_steps, noise, generator: as in `predict_action`.
+            input_ids, num_steps, noise, generator: as in `predict_action`.
             running_actions: (B, chunk_size, action_dim), normalised, what is left of the chunk that is executed, the
                 present step first; NaN = no such step. The new chunk continues it (`real_time_chunking`): where the
                 model was trained with so long delays (`config.max_delay`) they are given to it, else it is guided,
@@ -314,10 +314,11 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
         """
         config = self.config
         num_steps = config.num_inference_steps if num_steps is None else num_steps
-        shape = (batch, config.chunk_size, config.action_dim)
-        if noise is None and generator is not None:
-            noise = torch.randn(shape, generator=generator, device=generator.device)
-        if noise is not None and tuple(noise.shape) != shape:
+        shape = (len(input_ids), config.chunk_size, config.action_dim)
+        if noise is None:
+            device = input_ids.device if generator is None else generator.device
+            noise = torch.randn(shape, generator=generator, device=device)
+        elif tuple(noise.shape) != shape:
             raise ValueError(f"noise has shape {tuple(noise.shape)}; it must be {shape}")
         if (running_actions is None) != (delay is None):
             raise ValueError("running_actions and delay belong together; give both, or none of them")
@@ -343,8 +344,6 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
         config, expert, running, num_steps = self.config, self.action_expert, begin.running, begin.num_steps
         device = state_tokens.device
         embedded_times = expert.embed_time(euler_times(num_steps, device))
-        if (noise := begin.noise) is None:
-            noise = torch.randn(len(state_tokens), config.chunk_size, config.action_dim, device=device)
         read = expert.read_prefix(prefix, state_tokens, config.chunk_size)
         if begin.guide:
             read = read.for_gradients()
@@ -352,7 +351,7 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
         def velocity(x: torch.Tensor, step: int) -> torch.Tensor:
             return expert.denoise(read, x.to(state_tokens.dtype), embedded_times[step])
 
-        start = config.noise_scale * noise.to(device).float()
+        start = config.noise_scale * begin.noise.to(device).float()
         if running is None:
             return euler_integrate(velocity, start, num_steps)
         if not begin.guide:

@@ -1,4 +1,4 @@
-"""Per-embodiment normalisation with exact inverses, and rotation conversions.
+"""Per-embodiment normalisation with exact inverses.
 
 Statistics are plain JSON: ``{embodiment: {key: {name: [one number per dimension]}}}`` with key "state", "action" or
 "keyframe_pose" and name "min", "max", "q01", "q99", "mean", "std", in robot units (m, rad, gripper 0..1 or -1..1).
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from .rotations import wrap_angle
 
 # mode -> the two statistics that it needs. "quantiles" is what the released StereoVLA uses (its 1 % and 99 %
 # percentiles).
@@ -211,94 +213,3 @@ class Normalizer:
             scale[group] = np.where(to.constant[group], 0, to.scale[group]).max()
         values = self._checked(differences, len(scale), f"difference of {key}")
         return np.where(constant, 0.0, values / np.where(constant, 1.0, scale))
-
-
-def rpy_to_matrix(rpy: Any) -> np.ndarray:
-    """Roll, pitch, yaw (..., 3) rad about fixed x, y, z -> (..., 3, 3), R = Rz(yaw) Ry(pitch) Rx(roll)."""
-    rpy = np.asarray(rpy, dtype=np.float64)
-    (sr, sp, sy), (cr, cp, cy) = np.moveaxis(np.sin(rpy), -1, 0), np.moveaxis(np.cos(rpy), -1, 0)
-    rows = [
-        [cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
-        [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
-        [-sp, cp * sr, cp * cr],
-    ]
-    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
-
-
-def matrix_to_rpy(matrix: Any) -> np.ndarray:
-    """(..., 3, 3) -> roll, pitch, yaw (..., 3) rad with pitch in [-pi/2, pi/2]; at |pitch| = pi/2 the roll is 0."""
-    matrix = np.asarray(matrix, dtype=np.float64)
-    cos_pitch = np.hypot(matrix[..., 0, 0], matrix[..., 1, 0])
-    pitch = np.arctan2(-matrix[..., 2, 0], cos_pitch)
-    # At gimbal lock only roll -+ yaw is defined; below 1e-7 the two arctan2 arguments are rounding noise.
-    locked = cos_pitch < 1e-7
-    roll = np.where(locked, 0.0, np.arctan2(matrix[..., 2, 1], matrix[..., 2, 2]))
-    free_yaw = np.arctan2(matrix[..., 1, 0], matrix[..., 0, 0])
-    yaw = np.where(locked, np.arctan2(-matrix[..., 0, 1], matrix[..., 1, 1]), free_yaw)
-    return np.stack([roll, pitch, yaw], axis=-1)
-
-
-def quaternion_to_matrix(quaternion: Any) -> np.ndarray:
-    """Unit quaternion wxyz (..., 4) -> (..., 3, 3). Any non-zero length is accepted and divided out."""
-    quaternion = np.asarray(quaternion, dtype=np.float64)
-    length = np.linalg.norm(quaternion, axis=-1, keepdims=True)
-    if (length < 1e-12).any():
-        raise ValueError("a quaternion of length 0 is no rotation")
-    w, x, y, z = np.moveaxis(quaternion / length, -1, 0)
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
-    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
-
-
-def matrix_to_quaternion(matrix: Any) -> np.ndarray:
-    """(..., 3, 3) -> unit quaternion wxyz (..., 4), its first component that is not 0 positive, so that it is
-    unique.
-    """
-    m = np.asarray(matrix, dtype=np.float64)
-    diagonal = np.diagonal(m, axis1=-2, axis2=-1)  # (..., 3)
-    trace = diagonal.sum(axis=-1)
-    x_part, y_part, z_part = m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]
-    xy, xz, yz = m[..., 0, 1] + m[..., 1, 0], m[..., 0, 2] + m[..., 2, 0], m[..., 1, 2] + m[..., 2, 1]
-    # Rows of 4 q q^T: each is 4 q_i q. The row of the largest |q_i| is well conditioned for every rotation.
-    one = np.ones_like(trace)
-    outer = np.stack(
-        [
-            np.stack([one + trace, x_part, y_part, z_part], axis=-1),
-            np.stack([x_part, one - trace + 2 * diagonal[..., 0], xy, xz], axis=-1),
-            np.stack([y_part, xy, one - trace + 2 * diagonal[..., 1], yz], axis=-1),
-            np.stack([z_part, xz, yz, one - trace + 2 * diagonal[..., 2]], axis=-1),
-        ],
-        axis=-2,
-    )  # (..., 4, 4)
-    best = np.diagonal(outer, axis1=-2, axis2=-1).argmax(axis=-1)
-    quaternion = np.take_along_axis(outer, best[..., None, None], axis=-2)[..., 0, :]
-    quaternion = quaternion / np.linalg.norm(quaternion, axis=-1, keepdims=True)
-    leading = (np.abs(quaternion) > 1e-9).argmax(axis=-1)
-    sign = np.sign(np.take_along_axis(quaternion, leading[..., None], axis=-1))
-    return quaternion * sign
-
-
-def rpy_to_quaternion(rpy: Any) -> np.ndarray:
-    """Roll, pitch, yaw (..., 3) rad -> quaternion wxyz (..., 4)."""
-    return matrix_to_quaternion(rpy_to_matrix(rpy))
-
-
-def quaternion_to_rpy(quaternion: Any) -> np.ndarray:
-    """Quaternion wxyz (..., 4) -> roll, pitch, yaw (..., 3) rad."""
-    return matrix_to_rpy(quaternion_to_matrix(quaternion))
-
-
-def matrix_to_rotation_vector(matrix: Any) -> np.ndarray:
-    """(..., 3, 3) -> axis times angle (..., 3) rad, the angle in [0, pi]."""
-    quaternion = matrix_to_quaternion(matrix)
-    sine = np.linalg.norm(quaternion[..., 1:], axis=-1, keepdims=True)
-    angle = 2 * np.arctan2(sine, quaternion[..., :1])
-    return quaternion[..., 1:] * np.where(sine > 1e-12, angle / np.maximum(sine, 1e-12), 2.0)
-
-
-def wrap_angle(angle: Any) -> np.ndarray:
-    """Angles in rad -> the equal angles in [-pi, pi)."""
-    return (np.asarray(angle, dtype=np.float64) + math.pi) % (2 * math.pi) - math.pi

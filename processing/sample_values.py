@@ -9,7 +9,8 @@ import numpy as np
 from .answers import CameraParameters
 from .camera_geometry import Calibration
 from .image_processing_stereovla import ViewGeometry
-from .normalization import check_finite, matrix_to_quaternion, shown
+from .normalization import check_finite, shown
+from .rotations import matrix_to_quaternion
 
 OBJECTIVES = ("action", "pose", "box", "depth", "camera")
 SHARED = ("embodiment", "objective")  # may be given once for a whole batch

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .normalization import matrix_to_quaternion, matrix_to_rotation_vector, rpy_to_matrix, wrap_angle
+from .rotations import matrix_to_quaternion, matrix_to_rotation_vector, rpy_to_matrix, wrap_angle
 
 # the numbers of a state that is a pose of the tool (m, rad, gripper opening), by how many they are
 POSES = {7: ("x", "y", "z", "roll", "pitch", "yaw", "gripper"), 5: ("x", "y", "z", "yaw", "gripper")}

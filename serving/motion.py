@@ -9,8 +9,13 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
+from stereovla.processing.rotations import (
+    matrix_to_rotation_vector,
+    matrix_to_rpy,
+    rotation_vector_to_matrix,
+    rpy_to_matrix,
+)
 from stereovla.serving.limits import PoseLimits, VectorLimits
-from stereovla.serving.rotations import matrix_to_rpy, matrix_to_vector, rpy_to_matrix, vector_to_matrix
 
 AXES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 SLACK = 1e-9  # of a limit, for rounding
@@ -91,12 +96,12 @@ class PoseMotion(Motion):
 
     def between(self, start, end, share):
         first, last = self._rotation(start), self._rotation(end)
-        rotation = vector_to_matrix(share * matrix_to_vector(last @ first.T)) @ first
+        rotation = rotation_vector_to_matrix(share * matrix_to_rotation_vector(last @ first.T)) @ first
         return self._joined(start[:3] + share * (end[:3] - start[:3]), rotation, end[-1])
 
     def _way(self, start: np.ndarray, end: np.ndarray) -> tuple[float, float]:
         """m and rad from one to the other."""
-        turn = matrix_to_vector(self._rotation(end) @ self._rotation(start).T)
+        turn = matrix_to_rotation_vector(self._rotation(end) @ self._rotation(start).T)
         return float(np.linalg.norm(end[:3] - start[:3])), float(np.linalg.norm(turn))
 
     def refusal(self, start, targets):

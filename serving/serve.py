@@ -14,14 +14,28 @@ from stereovla.serving.client import API_KEY
 from stereovla.serving.observation_keys import read_keys
 from stereovla.serving.served_model import ServedModel
 from stereovla.serving.server import PolicyServer
-from stereovla.sources import DTYPES, check_checkpoint, fingerprint, load_checkpoint
+from stereovla.sources import DTYPES, RUN_CODE, check_checkpoint, fingerprint, load_checkpoint
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
 SHORTEST_KEY = 16
 
 
 @dataclass
-class ServingOptions:
+class ModelOptions:
+    """The model that answers, and where it runs: the server's and the page's."""
+
+    model: str = option("", "Model or adapter, folder or Hub id; its remote code is run.")
+    run_code: bool = option(False, RUN_CODE)
+    device: str = option("cpu", "Where the model runs: cpu, cuda, cuda:1, ...")
+    dtype: str = option("auto", "Of the weights; auto = as they were saved.", choices=["auto", *DTYPES])
+
+    def __post_init__(self):
+        if not self.model:
+            raise ValueError("--model is missing: folder or Hub id of a model or an adapter")
+
+
+@dataclass
+class ServingOptions(ModelOptions):
     """Answers robots over a WebSocket on openpi's wire, on this machine unless told otherwise.
 
     stereovla serve --model CHECKPOINT --port 8765
@@ -30,7 +44,6 @@ class ServingOptions:
     needs one. GET /healthz answers when it is ready, GET /metrics as Prometheus reads it.
     """
 
-    model: str = option("", "Model or adapter, folder or Hub id; its remote code is run.")
     host: str = option("127.0.0.1", "Address to listen on.")
     port: int = option(8765, "Port to listen on; 0 takes a free one.")
     keys: str = option("", "JSON file with the keys of observations, in place of the defaults of the same names.")
@@ -40,17 +53,10 @@ class ServingOptions:
     deadline_s: float = option(30.0, "Longest time from a request to its answer; a later one is refused.")
     max_message_mb: int = option(32, "Largest message accepted, MiB.")
     max_connections: int = option(64, "Connections open at a time.")
-    run_code: bool = option(
-        False,
-        "Run the code of a model on the Hub that an adapter names, also where it is not that of this installation.",
-    )
-    device: str = option("cpu", "Where the model runs: cpu, cuda, cuda:1, ...")
-    dtype: str = option("auto", "Of the weights; auto = as they were saved.", choices=["auto", *DTYPES])
     compile: bool = option(False, "Compile the prediction of actions as one graph; the warm-up takes minutes.")
 
     def __post_init__(self):
-        if not self.model:
-            raise ValueError("--model is missing: folder or Hub id of a model or an adapter")
+        super().__post_init__()
         self.api_key()
 
     def api_key(self) -> str:
@@ -77,21 +83,25 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def load(options: ServingOptions) -> ServedModel:
-    """The model, ready: every size of batch that will be asked for has been answered once."""
-    keys: dict[str, Any] | None = read_keys(options.keys) if options.keys else None
+def load_model(options: ModelOptions, **served: Any) -> ServedModel:
+    """The model, under the name that its users see; `served`: what else `ServedModel` is told."""
     check_checkpoint(options.model)
     name = Path(options.model).resolve().name if Path(options.model).is_dir() else options.model
     dtype = None if options.dtype == "auto" else options.dtype
     model, processor = load_checkpoint(options.model, options.device, options.run_code, dtype=dtype)
-    limit = options.max_message_mb * 2**20
-    served = ServedModel(model, processor, name, fingerprint(options.model), keys, options.embodiment, limit)
+    return ServedModel(model, processor, name, fingerprint(options.model), **served)
+
+
+def load(options: ServingOptions) -> ServedModel:
+    """The model, ready: every size of batch that will be asked for has been answered once."""
+    keys = read_keys(options.keys) if options.keys else None
+    served = load_model(options, keys=keys, embodiment=options.embodiment, limit=options.max_message_mb * 2**20)
     if options.compile:
-        if not hasattr(model, "compile_predict_action"):
+        if not hasattr(served.model, "compile_predict_action"):
             raise ValueError(
-                f"the code in {name} is older than compile_predict_action; save it anew, or do not --compile"
+                f"the code in {served.name} is older than compile_predict_action; save it anew, or do not --compile"
             )
-        model.compile_predict_action()
+        served.model.compile_predict_action()
     served.warm_up(sorted({1, min(2, options.max_batch), options.max_batch}))
     return served
 

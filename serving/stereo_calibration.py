@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from stereovla.extras import extra
-from stereovla.serving.rotations import vector_to_matrix
+from stereovla.processing.rotations import rotation_vector_to_matrix
 
 with extra("robot"):
     import cv2
@@ -133,7 +133,7 @@ def _of_opencv(paths: list[Path], size_px: tuple[int, int], unit_m: float) -> St
         found["left_distortion"].ravel(),
         found["right_matrix"],
         found["right_distortion"].ravel(),
-        found["rotation"] if found["rotation"].size == 9 else vector_to_matrix(found["rotation"].ravel()),
+        found["rotation"] if found["rotation"].size == 9 else rotation_vector_to_matrix(found["rotation"].ravel()),
         unit_m * found["translation"].ravel(),
     )
 
@@ -178,6 +178,6 @@ def _of_zed(path: Path, size_px: tuple[int, int], unit_m: float) -> StereoCalibr
         distortions[0],
         matrices[1],
         distortions[1],
-        vector_to_matrix(np.array(turns)),
+        rotation_vector_to_matrix(np.array(turns)),
         -unit_m * np.array([baseline, *away]),
     )

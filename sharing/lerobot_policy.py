@@ -147,7 +147,7 @@ def pipelines(policy: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 def _back(policy: Path, out: Path, options: Options) -> Path:
     """The checkpoint in the folder of a policy."""
-    if options.embodiment or options.views or options.n_action_steps:
+    if options.embodiment or options.views or options.n_action_steps is not None:
         raise ValueError(
             f"{policy} is a policy of LeRobot, whose model is copied as it is; give --checkpoint and --out"
         )

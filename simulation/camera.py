@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stereovla.simulation.geometry import camera_rotation, project
-
 LOOK_AT_HEIGHT_M = 0.08  # above the table: leaves room in the picture for the gripper
 NOMINAL = {"azimuth_deg": 0.0, "elevation_deg": 45.0, "distance_m": 0.56}
 # half widths; azimuth 0 is in front of the robot, looking back at it, where the arm hides least
@@ -44,6 +42,28 @@ def focal_length(fovy_deg: float, height: int) -> float:
     return 0.5 * height / math.tan(math.radians(fovy_deg) / 2)
 
 
+def camera_rotation(forward: np.ndarray) -> np.ndarray:
+    """(3, 3) rotation camera -> base of a level OpenCV camera (x right, y down, z forward) that looks along `forward`
+    (3,), which is not vertical.
+    """
+    z = np.asarray(forward, np.float64) / np.linalg.norm(forward)
+    x = np.cross(z, (0.0, 0.0, 1.0))
+    x /= np.linalg.norm(x)
+    return np.stack([x, np.cross(z, x), z], axis=1)
+
+
+def project(
+    points: np.ndarray, transform_camera_to_base: np.ndarray, focal: np.ndarray, centre: np.ndarray
+) -> np.ndarray:
+    """Pixels (n, 2) of `points` (n, 3) given in the base frame (m); NaN for points behind the camera. Pixel centres
+    lie at j + 0.5.
+    """
+    rotation, origin = transform_camera_to_base[:3, :3], transform_camera_to_base[:3, 3]
+    local = (np.asarray(points, np.float64) - origin) @ rotation
+    depth = np.where(local[:, 2:] > 0, local[:, 2:], np.nan)
+    return local[:, :2] / depth * focal + centre
+
+
 def orbit_pose(center: np.ndarray, azimuth_deg: float, elevation_deg: float, distance_m: float) -> np.ndarray:
     """(4, 4) pose of the rig's centre, OpenCV axes, in the base frame: on a sphere around `center` (3,), looking at
     it.
@@ -59,20 +79,17 @@ def orbit_pose(center: np.ndarray, azimuth_deg: float, elevation_deg: float, dis
 
 
 def calibration(
-    rig_pose: np.ndarray, fovy_deg: float, baseline_m: float, image_size: tuple[int, int]
+    left_pose: np.ndarray, focal_px: float, baseline_m: float, image_size: tuple[int, int]
 ) -> dict[str, np.ndarray]:
     """The four calibration columns, float32: focal length (2,) px, principal point (2,) px, baseline () m, LEFT camera
     pose (4, 4) in the base frame.
     """
     height, width = image_size
-    focal = focal_length(fovy_deg, height)
-    left = rig_pose.copy()
-    left[:3, 3] -= rig_pose[:3, 0] * (baseline_m / 2)
     return {
-        "focal_length_px": np.array([focal, focal], np.float32),
+        "focal_length_px": np.array([focal_px, focal_px], np.float32),
         "principal_point_px": np.array([width / 2, height / 2], np.float32),
         "baseline_m": np.float32(baseline_m),
-        "transform_camera_to_base": left.astype(np.float32),
+        "transform_camera_to_base": left_pose.astype(np.float32),
     }
 
 

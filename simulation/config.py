@@ -153,7 +153,10 @@ class WorldConfig(Pictures):
             value = values.get(name, getattr(cls, name))
             values[name] = tuple(factor * end for end in value) if isinstance(value, tuple) else factor * value
         values |= changes
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        try:
+            return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        except TypeError as error:
+            raise ValueError(f"an option of the world has a value of another kind: {error}") from error
 
     def __post_init__(self):
         check_choice("robot", self.robot, tuple(ROBOTS))

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from stereovla.processing.rotations import matrix_to_rpy, rpy_to_matrix
 from stereovla.simulation.config import KEYFRAMES
-from stereovla.simulation.geometry import matrix_to_rpy, rpy_to_matrix
 from stereovla.simulation.grasps import Grasp, choose_grasp, half_height
 from stereovla.simulation.layout import FINGER_REACH_M, block_half
 from stereovla.simulation.robot import TIPS_M

@@ -14,10 +14,10 @@ import mujoco
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from stereovla.processing.rotations import matrix_to_quaternion
 from stereovla.simulation.camera import RANGES, orbit_pose
 from stereovla.simulation.config import KEYFRAMES, PRESETS, WorldConfig
 from stereovla.simulation.expert import Expert, keyframe_of
-from stereovla.simulation.geometry import matrix_to_quaternion
 from stereovla.simulation.objects import CONTAINERS, GRASPABLES
 from stereovla.simulation.robots import ROBOTS
 from stereovla.simulation.scene import FIRST_OTHER, TARGET

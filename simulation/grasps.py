@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stereovla.simulation.geometry import wrap_angle
+from stereovla.processing.rotations import wrap_angle
 from stereovla.simulation.objects import KINDS, TableObject
 
 GRASP_FLOOR_M = 0.0135  # lowest tool height over a surface: the finger tips are 9 mm below the tool centre

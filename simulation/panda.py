@@ -6,7 +6,6 @@ import mujoco
 import numpy as np
 
 from stereovla.simulation.camera import Mount
-from stereovla.simulation.geometry import rotation_vector
 from stereovla.simulation.robot import POSE, Robot
 
 # rad; elbow up, tool down about 0.5 m in front of the base
@@ -50,12 +49,13 @@ class Panda(Robot):
         nearest pose that 20 iterations find.
         """
         scratch, q = self._scratch, start.copy()
-        error = np.zeros(6)
+        error, turn = np.zeros(6), np.zeros(4)
         for iteration in range(MAX_ITERATIONS + posture_steps):
             scratch.qpos[self.qpos] = q
             mujoco.mj_kinematics(self.model, scratch)
             error[:3] = position - scratch.site_xpos[self.tool]
-            error[3:] = rotation_vector(rotation @ scratch.site_xmat[self.tool].reshape(3, 3).T)
+            mujoco.mju_mat2Quat(turn, (rotation @ scratch.site_xmat[self.tool].reshape(3, 3).T).ravel())
+            mujoco.mju_quat2Vel(error[3:], turn, 1.0)  # in C, as each iteration needs one
             if iteration >= posture_steps and np.abs(error).max() < 1e-5:
                 break
             mujoco.mj_comPos(self.model, scratch)

@@ -115,14 +115,15 @@ class StereoRenderer:
     def update(self, data: mujoco.MjData) -> None:
         """Takes over the positions of `data`; call before color and geom_ids."""
         self._gl.make_current()
-        self._cull(data)
+        self.model.geom_group[:] = np.where(self._seen(data), self._groups, HIDDEN_GROUP)
         mujoco.mjv_updateScene(
             self.model, data, self._options, None, self._cameras[0], mujoco.mjtCatBit.mjCAT_ALL, self._scene
         )
+        self.model.geom_group[:] = self._groups  # which rays, and the next renderer of this model, go by
 
-    def _cull(self, data: mujoco.MjData) -> None:
-        """Moves geoms whose bounding sphere no camera can see to a hidden group: most of the arm, most of the
-        triangles. The pictures do not change.
+    def _seen(self, data: mujoco.MjData) -> np.ndarray:
+        """bool (ngeom,): the geoms whose bounding sphere a camera can see. Not most of the arm, most of the triangles;
+        without the others the pictures do not change.
         """
         radius = self.model.geom_rbound
         seen = radius <= 0  # planes have no bounding sphere
@@ -135,7 +136,7 @@ class StereoRenderer:
             along = -(offset @ data.cam_xmat[camera.fixedcamid].reshape(3, 3)[:, 2]) / distance
             widening = np.arcsin(np.minimum(1.0, radius / distance))
             seen |= (np.arccos(np.clip(along, -1.0, 1.0)) < half_angle + widening) | (distance <= radius)
-        self.model.geom_group[:] = np.where(seen, self._groups, HIDDEN_GROUP)
+        return seen
 
     def _aim(self, data: mujoco.MjData, view: int) -> None:
         mujoco.mjv_updateCamera(self.model, data, self._cameras[view], self._scene)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stereovla.processing.rotations import rpy_to_matrix
 from stereovla.simulation.camera import NOMINAL, RANGES, Mount, calibration, focal_length
 from stereovla.simulation.config import WorldConfig
-from stereovla.simulation.geometry import rpy_to_matrix
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,9 @@ class Rig:
 
     def calibration(self, image_size: tuple[int, int]) -> dict[str, np.ndarray]:
         """Nominal calibration, see `calibration`: it knows nothing of `right_pitch_rad`."""
-        return calibration(self.pose, self.fovy_deg, self.baseline_m, image_size)
+        left = self.pose.copy()
+        left[:3, 3] -= self.pose[:3, 0] * (self.baseline_m / 2)
+        return calibration(left, focal_length(self.fovy_deg, image_size[0]), self.baseline_m, image_size)
 
 
 def draw_rig(config: WorldConfig, mount: Mount, center: np.ndarray, rng: np.random.Generator) -> Rig:

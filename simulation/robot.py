@@ -13,8 +13,8 @@ from typing import ClassVar
 import mujoco
 import numpy as np
 
+from stereovla.processing.rotations import matrix_to_rpy, rpy_to_matrix
 from stereovla.simulation.camera import Mount
-from stereovla.simulation.geometry import matrix_to_rpy, rpy_to_matrix
 
 CONTROL_HZ = 10
 STEP_S = 1.0 / CONTROL_HZ

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
+from stereovla.processing.rotations import wrap_angle
 from stereovla.simulation.camera import Mount
-from stereovla.simulation.geometry import wrap_angle
 from stereovla.simulation.robot import Robot
 
 # from the base to the axes of shoulder, elbow and tool, one after the other

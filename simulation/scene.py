@@ -5,8 +5,8 @@ from pathlib import Path
 import mujoco
 import numpy as np
 
+from stereovla.processing.rotations import matrix_to_quaternion
 from stereovla.simulation.appearance import TEXTURE_PX, Appearance
-from stereovla.simulation.geometry import matrix_to_quaternion
 from stereovla.simulation.layout import block_half
 from stereovla.simulation.objects import KINDS, TableObject
 from stereovla.simulation.shapes import Solid

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stereovla.simulation.geometry import rpy_to_matrix
+from stereovla.processing.rotations import rpy_to_matrix
 
 ASSETS = Path(__file__).parent / "assets"
 SIDES = 20  # of round hulls and walls; a primitive cylinder creeps out of the grip

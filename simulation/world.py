@@ -1,14 +1,13 @@
 """The world: one episode of picking up, stacking or moving with a robot arm, seen by a stereo pair."""
 
-from typing import ClassVar
-
 import mujoco
 import numpy as np
 
+from stereovla.processing.rotations import matrix_to_quaternion, rpy_to_matrix
 from stereovla.simulation.appearance import draw_appearance
+from stereovla.simulation.base_world import BaseWorld, NoViewError
 from stereovla.simulation.camera import LOOK_AT_HEIGHT_M, in_view
 from stereovla.simulation.config import WorldConfig, check_choice
-from stereovla.simulation.geometry import matrix_to_quaternion, rpy_to_matrix
 from stereovla.simulation.layout import FINGER_REACH_M, HAND_REACH_M, draw_layout
 from stereovla.simulation.objects import TableObject
 from stereovla.simulation.photometry import draw_photometry
@@ -34,18 +33,11 @@ GRIPPER_POINTS = np.array(
 )
 
 
-class NoViewError(RuntimeError):
-    """No camera pose of the configured range shows what it must."""
-
-
-class World:
+class World(BaseWorld):
     """One table-top episode at a time: reset(seed), then observe() and step(action) at 10 Hz.
 
     Objects move by contact physics only: free bodies, no welds, no teleports.
     """
-
-    views: ClassVar[tuple[str, ...]] = ()  # names of those beside the pair
-    facts: ClassVar[dict[str, int]] = {}  # what else is recorded of an evaluated episode
 
     def __init__(self, config: WorldConfig | None = None):
         self.config = config or WorldConfig()
@@ -247,16 +239,6 @@ class World:
         return self._pads[0] in geoms, self._pads[1] in geoms
 
     @property
-    def held(self) -> bool:
-        """Both pads touch the target."""
-        return all(self.fingers_touching())
-
-    @property
-    def lift_m(self) -> float:
-        """Height of the target's centre over where it rested at the start."""
-        return float(self.object_pose()[0][2]) - self.rest_z[self.target_index]
-
-    @property
     def placed(self) -> bool:
         """The target touches its destination and nothing else, and lies over its inside."""
         if self.task.destination is None:
@@ -304,12 +286,7 @@ class World:
     # ------------------------------------------------------------------ pictures
 
     def observe(self, labels: bool = False) -> dict:
-        """Renders the pair: left, right uint8 (H, W, 3); calibration (see camera.calibration).
-
-        With labels also, for the left view, depth float32 (H, W) planar m, segmentation uint8 (H, W): 0 background, 1
-        arm, 2 gripper, 3 target, 4.. other objects; and box_left, box_right float32 (4,) x_min, y_min, x_max, y_max px
-        (max exclusive) of the visible part of the target, None where it is not visible.
-        """
+        """See `BaseWorld.observe`; the pictures are as the episode's cameras take them, noise and all."""
         self._check_reset()
         if self._renderer is None:
             self._renderer = StereoRenderer(self.model, self.config.height, self.config.width)
@@ -318,21 +295,8 @@ class World:
         left, depth = renderer.color(self.data, 0, depth=labels)
         right, _ = renderer.color(self.data, 1)
         left, right = self.photometry.apply(left, right, self.steps)
-        result = {
-            "left": left,
-            "right": right,
-            "calibration": {key: value.copy() for key, value in self.calibration.items()},
-        }
-        if labels:
-            segmentation = self._segment_ids[renderer.geom_ids(self.data, 0)]
-            right_ids = self._segment_ids[renderer.geom_ids(self.data, 1)]
-            result |= {
-                "depth": depth,
-                "segmentation": segmentation,
-                "box_left": mask_box(segmentation == TARGET),
-                "box_right": mask_box(right_ids == TARGET),
-            }
-        return result
+        shown = {"left": left, "right": right, **self._told()}
+        return shown | (self._labels(renderer, depth, self._segment_ids) if labels else {})
 
     def _segmentation_table(self) -> np.ndarray:
         """uint8 (ngeom + 1,): our id of every geom; the last entry, reached by index -1, is the background."""
@@ -355,11 +319,3 @@ class World:
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
-
-
-def mask_box(mask: np.ndarray) -> np.ndarray | None:
-    """float32 (4,) x_min, y_min, x_max, y_max of a bool mask (H, W), max exclusive; None when it is empty."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(rows):
-        return None
-    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)

@@ -7,6 +7,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # files of the root that every room may use, but for what ships to the Hub
 BASE = {"command_line", "extras", "sources", "untrusted"}
+# arithmetic on numpy's arrays alone, which ships, so that it cannot stand in the base: every room may use it
+SHARED = ROOT / "processing" / "rotations.py"
 WINGS = {f"dataset_builder.{wing}" for wing in ("dataset", "recording", "streaming", "formats")}
 # room, wing of a room, or file of the root: what it may import beside itself
 RULES: dict[str, set[str]] = {

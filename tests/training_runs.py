@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -107,3 +108,32 @@ def assert_same_training(first: Path, second: Path, rounding: float = 1e-4) -> N
         assert weights.keys() == others.keys()
         for key, tensor in weights.items():
             torch.testing.assert_close(others[key], tensor, atol=rounding, rtol=10 * rounding)
+
+
+def same_bits(first: Path, second: Path) -> bool:
+    """Whether two runs have the same losses and the same weights in the end."""
+    mine, other = (load_file(run / "model" / "model.safetensors") for run in (first, second))
+    return losses(first) == losses(second) and all(torch.equal(other[name], tensor) for name, tensor in mine.items())
+
+
+def assert_same_part(first: Path, second: Path) -> None:
+    """Of a part trained for 4 steps, the same but for the order of sums: Adam also enlarges gradients that are nothing
+    but rounding.
+    """
+    for mine, other in zip(losses(first), losses(second), strict=True):
+        assert mine == pytest.approx(other, rel=1e-3, abs=1e-4)
+    weights = [load_file(folder / "model" / "model.safetensors") for folder in (first, second)]
+    differences = [(weights[1][name] - tensor).abs().flatten() for name, tensor in weights[0].items()]
+    assert torch.cat(differences).mean() < 1e-5  # in 4 steps they move by about 1e-3
+
+
+def end_after_its_first_line(stage: str, arguments: list[str], output: Path) -> int:
+    """Tells `stereovla pretrain stage` to end once losses.jsonl is there; the step of the checkpoint that it saved."""
+    command = [sys.executable, "-m", "stereovla", "pretrain", stage, *arguments]
+    environment = ENVIRONMENT | {"ACCELERATE_USE_CPU": "true"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    wait_for(output / "losses.jsonl", process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=600) == 128 + signal.SIGTERM
+    (saved,) = output.glob("checkpoint-*")
+    return int(saved.name[-7:])

@@ -5,7 +5,6 @@ import math
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import (
     AutoModel,
@@ -141,7 +140,7 @@ def trained(source: str, meta: dict) -> tuple[Policy, Processor]:
     """The model to start from and its processor, with the statistics of the dataset beside its own; without its own
     where the dataset's robot has other sizes, as the model's heads are then new.
     """
-    if is_adapter(source):
+    if adapted_model(source) is not None:
         raise ValueError(
             f"{source} is an adapter: `stereovla train --lora_rank` goes on with it; to train all weights, or in "
             "another stage, merge it into its base first (PeftModel.merge_and_unload) and save the result"
@@ -151,33 +150,6 @@ def trained(source: str, meta: dict) -> tuple[Policy, Processor]:
     same = all(getattr(model.config, name) == size for name, size in sizes.items())
     processor = with_statistics(source, load_processor(source), meta, keep=same)
     return model.resize_heads(**sizes, num_turns=processor.num_turns), processor
-
-
-def trained_adapter(source: str, meta: dict, rank: int) -> tuple[PeftModel, Processor]:
-    """The adapter in a folder or on the Hub on its base, to be trained on, and its processor with the statistics of the
-    dataset beside its own; ValueError where its rank is another, or its robot has other sizes than the dataset's.
-    """
-    config = PeftConfig.from_pretrained(source)
-    if config.r != rank:
-        raise ValueError(
-            f"{source} is an adapter of rank {config.r}, and --lora_rank is {rank}; {config.r} goes on with it"
-        )
-    processor = load_processor(source)
-    for name in ("state_dim", "action_dim"):
-        if getattr(processor, name) != meta[name]:
-            raise ValueError(
-                f"the adapter {source} is for a robot with {name} {getattr(processor, name)}, the dataset's has "
-                f"{meta[name]}; begin a new adapter with --model {config.base_model_name_or_path}"
-            )
-    base = load_policy(config.base_model_name_or_path)
-    base.resize_heads(processor.state_dim, processor.action_dim, processor.num_turns)
-    model = PeftModel.from_pretrained(base, source, is_trainable=True)
-    return model, with_statistics(source, processor, meta)
-
-
-def is_adapter(source: str) -> bool:
-    """Whether a folder or Hub id is that of an adapter."""
-    return adapted_model(source) is not None
 
 
 def with_statistics(source: str, processor: Processor, meta: dict, keep: bool = True) -> Processor:

@@ -1,16 +1,14 @@
 """What several training commands are told in the same words."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stereovla.command_line import option
+from stereovla.command_line import json_object, option
 from stereovla.dataset_builder.streaming.augmentation import PhotometricAugmentation
+from stereovla.dataset_builder.streaming.questions import OBJECTIVES
 from stereovla.modeling_stereovla.configuration_depthvla import PRESETS as DEPTHVLA_PRESETS
-
-OBJECTIVES = ("action", "depth", "box", "pose", "camera")
 
 
 @dataclass(kw_only=True)
@@ -85,13 +83,7 @@ def mixture_weights(text: str, objectives: Sequence[str] = OBJECTIVES, optional:
 
 def config_fields(text: str) -> dict[str, Any]:
     """--config as a dict; ValueError for what is no JSON object. Fields that a config does not have, it refuses."""
-    try:
-        fields = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--config {text!r} is no JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f'--config is {text!r}; it must be a JSON object, such as {{"flow_draws": 2}}')
-    return fields
+    return json_object("config", text, '{"flow_draws": 2}')
 
 
 def dataset_mixture(names: list[str]) -> str | list[tuple[str, float]]:

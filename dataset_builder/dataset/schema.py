@@ -36,7 +36,6 @@ STATE_DIM = ACTION_DIM = 7  # of most robots; "S" and "A" in the shapes below
 HISTORY = 4  # states that the policy is told, the present one included; the released model's number
 PLAN_LENGTH = 16  # steps of `action_plan` in data that our builder writes
 DEPTH_UNIT_M = 1e-4  # one step of the stored 16-bit depth; 65535 steps = 6.55 m
-MAX_DEPTH_M = 65535 * DEPTH_UNIT_M
 SEGMENTATION = {"background": 0, "robot": 1, "gripper": 2, "target": 3}  # 4 and above: other objects
 IMAGES, DEPTH = "observation.images.", "observation.depth"
 PAIR = LEFT, RIGHT = f"{IMAGES}left", f"{IMAGES}right"

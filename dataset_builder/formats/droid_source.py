@@ -37,7 +37,7 @@ from stereovla.dataset_builder.formats.rig import STEREO, Rig, Vector
 from stereovla.dataset_builder.formats.source import EpisodeError, SourceEpisode
 from stereovla.dataset_builder.formats.video import VideoError, frame_times, read_all_frames
 from stereovla.extras import extra
-from stereovla.processing.normalization import rpy_to_matrix
+from stereovla.processing.rotations import rpy_to_matrix
 from stereovla.sources import existing_folder
 from stereovla.untrusted import inside
 

@@ -122,7 +122,7 @@ def _check(path: Path, rig: Rig, source: Source) -> dict[str, Finding]:
     if path.exists():
         whole = path.read_bytes()
         whole = whole[: whole.rfind(b"\n") + 1]  # a kill may have left half a line
-        path.write_bytes(whole)
+        os.truncate(path, len(whole))
         done = {f.episode: f for f in (Finding(**json.loads(line)) for line in whole.splitlines()) if not f.problems}
     names = [name for split in source.splits().values() for name in split]
     with open(path, "a", encoding="utf-8") as file:
@@ -162,7 +162,9 @@ def _write(
     layout = schema.features(state_dim=first.state_dim, action_dim=first.action_dim, columns=row_keys(rig))
     with tqdm(total=sum(len(names) for _, names in tasks), desc="importing", unit="episode") as bar:
         for task, names in tasks:
-            if not (folder / task.path).exists():
+            path = folder / task.path
+            # of an import that left out an episode which was mended since, shards of this name hold others
+            if not (path.exists() and shards.shard_info(path).get("sources") == names):
                 rows = [
                     row
                     for index, name in zip(task.episodes, names, strict=True)
@@ -170,7 +172,7 @@ def _write(
                 ]
                 temporary = partial / f"{task.path.name}.{os.getpid()}"
                 info = {"episodes": len(names), "sources": names}
-                shards.write_shard(folder / task.path, rows, temporary=temporary, info=info, layout=layout)
+                shards.write_shard(path, rows, temporary=temporary, info=info, layout=layout)
             bar.update(len(names))
 
 

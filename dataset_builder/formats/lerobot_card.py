@@ -26,7 +26,10 @@ def write_card(
     """
     info, features = (content := shards.read_json(folder / INFO)), content["features"]
     if (folder / RIG).is_file():
-        known = read_yaml((folder / RIG).read_text(encoding="utf-8"), RIG)["license"]
+        rig = read_yaml((folder / RIG).read_text(encoding="utf-8"), RIG)
+        known = rig.get("license") if isinstance(rig, dict) else None
+        if not isinstance(known, str):
+            raise ValueError(f"{folder / RIG} names no license; say it there, such as license: mit")
         if license not in (None, known):
             raise ValueError(f"the license is {license!r}; {folder / RIG} says {known!r}: change one of them")
         license = known
@@ -45,8 +48,9 @@ def write_card(
 def _text(info: dict[str, Any], license: str, depth: list[str]) -> str:
     rows = []
     for key, feature in info["features"].items():
-        shape, names = " x ".join(map(str, feature["shape"])), ", ".join(feature["names"] or [])
-        rows.append(f"| {key} | {feature['dtype']} | {shape} | {names} |")
+        shape, names = " x ".join(map(str, feature.get("shape") or ())), feature.get("names")
+        named = isinstance(names, list) and all(isinstance(name, str) for name in names)  # LeRobot's may be nested
+        rows.append(f"| {key} | {feature['dtype']} | {shape} | {', '.join(names) if named else ''} |")
     splits = [f"- {name}: episodes {numbers}" for name, numbers in info["splits"].items()]
     pair = "\nThe views left and right are a rectified stereo pair." if schema.RIGHT in info["features"] else ""
     calibrated = any(key.startswith("calibration.") for key in info["features"])

@@ -72,12 +72,17 @@ def export_lerobot(config: LeRobotExportConfig) -> Path:
         raise ValueError(f"{out} exists; choose another --out")
     info = shards.read_json(folder / INFO)
     entries = read_manifest(folder)
+    splits = [*dict.fromkeys(entry["split"] for entry in entries)]
+    entries = sorted(entries, key=lambda entry: splits.index(entry["split"]))  # LeRobot's are ranges of episodes
     views = [schema.image_key(view) for view in schema.views_of(info["columns"])]
-    videos = [key for key in views if key in schema.PAIR or _is_whole(folder, entries, key)]
     maps = [key for key in info["columns"] if config.with_depth and (schema.is_depth(key) or key == SEGMENTATION)]
+    total = sum(entry["rows"] for entry in entries)
+    absent = {key: 0 if key in schema.PAIR else _absent(folder, entries, key) for key in [*views, *maps]}
+    views, maps = ([key for key in keys if absent[key] < total] for keys in (views, maps))
     if config.with_depth and not maps:
         raise ValueError(f"{folder} has no {schema.DEPTH} and no {SEGMENTATION}; leave --with_depth out")
-    maps = [*(key for key in views if key not in videos), *maps]
+    videos = [key for key in views if not absent[key]]
+    maps = [*(key for key in views if absent[key]), *maps]
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # what a kill left: an export starts anew
     (partial / "meta").mkdir(parents=True)
@@ -116,9 +121,9 @@ def export_lerobot(config: LeRobotExportConfig) -> Path:
     return out
 
 
-def _is_whole(folder: Path, entries: Sequence[Mapping[str, Any]], key: str) -> bool:
-    """Whether no row lacks an image."""
-    return not any(shards.read_table(inside(folder, e["path"]), [key]).column(key).null_count for e in entries)
+def _absent(folder: Path, entries: Sequence[Mapping[str, Any]], key: str) -> int:
+    """How many rows lack an image."""
+    return sum(shards.read_table(inside(folder, e["path"]), [key]).column(key).null_count for e in entries)
 
 
 def _write_file(
@@ -159,14 +164,12 @@ def _write_file(
     arrays = [pa.array(columns[item.name], type=item.type) for item in target]
     pq.write_table(pa.Table.from_arrays(arrays, schema=target), path)
     values = {key: columns[key].reshape(-1, 1) for key in _INDICES} | numbers
-    chosen = [
-        np.linspace(start, stop - 1, min(_PICTURES, stop - start)).round().astype(int).tolist()
-        for start, stop in zip(starts, [*starts[1:], rows], strict=True)
-    ]
+    spans = np.split(np.arange(rows), starts[1:])
+    chosen = [_some_of(numbers) for numbers in spans]
     pictures = {
         key: _write_video(partial, table, key, place, fps, config.codec, size, chosen) for key, size in videos.items()
     }
-    pictures |= {key: _some_of(table, key, chosen) for key in maps}
+    pictures |= {key: _stored_pictures(table, key, spans) for key in maps}
     for number, (start, length) in enumerate(zip(starts, lengths, strict=True)):
         part = slice(int(start), int(start + length))
         statistics = {key: _statistics(array[part]) for key, array in values.items()}
@@ -188,7 +191,8 @@ def _write_file(
             }
         )
     # LeRobot wants statistics of every camera, in every episode that has one
-    return values | {key: np.concatenate([some for some in found if len(some)]) for key, found in pictures.items()}
+    there = {key: [some for some in found if len(some)] for key, found in pictures.items()}
+    return values | {key: np.concatenate(found) for key, found in there.items() if found}
 
 
 def _write_video(
@@ -218,16 +222,23 @@ def _write_video(
     return [np.stack([kept[number] for number in sorted(set(numbers))]) for numbers in chosen]
 
 
-def _some_of(table: pa.Table, key: str, chosen: Sequence[Sequence[int]]) -> list[np.ndarray]:
-    """Of a column of images in the data file, those that are `chosen` of every episode and there, reduced:
-    (n, h, w, channels), uint8, or of depth float32 in m.
+def _stored_pictures(table: pa.Table, key: str, spans: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Of a column of images in the data file, some of those that are there in every episode, whose rows are a span,
+    reduced: (n, h, w, channels), uint8, or of depth float32 in m; (0,) where there is none.
     """
-    column = table.column(key)
-    found = []
-    for numbers in chosen:
-        images = [shards.decode_image(key, v["bytes"]) for n in numbers if (v := column[n].as_py()) is not None]
+    column, found = table.column(key), []
+    is_there = ~np.asarray(column.is_null())
+    for numbers in spans:
+        images = [shards.decode_image(key, column[n].as_py()["bytes"]) for n in _some_of(numbers[is_there[numbers]])]
         found.append(np.stack([_reduced(np.atleast_3d(image)) for image in images]) if images else np.empty(0))
     return found
+
+
+def _some_of(numbers: np.ndarray) -> list[int]:
+    """At most `_PICTURES` of them, at equal distances."""
+    if not len(numbers):
+        return []
+    return numbers[np.linspace(0, len(numbers) - 1, min(_PICTURES, len(numbers))).round().astype(int)].tolist()
 
 
 def _reduced(image: np.ndarray) -> np.ndarray:

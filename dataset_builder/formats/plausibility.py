@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from stereovla.dataset_builder.streaming.questions import tool_pixels
-from stereovla.processing.normalization import rpy_to_matrix
+from stereovla.processing.rotations import rotation_angle, rpy_to_matrix
 
 CHECKS = {
     "field_of_view": "focal lengths against the size of the views",
@@ -91,7 +91,7 @@ def pose_problems(name: str, positions: np.ndarray, rpy: np.ndarray) -> list[str
 def step_problems(moves: np.ndarray) -> list[str]:
     """Of actions (n, 6) as in `schema`, dx, dy, dz (m) and drpy (rad): more than an arm does within a frame."""
     away = np.median(np.linalg.norm(moves[:, :3], axis=1))
-    turned = np.median(_angles(rpy_to_matrix(moves[:, 3:])))
+    turned = np.median(rotation_angle(rpy_to_matrix(moves[:, 3:])))
     return [
         f"in half of the frames the action asks for {value:.3g} {unit} or more, expected up to {limit} {unit} within a "
         "frame: is it of another kind, unit or frame than the rig says?"
@@ -104,7 +104,7 @@ def delta_problems(poses: np.ndarray, moves: np.ndarray, fps: float) -> list[str
     """Of actions (n, 6) that are given as changes and add up to much more, or less, than the poses (n, 6) do."""
     rotations = rpy_to_matrix(poses[:, 3:])
     moved = np.linalg.norm(np.diff(poses[:, :3], axis=0), axis=1).sum()
-    turned = _angles(rotations[1:] @ np.swapaxes(rotations[:-1], 1, 2)).sum()
+    turned = rotation_angle(rotations[1:] @ np.swapaxes(rotations[:-1], 1, 2)).sum()
     quantities = (
         ("m", moved, np.linalg.norm(moves[:-1, :3], axis=1).sum(), _MOVED_M, 1000.0, "mm"),
         ("rad", turned, np.linalg.norm(moves[:-1, 3:], axis=1).sum(), _MOVED_RAD, 180 / np.pi, "degrees"),
@@ -159,8 +159,3 @@ def _angle_problem(what: str, angles_rad: np.ndarray) -> str | None:
     if np.abs(angles_rad).max() <= _TURN_RAD:
         return None
     return f"{what} by {np.round(angles_rad, 3).tolist()}, expected up to 2 pi rad: degrees for rad?"
-
-
-def _angles(rotations: np.ndarray) -> np.ndarray:
-    """Rotations (n, 3, 3) -> their angles (n,), 0 ... pi rad."""
-    return np.arccos(np.clip((np.trace(rotations, axis1=1, axis2=2) - 1) / 2, -1, 1))

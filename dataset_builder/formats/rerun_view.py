@@ -18,7 +18,7 @@ from stereovla.dataset_builder.dataset import schema
 from stereovla.dataset_builder.dataset.shards import decode_image
 from stereovla.dataset_builder.streaming.episodes import read_episode
 from stereovla.extras import extra
-from stereovla.processing.normalization import rpy_to_matrix
+from stereovla.processing.rotations import rpy_to_matrix
 from stereovla.processing.state_entries import POSES
 from stereovla.untrusted import open_image
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stereovla.dataset_builder.formats.rig import Rig, Vector
-from stereovla.processing.normalization import matrix_to_rpy, rpy_to_matrix
+from stereovla.processing.rotations import matrix_to_rpy, rpy_to_matrix
 
 # Gripper readings overshoot their range a little (an encoder, a calibration): that much of the range is cut off, more
 # is reported.

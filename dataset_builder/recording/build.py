@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 from datasets import Features
 from tqdm.auto import tqdm
 
-from stereovla.command_line import option
+from stereovla.command_line import json_object, option
 from stereovla.dataset_builder.dataset import schema, shards
 from stereovla.dataset_builder.dataset.folders import PLAN, check_folder, work_folder
 from stereovla.dataset_builder.recording.parts import Task, finish, plan_shards
@@ -101,10 +101,7 @@ class BuildConfig(BuildOptions):
 
     def world_config(self) -> WorldConfig:
         """The world's config: this one's options, then those of `world`; ValueError for unknown or wrong ones."""
-        try:
-            extra = json.loads(self.world)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"world={self.world!r} is no JSON: {error}") from error
+        extra = json_object("world", self.world, '{"preset": "geometry"}')
         own = {"camera_range": self.camera_range, "image_size": self.image_size, "num_objects": self.num_objects}
         for key in extra:
             if key in own:

@@ -6,6 +6,8 @@ second state becomes a frame; its action is how the tool moved until the next.
 """
 
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from stereovla.dataset_builder.dataset import schema
 from stereovla.dataset_builder.dataset.hdf5 import h5py, own_data
 from stereovla.dataset_builder.dataset.shards import encode_row
 from stereovla.dataset_builder.recording.recorder import seen_row
-from stereovla.simulation.geometry import matrix_to_rpy
+from stereovla.processing.rotations import matrix_to_rpy
 from stereovla.simulation.libero import LiberoWorld
 from stereovla.simulation.libero.robot import SUBSTEPS
 from stereovla.simulation.libero.suites import suite_tasks
@@ -48,13 +50,24 @@ def find_demonstrations(folder: Path, suite: str) -> list[Demonstration]:
         )
     found = []
     for path in files:
-        with h5py.File(path) as file:
-            groups = [name for name in file.get("data", {}) if name.startswith("demo_")]
+        with _opened(path) as file:
+            data = file.get("data")
+            groups = [name for name in data if name.startswith("demo_")] if isinstance(data, h5py.Group) else []
         if not groups:
             raise ValueError(f"{path} has no groups data/demo_N")
         groups.sort(key=lambda name: (len(name), name))
         found += [Demonstration(path, f"data/{name}", names[path.name.removesuffix(SUFFIX)]) for name in groups]
     return sorted(found, key=lambda one: one.task)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file; ValueError, which names it, for what cannot be read of it within."""
+    try:
+        with h5py.File(path) as file:
+            yield file
+    except (KeyError, OSError) as error:  # h5py's, which do not name the file
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 class Replayer:
@@ -85,6 +98,7 @@ class Replayer:
                 world.redraw_camera(camera)
             rows.append(self._row(index, frame))
             poses.append(world.robot.tool_pose())
+        world.replay(one.task, states[-1], fixtures)  # which is no frame where their number is even
         solved = world.success
         for frame, row in enumerate(rows):
             row["action"] = _motion(poses, frame, actions[min(SUBSTEPS * (frame + 1), len(actions)) - 1, 6])
@@ -105,20 +119,33 @@ def _motion(poses: list[tuple[np.ndarray, np.ndarray]], frame: int, gripper: flo
 def read_demonstration(one: Demonstration) -> tuple[np.ndarray, np.ndarray, dict[str, tuple[np.ndarray, np.ndarray]]]:
     """States (T, n), actions (T, 7), and {name of a body: position (3,), quaternion (4,)} of the scene's XML."""
     where = f"{one.path}, {one.group}"
-    with h5py.File(one.path) as file:
+    with _opened(one.path) as file:
         arrays = {}
         for name in ("states", "actions"):
             arrays[name] = np.asarray(own_data(file, f"{one.group}/{name}", MOST_NUMBERS), np.float64)
-            if arrays[name].ndim != 2 or not np.isfinite(arrays[name]).all():
+            if arrays[name].ndim != 2 or not arrays[name].size or not np.isfinite(arrays[name]).all():
                 raise ValueError(f"{where}: {name} have shape {arrays[name].shape}; expected finite numbers (T, n)")
         xml = file[one.group].attrs.get("model_file", "")
     if len(arrays["states"]) != len(arrays["actions"]) or arrays["actions"].shape[1] != 7:
         raise ValueError(f"{where}: states {arrays['states'].shape} and actions {arrays['actions'].shape} do not agree")
-    xml = xml.decode() if isinstance(xml, bytes) else xml
-    if not xml or len(xml) > MOST_XML_CHARACTERS or "<!DOCTYPE" in xml or "<!ENTITY" in xml:
-        raise ValueError(f"{where}: model_file is no scene's XML of at most {MOST_XML_CHARACTERS} characters")
-    poses = {}
-    for body in ElementTree.fromstring(xml).iter("body"):
-        position, quaternion = body.get("pos", "0 0 0"), body.get("quat", "1 0 0 0")
-        poses[body.get("name", "")] = np.array(position.split(), float), np.array(quaternion.split(), float)
-    return arrays["states"], arrays["actions"], poses
+    return arrays["states"], arrays["actions"], body_poses(xml, where)
+
+
+def body_poses(xml: Any, where: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """{name of a body: position (3,), quaternion (4,)} of a scene's XML, text or bytes; ValueError, which names
+    `where`, for what is none.
+    """
+    try:
+        text = xml.decode() if isinstance(xml, bytes) else str(xml)
+        if not text or len(text) > MOST_XML_CHARACTERS or "<!DOCTYPE" in text or "<!ENTITY" in text:
+            raise ValueError(f"it has {len(text)} characters, expected up to {MOST_XML_CHARACTERS} and no declarations")
+        poses = {}
+        for body in ElementTree.fromstring(text).iter("body"):
+            place = body.get("pos", "0 0 0"), body.get("quat", "1 0 0 0")
+            position, quaternion = (np.array(numbers.split(), float) for numbers in place)
+            if (position.shape, quaternion.shape) != ((3,), (4,)) or not np.isfinite([*position, *quaternion]).all():
+                raise ValueError(f"the body {body.get('name')!r} is at {place}, expected 3 and 4 numbers")
+            poses[body.get("name", "")] = position, quaternion
+    except (ElementTree.ParseError, ValueError) as error:
+        raise ValueError(f"{where}: model_file is no scene's XML: {error}") from error
+    return poses

@@ -14,8 +14,8 @@ from stereovla.command_line import option
 from stereovla.dataset_builder.dataset import schema
 from stereovla.dataset_builder.dataset.shards import encode_row
 from stereovla.simulation import Expert, World
+from stereovla.simulation.base_world import BaseWorld, NoViewError
 from stereovla.simulation.tasks import Task
-from stereovla.simulation.world import NoViewError
 
 FPS = 10
 SPLITS = ("train", "validation", "test")
@@ -34,8 +34,8 @@ PUSHED_M = 0.03  # an object other than the target that moves further was hit
 CARRIED_M = 0.03  # a target that was held this high and then is not was dropped, unless it was placed
 
 
-def seen_row(world: World, seen: dict[str, Any], index: int, frame: int) -> dict[str, Any]:
-    """What a dataset's row says of a world and of what is `seen` of it (`World.observe`), whoever moved it there."""
+def seen_row(world: BaseWorld, seen: dict[str, Any], index: int, frame: int) -> dict[str, Any]:
+    """What a dataset's row says of a world and of what is `seen` of it by `observe`, whoever moved it there."""
     return {
         "observation.images.left": seen["left"],
         "observation.images.right": seen["right"],

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
+from stereovla.processing.rotations import rpy_to_matrix
 from stereovla.simulation import camera
 from stereovla.simulation.camera import NOMINAL, orbit_pose
-from stereovla.simulation.geometry import rpy_to_matrix
 
 # half widths or ranges about the agent view: angles in deg are added to its own, distances are multiples of its own
 RANGES: dict[str, dict] = {"stock": {}} | {

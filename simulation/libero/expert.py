@@ -4,6 +4,7 @@ LIBERO's scene.
 
 import numpy as np
 
+from stereovla.processing.rotations import matrix_to_rpy
 from stereovla.simulation.expert import (
     LIFT_M,
     RELEASE_ACROSS_M,
@@ -14,7 +15,6 @@ from stereovla.simulation.expert import (
     Place,
     Situation,
 )
-from stereovla.simulation.geometry import matrix_to_rpy
 from stereovla.simulation.libero.grasps import FINGERS, HAND, choose_grasp, closing_direction
 from stereovla.simulation.libero.world import LiberoWorld
 

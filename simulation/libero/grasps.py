@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from stereovla.simulation.geometry import wrap_angle
+from stereovla.processing.rotations import wrap_angle
 from stereovla.simulation.grasps import GRASP_FLOOR_M, MAX_RISE_M, THIN_FLOOR_M, THIN_M, Grasp
 from stereovla.simulation.robot import TIPS_M
 

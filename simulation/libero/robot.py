@@ -5,7 +5,12 @@ import math
 import mujoco
 import numpy as np
 
-from stereovla.simulation.geometry import matrix_to_rpy, rotation_vector, rpy_to_matrix
+from stereovla.processing.rotations import (
+    matrix_to_rotation_vector,
+    matrix_to_rpy,
+    rotation_vector_to_matrix,
+    rpy_to_matrix,
+)
 from stereovla.simulation.robot import POSE, STEP_S
 
 CONTROL_HZ = 20
@@ -83,8 +88,7 @@ class LiberoRobot:
     def state(self) -> np.ndarray:
         """float32 (7,), or (8,) of "osc"."""
         if self.control == "osc":
-            w, *axis = self.data.xquat[self.hand]
-            turn = np.array(axis) * (2 * math.acos(min(1.0, max(-1.0, w))) / max(math.sqrt(1 - w * w), 1e-9))
+            turn = openpi_turn(self.data.xquat[self.hand])
             own = np.concatenate([self.data.site_xpos[self.tool], turn, self.data.qpos[self.fingers]])
             return own.astype(np.float32)
         position, rotation = self.tool_pose()
@@ -108,23 +112,22 @@ class LiberoRobot:
         velocity = np.zeros(6)  # of rotation, then of translation
         mujoco.mj_objectVelocity(self.model, self.data, mujoco.mjtObj.mjOBJ_SITE, self.tool, velocity, 0)
         goal = position + (action[:3] - COASTED * velocity[3:]) / REACHED
-        turn = rotation_vector(rpy_to_matrix(action[3:6]))
-        goal_rotation = _turned((turn - COASTED * velocity[:3]) / REACHED) @ rotation
+        turn = matrix_to_rotation_vector(rpy_to_matrix(action[3:6]))
+        goal_rotation = rotation_vector_to_matrix((turn - COASTED * velocity[:3]) / REACHED) @ rotation
         shortened = False
         for _ in range(SUBSTEPS):
             position, rotation = self.tool_pose()
             move = (goal - position) / MAX_MOVE_M
-            turn = rotation_vector(goal_rotation @ rotation.T) / MAX_TURN_RAD
+            turn = matrix_to_rotation_vector(goal_rotation @ rotation.T) / MAX_TURN_RAD
             longest = max(np.abs(move).max(), 1.0), max(np.abs(turn).max(), 1.0)
             shortened |= max(longest) > 1.0
             self._env.step(np.concatenate([move / longest[0], turn / longest[1], [self._gripper]]))
         self.shortened += shortened
 
 
-def _turned(vector: np.ndarray) -> np.ndarray:
-    """Rotation (3, 3) about a vector (3,) by its length in rad."""
-    quaternion, matrix = np.zeros(4), np.zeros(9)
-    angle = float(np.linalg.norm(vector))
-    mujoco.mju_axisAngle2Quat(quaternion, vector / max(angle, 1e-12), angle)
-    mujoco.mju_quat2Mat(matrix, quaternion)
-    return matrix.reshape(3, 3)
+def openpi_turn(quaternion: np.ndarray) -> np.ndarray:
+    """Unit quaternion wxyz (4,) -> rotation vector (3,) as openpi's policies for LIBERO are told it: of the longer way
+    round where w is negative.
+    """
+    w = min(1.0, max(-1.0, float(quaternion[0])))  # rounding leaves it beside
+    return quaternion[1:] * (2 * math.acos(w) / max(math.sqrt(1 - w * w), 1e-9))

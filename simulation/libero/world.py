@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import mujoco
 import numpy as np
 
-from stereovla.simulation.camera import focal_length, in_view
+from stereovla.simulation.base_world import BaseWorld, NoViewError
+from stereovla.simulation.camera import calibration, focal_length, in_view
 from stereovla.simulation.libero.cameras import draw_view
 from stereovla.simulation.libero.config import LiberoConfig
 from stereovla.simulation.libero.robot import LiberoRobot
@@ -14,7 +15,6 @@ from stereovla.simulation.libero.scene import COLLISION_GROUP, Scene, Thing
 from stereovla.simulation.libero.suites import INITIAL_STATES, Goal, initial_states, suite_tasks
 from stereovla.simulation.rendering import StereoRenderer
 from stereovla.simulation.scene import ARM, BACKGROUND, FIRST_OTHER, GRIPPER, TARGET
-from stereovla.simulation.world import NoViewError, mask_box
 
 FIRST_DRAWN = 2**32  # seeds from here on draw their layout, smaller ones name an official initial state
 WAITING_STEPS = 10  # of 20 Hz before an episode, in which objects come to rest
@@ -28,7 +28,7 @@ ASKED = re.compile(r"pick (?:up )?the (?P<target>.+?) and place it .+")
 OPENCV = np.diag([1.0, -1.0, -1.0])  # MuJoCo cameras look along -z with y up
 
 
-class LiberoWorld:
+class LiberoWorld(BaseWorld):
     """One episode of a suite at a time: reset(seed), then observe() and step(action).
 
     Seeds below 2**32 are LIBERO's official episodes: number of the task * 50 + number of the initial state. Those from
@@ -144,10 +144,11 @@ class LiberoWorld:
         """Draws the pair anew within the configured range, such that what the task is about is in both pictures."""
         size = self.config.height, self.config.width
         keys = {key for goal in self.scene.goals for key in (goal.target, goal.destination) if key}
+        focal = focal_length(float(self.model.camera(AGENT_VIEW).fovy[0]), self.config.height)
         named = np.stack([self.scene.place_of(key) for key in sorted(keys)]) - self.robot.base
         for _ in range(CAMERA_DRAWS):
             pose = draw_view(self.config.camera_range, self._stock, self.table_z, rng)
-            values = self._calibration(pose, float(rng.uniform(*self.config.baseline_m)))
+            values = calibration(pose, focal, float(rng.uniform(*self.config.baseline_m)), size)
             if self.config.camera_range == "stock" or in_view(named, values, size, VIEW_MARGIN).all():
                 self.calibration = values
                 return
@@ -155,17 +156,6 @@ class LiberoWorld:
             f"none of {CAMERA_DRAWS} camera poses of range {self.config.camera_range!r} sees "
             f"{', '.join(sorted(keys))} of {self.instruction!r}"
         )
-
-    def _calibration(self, pose: np.ndarray, baseline_m: float) -> dict[str, np.ndarray]:
-        """As `camera.calibration`, of the left view's pose (4, 4)."""
-        height, width = self.config.height, self.config.width
-        focal = focal_length(float(self.model.camera(AGENT_VIEW).fovy[0]), height)
-        return {
-            "focal_length_px": np.array([focal, focal], np.float32),
-            "principal_point_px": np.array([width / 2, height / 2], np.float32),
-            "baseline_m": np.float32(baseline_m),
-            "transform_camera_to_base": pose.astype(np.float32),
-        }
 
     # ------------------------------------------------------------------ task
 
@@ -256,16 +246,6 @@ class LiberoWorld:
         return self._pads_touch(self.target if index is None else self.objects[index])
 
     @property
-    def held(self) -> bool:
-        """Both pads touch the target."""
-        return all(self.fingers_touching())
-
-    @property
-    def lift_m(self) -> float:
-        """Height of the target over where it rested at the start."""
-        return float(self.object_pose()[0][2]) - self.rest_z[self.target_index]
-
-    @property
     def placed(self) -> bool:
         """Whether the present condition is fulfilled, as LIBERO checks it."""
         return self.scene.fulfilled(self.task)
@@ -278,9 +258,9 @@ class LiberoWorld:
     # ------------------------------------------------------------------ pictures
 
     def observe(self, labels: bool = False) -> dict:
-        """As `World.observe`: left, right uint8 (H, W, 3) and calibration, with `labels` also depth, segmentation and
-        boxes; and wrist (H, W, 3) where the config has it. With LIBERO's own control the pictures are mirrored left to
-        right, as in its datasets once they are turned by 180 degrees, and there is neither calibration nor label.
+        """See `BaseWorld.observe`; and wrist (H, W, 3) where the config has it. With LIBERO's own control the pictures
+        are mirrored left to right, as in its datasets once they are turned by 180 degrees, and there is neither
+        calibration nor label.
         """
         renderer = self._aimed_renderer()
         renderer.update(self.data)
@@ -290,17 +270,8 @@ class LiberoWorld:
             result["wrist"] = renderer.color(self.data, 2)[0]
         if self.config.control == "osc":
             return {name: np.ascontiguousarray(view[:, ::-1]) for name, view in result.items()}
-        result["calibration"] = {key: value.copy() for key, value in self.calibration.items()}
-        if labels:
-            table = self._segmentation_table()
-            segmentation = table[renderer.geom_ids(self.data, 0)]
-            result |= {
-                "depth": depth,
-                "segmentation": segmentation,
-                "box_left": mask_box(segmentation == TARGET),
-                "box_right": mask_box(table[renderer.geom_ids(self.data, 1)] == TARGET),
-            }
-        return result
+        result |= self._told()
+        return result | (self._labels(renderer, depth, self._segmentation_table()) if labels else {})
 
     def _aimed_renderer(self) -> StereoRenderer:
         """The renderer, its pair where the calibration says."""

@@ -24,8 +24,15 @@ def url(tmp_path_factory):
     write_dataset(folder / "data", [4, 6], 2, split="validation", size=96)
     for name, view in zip(("left", "right"), stereo_pair(size=96), strict=True):
         Image.fromarray(view).save(folder / f"{name}.png")
-    world = '{"preset": "easy", "image_size": 96}'
-    with served_page(AppOptions(str(folder / "model"), [str(folder / "data")], world, 2, 4, run_code=True)) as address:
+    options = AppOptions(
+        str(folder / "model"),
+        dataset=[str(folder / "data")],
+        world='{"preset": "easy", "image_size": 96}',
+        execution_horizon=2,
+        max_steps=4,
+        run_code=True,
+    )
+    with served_page(options) as address:
         yield address, folder
 
 

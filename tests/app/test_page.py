@@ -42,7 +42,12 @@ def place(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def client(place):
     options = AppOptions(
-        str(place / "model"), [str(place / "data")], world=WORLD, execution_horizon=2, max_steps=4, run_code=True
+        str(place / "model"),
+        dataset=[str(place / "data")],
+        world=WORLD,
+        execution_horizon=2,
+        max_steps=4,
+        run_code=True,
     )
     with served_page(options) as url:
         yield Client(url, verbose=False, httpx_kwargs={"timeout": PATIENCE_S})

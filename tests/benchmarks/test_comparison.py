@@ -1,6 +1,8 @@
 """benchmarks.comparison: every policy of the list trains and is measured, and a comparison that is killed goes on."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,29 @@ def test_parts_are_processes_whose_cost_and_whose_failure_is_told(dataset, tmp_p
         compare(bad)
 
 
+def test_all_parts_end_with_the_command(tmp_path, monkeypatch):
+    """On whichever core they run: who stops the command does not wait for what runs on the others."""
+    started = []
+
+    class Sleeping(Runner):
+        def run(self, arguments, folder):
+            started.append(self.processes.start(["sleep", "600"]))
+            if len(started) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            self.processes.wait(started[-1])
+            raise RuntimeError("ended")
+
+    monkeypatch.setattr(comparison, "Runner", Sleeping)
+    world = {"camera_range": "small", "image_size": 64, "num_objects": 3}
+    (tmp_path / "dataset/meta").mkdir(parents=True)
+    (tmp_path / "dataset/meta/info.json").write_text(json.dumps({"build": {"world": world}}))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        compare(options_of(str(tmp_path / "dataset"), tmp_path / "out", cores="0,0", policies=["mono"]))
+    assert ended.value.code == 128 + signal.SIGTERM and signal.getsignal(signal.SIGTERM) is before
+    assert [process.wait() for process in started] == [-signal.SIGTERM] * 2
+
+
 SLOW = ("demo", "lab")
 
 
@@ -118,9 +143,13 @@ def test_what_cannot_be_compared_is_refused(dataset, tmp_path):
         entries("large")
     imported = tmp_path / "imported/meta"
     imported.mkdir(parents=True)
-    (imported / "info.json").write_text("{}")
-    with pytest.raises(ValueError, match="names no world"):
-        options_of(str(imported.parent), tmp_path).worlds_options()
+    for info, words in (
+        ({}, "names no camera_range, image_size, num_objects"),
+        ({"build": {"world": {"suite": "libero_goal", "camera_range": "stock", "image_size": 64}}}, "no num_objects"),
+    ):
+        (imported / "info.json").write_text(json.dumps(info))
+        with pytest.raises(ValueError, match=words):
+            options_of(str(imported.parent), tmp_path).worlds_options()
 
 
 def test_numbers_of_the_table_are_those_of_the_logs(tmp_path):

@@ -19,7 +19,7 @@ from stereovla.dataset_builder.dataset import schema, shards  # noqa: E402
 from stereovla.dataset_builder.formats.droid_source import DroidImportConfig  # noqa: E402
 from stereovla.dataset_builder.formats.video import VideoWriter  # noqa: E402
 from stereovla.dataset_builder.recording.recorder import Recorder, RecordingConfig  # noqa: E402
-from stereovla.processing.normalization import matrix_to_rpy, rpy_to_matrix  # noqa: E402
+from stereovla.processing.rotations import matrix_to_rpy, rpy_to_matrix  # noqa: E402
 from stereovla.simulation import WorldConfig  # noqa: E402
 
 SERIAL, SIZE, FPS = "23404442", 96, 15

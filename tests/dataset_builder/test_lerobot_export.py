@@ -16,6 +16,7 @@ from lerobot_doctor.runner import Severity, run_checks
 from lerobot_folder import FPS, TASKS, WRITTEN, import_config, import_folder, rows_of
 from PIL import Image
 from synthetic_dataset import write_dataset
+from views_dataset import SMALL, WRIST, write_views
 
 from stereovla.dataset_builder.dataset import schema, shards
 
@@ -148,6 +149,40 @@ def test_depth_and_masks_are_exported_as_they_are(tmp_path):
         np.testing.assert_array_equal(maps[-1], shards.decode_image(depth, stored["bytes"]))
     np.testing.assert_allclose(stats[depth]["mean"], np.full((1, 1, 1), np.mean(maps)), rtol=1e-6)  # of all 5 frames
     assert np.shape(stats[mask]["max"]) == (1, 1, 1) and stats[mask]["max"][0][0][0] == pytest.approx(3 / 255)
+
+
+def test_a_view_that_whole_episodes_lack_is_exported_where_it_is(tmp_path):
+    """The first episode, a file of its own, has the wrist's view in its last frames alone, the second in none."""
+    dataset, out = tmp_path / "dataset", tmp_path / "lerobot"
+    write_views(dataset, [14, 5], wrist=lambda episode, frame: episode == 0 and frame > 11)
+    assert main(["export", "lerobot", "--dataset", str(dataset), "--out", str(out)]) == 0
+    info = json.loads((out / "meta/info.json").read_text())
+    assert info["features"][WRIST]["dtype"] == "image" and info["features"][WRIST]["shape"] == [*SMALL, 3]
+    stored = [pq.read_table(path).column(WRIST).to_pylist() for path in sorted((out / "data").rglob("*.parquet"))]
+    there = [[frame for frame, value in enumerate(values) if value is not None] for values in stored]
+    assert there == [[12, 13], []]
+    (episodes,) = (pq.read_table(path).to_pylist() for path in (out / "meta/episodes").rglob("*.parquet"))
+    assert [episode[f"stats/{WRIST}/count"] for episode in episodes] == [[2], None]
+    assert json.loads((out / "meta/stats.json").read_text())[WRIST]["count"] == [2]
+
+
+def test_splits_whose_shards_stand_mixed_are_ranges_of_episodes(tmp_path):
+    dataset, out = write_views(tmp_path / "dataset", [3, 5, 4]), tmp_path / "lerobot"
+    manifest = shards.read_json(dataset / shards.MANIFEST)
+    manifest["shards"][1]["split"] = "validation"
+    shards.write_json(dataset / shards.MANIFEST, manifest)
+    assert main(["export", "lerobot", "--dataset", str(dataset), "--out", str(out)]) == 0
+    assert json.loads((out / "meta/info.json").read_text())["splits"] == {"train": "0:2", "validation": "2:3"}
+    (episodes,) = (pq.read_table(path).to_pylist() for path in (out / "meta/episodes").rglob("*.parquet"))
+    assert [episode["length"] for episode in episodes] == [3, 4, 5]
+
+
+def test_a_view_that_no_frame_has_is_left_out(tmp_path):
+    dataset, out = tmp_path / "dataset", tmp_path / "lerobot"
+    write_views(dataset, [3], wrist=lambda episode, frame: False)
+    assert main(["export", "lerobot", "--dataset", str(dataset), "--out", str(out), "--with-depth"]) == 0
+    info = json.loads((out / "meta/info.json").read_text())
+    assert not [key for key in info["features"] if "wrist" in key]
 
 
 def test_lerobot_doctor_finds_nothing_broken(exported, tmp_path):

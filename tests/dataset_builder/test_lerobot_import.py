@@ -144,6 +144,17 @@ def test_a_stopped_import_loses_and_repeats_nothing(imported, tmp_path, monkeypa
 
 
 @pytest.mark.slow
+def test_a_shard_of_other_episodes_is_written_again(imported, tmp_path):
+    """As one lies there that was written before an episode was mended which had been left out."""
+    out = Path(shutil.copytree(imported, tmp_path / "out"))
+    (out / "meta/manifest.json").unlink()
+    path = out / shards.shard_path("train", 0, 2)
+    info = shards.shard_info(path) | {"sources": ["episode 9"]}
+    shards.write_table(path, shards.read_table(path), temporary=tmp_path / "shard", info=info)
+    import_folder(import_config(WRITTEN, tmp_path, validation_episodes=1))
+    assert contents(out) == contents(imported)
+
+
 def test_a_killed_process_goes_on(imported, tmp_path):
     options = import_config(WRITTEN, tmp_path, validation_episodes=1)
     command = [sys.executable, "-m", "stereovla", "data", "import", "lerobot"]

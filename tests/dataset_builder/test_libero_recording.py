@@ -18,6 +18,7 @@ from stereovla.dataset_builder.recording.libero_recorder import IN_A_ROW  # noqa
 from stereovla.dataset_builder.recording.libero_replayer import (  # noqa: E402
     NOT_SOLVED,
     Replayer,
+    body_poses,
     find_demonstrations,
     read_demonstration,
 )
@@ -96,8 +97,8 @@ def test_its_card_names_liberos_licences(dataset, capsys):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A folder with one file in LIBERO's form: an episode of our expert, its states and commands at 20 Hz; and the
-    poses of the tool at every second state.
+    """A folder with one file in LIBERO's form: an episode of our expert, its states and commands at 20 Hz; the poses of
+    the tool at every second state; and the state after the last command, where the task is done.
     """
     folder = tmp_path_factory.mktemp("demonstrations")
     world = LiberoWorld(LiberoConfig(tasks=(0,)))
@@ -114,7 +115,7 @@ def files(tmp_path_factory):
     while not expert.done:
         poses.append(world.state())
         world.step(expert.plan(1)[0][0])
-    xml = world.scene.env.sim.model.get_xml()
+    xml, end = world.scene.env.sim.model.get_xml(), world.scene.flattened()
     world.close()
     with h5py.File(folder / f"{TASK.definition.stem}_demo.hdf5", "w") as file:
         group = file.create_group("data")
@@ -122,11 +123,11 @@ def files(tmp_path_factory):
         one = group.create_group("demo_0")
         one["states"], one["actions"] = np.array(states), np.array(actions)
         one.attrs["model_file"] = xml
-    return folder, np.array(poses)
+    return folder, np.array(poses), end
 
 
 def test_demonstrations_are_rendered_as_they_were(files):
-    folder, poses = files
+    folder, poses, _ = files
     config = DemonstrationsConfig(out="x", demonstrations=str(folder), image_size=SIZE)
     assert (config.train_episodes, config.validation_episodes) == (1, 0)
     replayer = Replayer(config)
@@ -142,9 +143,22 @@ def test_demonstrations_are_rendered_as_they_were(files):
     assert failures in ([], [NOT_SOLVED])  # the last state is one step before the end
 
 
+def test_the_last_state_decides_also_where_it_is_no_frame(files, tmp_path):
+    folder, _, end = files
+    (path,) = folder.glob("*.hdf5")
+    with h5py.File(path) as file, h5py.File(tmp_path / path.name, "w") as short:
+        one = short.create_group("data/demo_0")
+        one["states"], one["actions"] = np.stack([file["data/demo_0/states"][0], end]), np.zeros((2, 7))
+        one.attrs["model_file"] = file["data/demo_0"].attrs["model_file"]
+    replayer = Replayer(DemonstrationsConfig(out="x", demonstrations=str(tmp_path), image_size=SIZE))
+    rows, failures = replayer.episode(0, "train", 0)
+    replayer.close()
+    assert len(rows) == 1 and failures == []
+
+
 @pytest.mark.slow
 def test_one_command_makes_a_dataset_of_them(files, tmp_path, capsys):
-    folder, poses = files
+    folder, poses, _ = files
     out = tmp_path / "dataset"
     words = ["--demonstrations", str(folder), "--image_size", str(SIZE), "--camera_range", "medium", "--out", str(out)]
     assert main(["import", "libero", *words, "--processes", "1"]) == 0, capsys.readouterr().err
@@ -172,5 +186,28 @@ def test_files_of_other_tasks_and_broken_ones_are_named(tmp_path):
     with h5py.File(path, "a") as file:
         del file["data/demo_0/actions"]
         file["data/demo_0/actions"] = np.zeros((4, 7))
-    with pytest.raises(ValueError, match="model_file is no scene's XML"):
+    with pytest.raises(ValueError, match="model_file is no scene's XML: it has 24 characters"):
         read_demonstration(found)
+    with h5py.File(path, "a") as file:
+        del file["data/demo_0/states"]
+    with pytest.raises(ValueError, match=rf"{path.name} cannot be read: .*states"):
+        read_demonstration(found)
+    path.write_bytes(b"no HDF5")
+    with pytest.raises(ValueError, match=rf"{path.name} cannot be read"):
+        find_demonstrations(tmp_path, "libero_spatial")
+
+
+@pytest.mark.parametrize(
+    ("xml", "words"),
+    [
+        ("<mujoco>", "no element found"),
+        (b"\xff\xfe", "can't decode"),
+        ('<mujoco><body name="a" pos="0 1"/></mujoco>', "the body 'a' is at \\('0 1', '1 0 0 0'\\)"),
+        ('<mujoco><body name="a" quat="0 0 0 nan"/></mujoco>', "the body 'a' is at"),
+        ('<mujoco><body pos="x y z"/></mujoco>', "could not convert"),
+        (None, "syntax error"),
+    ],
+)
+def test_scenes_that_are_none_are_named(xml, words):
+    with pytest.raises(ValueError, match=f"here: model_file is no scene's XML: .*{words}"):
+        body_poses(xml, "here")

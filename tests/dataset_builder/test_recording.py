@@ -402,6 +402,8 @@ def test_options_come_from_preset_then_command_line():
     ("arguments", "message"),
     [
         (["--world", "{"], "is no JSON"),
+        (["--world", "[1]"], "must be a JSON object, such as"),
+        (["--world", '{"table_height_m": "hi"}'], "an option of the world has a value of another kind"),
         (["--world", '{"fovydeg": 50}'], "did you mean 'fovy_deg'"),
         (["--world", '{"preset": "eazy"}'], "did you mean 'easy'"),
         (["--world", '{"image_size": 50}'], "option of its own"),

@@ -13,7 +13,7 @@ from stereo_scene import poses
 from stereovla.dataset_builder.dataset.schema import CALIBRATION_KEYS
 from stereovla.dataset_builder.formats.rig import make_rig, read_rig
 from stereovla.dataset_builder.formats.robot_mapping import map_motion, next_keyframes
-from stereovla.processing.normalization import matrix_to_rpy
+from stereovla.processing.rotations import matrix_to_rpy
 
 TRANSFORM = [[0, 0, 1, -0.8], [-1, 0, 0, 0], [0, -1, 0, 0.1], [0, 0, 0, 1]]
 PLACE = {"position": [0, 1, 2], "rpy": [3, 4, 5], "gripper": 6}

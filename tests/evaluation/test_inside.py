@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,19 @@ from PIL import Image
 from synthetic_dataset import write_dataset
 from tiny_checkpoint import EMBODIMENT, HIGH, LOW, save_tiny_checkpoint, save_tiny_depthvla
 
+from stereovla.evaluation import inside
 from stereovla.evaluation.held_out import read_rows
-from stereovla.evaluation.inside import STREAMS, answer, colours_of, geometries, keyframe_errors, look, pixel_of
+from stereovla.evaluation.inside import (
+    STREAMS,
+    answer,
+    attention_shares,
+    colours_of,
+    geometries,
+    keyframe_errors,
+    look,
+    pixel_of,
+)
+from stereovla.evaluation.inside_drawings import times_of
 from stereovla.evaluation.model_policy import ModelPolicy
 from stereovla.evaluation.offline import OfflineEvaluation
 from stereovla.evaluation.offline_geometry import observations
@@ -34,11 +46,12 @@ def policy_of(folder) -> ModelPolicy:
 def checkpoints(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("checkpoints")
     made = {"block": {}, "full": {"mask": "full"}, "pi0": {"depth_config": None, "depth_map_loss_weight": 0.0}}
+    made["short"] = {"chunk_size": 4}  # as many actions as tokens before them: a state, and three of pointers
     paths = {name: save_tiny_depthvla(folder / name, use_pointers=True, **own) for name, own in made.items()}
     return paths | {"stereovla": save_tiny_checkpoint(folder / "stereovla")}
 
 
-@pytest.mark.parametrize("name", ["block", "full", "pi0", "stereovla"])
+@pytest.mark.parametrize("name", ["block", "full", "pi0", "short", "stereovla"])
 def test_queries_of_zero_attend_to_every_token_alike(checkpoints, dataset, name):
     policy, rows = policy_of(checkpoints[name]), list(read_rows(dataset, 3, 1))
     model = policy.model
@@ -51,7 +64,7 @@ def test_queries_of_zero_attend_to_every_token_alike(checkpoints, dataset, name)
     counts = {
         "pictures": pictures,
         "words": ids.shape[1] - pictures + (model.config.pose_dim + 1 if name == "stereovla" else 0),  # the keyframe
-        "depth expert": model.config.depth_config.num_tokens if name in ("block", "full") else 0,
+        "depth expert": model.config.depth_config.num_tokens if name in ("block", "full", "short") else 0,
         "state": model.config.state_history + pointers,
         "chunk": model.config.chunk_size,
     }
@@ -61,6 +74,20 @@ def test_queries_of_zero_attend_to_every_token_alike(checkpoints, dataset, name)
     layers = model.config.text_config.num_hidden_layers
     np.testing.assert_allclose(shares, np.tile(expected, (layers, 1)), atol=1e-6)
     assert model.action_expert.transformer.config._attn_implementation == before
+
+
+def test_shares_of_many_rows_are_those_of_their_batches(checkpoints, dataset, monkeypatch):
+    policy, rows = policy_of(checkpoints["block"]), list(read_rows(dataset, 3, 1))
+    monkeypatch.setattr(inside, "BATCH", 2)
+    np.testing.assert_allclose(attention_shares(policy, rows), look(policy, rows).shares, atol=1e-6)
+
+
+def test_times_are_those_of_the_data(dataset):
+    rows = [replace(row, time_s=number / 20) for number, row in enumerate(read_rows(dataset, 3, 1))]
+    times, unit = times_of(rows)
+    assert unit == "s" and times.tolist() == [0, 0.05, 0.1]
+    times, unit = times_of([replace(row, time_s=None) for row in rows])
+    assert unit == "frames" and times.tolist() == [row.frame for row in rows]
 
 
 def test_maps_are_of_the_tokens_that_lie_there(checkpoints, dataset):

@@ -131,6 +131,14 @@ def test_the_report_says_what_was_measured(tmp_path):
     assert html.texts.count("blue can") == 5
 
 
+@pytest.mark.parametrize(("control", "seconds"), [({}, "1.2 s"), ({"world.control": "osc"}, "0.6 s")])
+def test_seconds_are_those_of_the_world(tmp_path, control, seconds):
+    """12 steps of 10 Hz, or of LIBERO's own 20 Hz."""
+    write_rollouts(tmp_path, "expert", [True], **control)
+    page = write_report(tmp_path, None, with_film=False).read_text()
+    assert f"in {seconds} on average" in " ".join(page.split())
+
+
 def test_instructions_are_escaped(tmp_path):
     log = EpisodeLog(tmp_path / "rollouts/expert", {"world.camera_range": "small"})
     log.append(record(0, True, "<script>alert(1)</script>"))
@@ -180,8 +188,8 @@ def test_a_film_shows_three_panels_for_every_step(tmp_path):
         for step in range(4)
     ]
     disparities = np.random.default_rng(0).uniform(2, 9, (4, 16, 16))
-    write_gif(tmp_path / "three.gif", observations, disparities, success=True)
-    write_gif(tmp_path / "two.gif", observations, None, success=False)
+    write_gif(tmp_path / "three.gif", observations, disparities, success=True, step_s=0.1)
+    write_gif(tmp_path / "two.gif", observations, None, success=False, step_s=0.1)
     film = Image.open(tmp_path / "three.gif")
     assert film.n_frames == 4 and film.info["loop"] == 0
     assert film.width > Image.open(tmp_path / "two.gif").width

@@ -114,6 +114,15 @@ def test_a_film_is_the_same_episode_seen_at_every_step(expert_records):
     assert [frame.step for frame in frames] == list(range(record["steps"] + 1))
 
 
+def test_a_film_shows_depth_to_a_policy_that_needs_it():
+    policy = StillPolicy()
+    policy.needs_depth = True
+    frames, _ = film(policy, 2, RolloutConfig(SMALL, max_steps=1))
+    assert all(
+        frame.depths["left"].shape == frame.left.shape[:2] and frame.depths["left"].max() > 0 for frame in frames
+    )
+
+
 def test_too_short_chunks_are_refused():
     with pytest.raises(ValueError, match="execution_horizon is 3, but the policy predicts 2"):
         list(run_episodes(StillPolicy(2), iter([0]), RolloutConfig(SMALL, execution_horizon=3), 1))

@@ -250,7 +250,7 @@ def test_what_is_wrong_is_told_inside_a_graph():
 
 
 def test_what_values_decide_is_decided_before_the_graph(monkeypatch):
-    """No mask where nothing is padded, noise of the generator, given or guided by the delay."""
+    """No mask where nothing is padded, noise of the generator or of torch's own, given or guided by the delay."""
     model, seen = stereovla(max_delay=3), []
     monkeypatch.setattr(model, "_act", lambda begin, *_, **shown: seen.append((begin, shown["attention_mask"])))
     inputs = stereo_inputs(model.config)
@@ -260,6 +260,9 @@ def test_what_values_decide_is_decided_before_the_graph(monkeypatch):
     drawn = torch.randn(noise.shape, generator=torch.Generator().manual_seed(4))
     assert [mask is None for _, mask in seen] == [False, True]
     assert all(torch.equal(begin.noise, drawn) for begin, _ in seen)
+    torch.manual_seed(4)
+    model.predict_action(**inputs)
+    assert torch.equal(seen[-1][0].noise, drawn)
     for delay, guide in ((3, False), (4, True), (torch.tensor([3, 1]), False), (torch.tensor([0, 4]), True)):
         model.predict_action(**inputs, running_actions=running(model.config), delay=delay)
         assert seen[-1][0].guide == guide

@@ -1,11 +1,10 @@
 """Converters of DepthVLA's parts, against live models of transformers: what they compute, and what is refused."""
 
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from command_lines import main
 from huggingface_hub.errors import StrictDataclassError
 from published_pi0 import (
     IMAGE_TOKEN,
@@ -398,17 +397,6 @@ def test_parts_that_exclude_each_other_are_refused(tmp_path):
         convert(options(tmp_path / "out", vlm="a", pi0="b"))
     with pytest.raises(ValueError, match="--depth_expert has an encoder of its own"):
         convert(options(tmp_path / "out", vlm="a", depth_encoder="b", depth_expert="c"))
-
-
-@pytest.mark.parametrize("module", [convert_depthvla, convert_pi0])
-def test_every_option_of_every_command_is_explained(module, capsys):
-    command = ["convert", module.__name__.rpartition(".convert_")[2]]
-    with pytest.raises(SystemExit):
-        main([*command, "--help"])
-    text = capsys.readouterr().out
-    assert f"stereovla {' '.join(command)} --" in text
-    for option in fields(module.Options):
-        assert f"--{option.name}" in text and option.metadata["help"]
 
 
 def test_saved_names_are_accepted_by_load_state_dict(parts, tmp_path):

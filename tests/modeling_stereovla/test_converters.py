@@ -36,16 +36,18 @@ from transformers import (
 from stereovla.modeling_stereovla import (
     StereoEncoderModel,
     StereoVLAForActionPrediction,
+    convert_depthvla,
     convert_foundationstereo,
     convert_internlm2,
     convert_output,
     convert_parts,
+    convert_pi0,
     convert_preprocessor,
     convert_stereovla,
     convert_vision_towers,
 )
 from stereovla.modeling_stereovla.convert_files import Part, WeightSource, open_weights, plan_conversion
-from stereovla.modeling_stereovla.convert_output import outline_model
+from stereovla.modeling_stereovla.convert_output import outline_model, read_overrides
 from stereovla.modeling_stereovla.convert_preprocessor import read_pickle, read_statistics
 
 needs_goldens = pytest.mark.skipif(not GOLDENS.is_dir(), reason=f"no recorded tensors at {GOLDENS}")
@@ -451,6 +453,13 @@ def test_two_published_keys_must_not_become_one():
         plan_conversion([part], {"c": torch.zeros(1)}, "test")
 
 
+@pytest.mark.parametrize(("text", "words"), [("{", "'{' is no JSON"), ("[8]", "must be a JSON object")])
+def test_overrides_are_a_json_object(text, words):
+    with pytest.raises(ValueError, match=f"--overrides .*{words}"):
+        read_overrides(text)
+    assert read_overrides(None) == {} and read_overrides('{"chunk_size": 8}') == {"chunk_size": 8}
+
+
 def test_files_without_weights_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds none of model.safetensors"):
         open_weights(tmp_path)
@@ -460,7 +469,16 @@ def test_files_without_weights_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "module", [convert_stereovla, convert_parts, convert_internlm2, convert_vision_towers, convert_foundationstereo]
+    "module",
+    [
+        convert_depthvla,
+        convert_foundationstereo,
+        convert_internlm2,
+        convert_parts,
+        convert_pi0,
+        convert_stereovla,
+        convert_vision_towers,
+    ],
 )
 def test_every_option_of_every_command_is_explained(module, capsys):
     command = ["convert", module.__name__.rpartition(".convert_")[2]]

@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from test_modeling_stereovla import make_training_inputs
 
 from stereovla.modeling_stereovla import StereoEncoderModel, StereoVLAConfig, StereoVLAForActionPrediction
-from stereovla.train import LORA_TARGETS
+from stereovla.training.adapters import LORA_TARGETS
 
 
 def statistics(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ from stereovla.modeling_stereovla import (
 )
 from stereovla.modeling_stereovla.configuration_depthvla import stereo_encoder
 from stereovla.modeling_stereovla.quantization import WHOLE
-from stereovla.train import LORA_TARGETS
+from stereovla.training.adapters import LORA_TARGETS
 
 OPTIONS = {8: {"load_in_8bit": True}, 4: {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.float32}}
 LIMITS = {8: 0.3, 4: 1.5}  # of normalised actions of an untrained model

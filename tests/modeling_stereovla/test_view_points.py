@@ -11,8 +11,8 @@ from stereovla.modeling_stereovla import StereoVLAConfig, StereoVLAForActionPred
 from stereovla.modeling_stereovla.pointing import cells_of_points
 from stereovla.modeling_stereovla.view_points import CELLS, POINT_LIMIT, in_tokens, point_channels, points_of_disparity
 from stereovla.processing.camera_geometry import Calibration, disparity_to_depth, unproject_points
-from stereovla.processing.normalization import rpy_to_matrix
 from stereovla.processing.point_transforms import CAMERA_UNIT_M, point_transform
+from stereovla.processing.rotations import rpy_to_matrix
 
 
 def camera(**changes) -> Calibration:

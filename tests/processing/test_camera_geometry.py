@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stereovla.processing import camera_geometry as cg
-from stereovla.processing import normalization as nm
+from stereovla.processing.rotations import rpy_to_matrix
 
 ZED = Path(__file__).parents[2] / ".." / "shared" / "data" / "zed_mini"
 needs_zed = pytest.mark.skipif(not ZED.is_dir(), reason="the real pair is not here")
@@ -19,7 +19,7 @@ needs_zed = pytest.mark.skipif(not ZED.is_dir(), reason="the real pair is not he
 
 def calibration(**changes):
     transform = np.eye(4)
-    transform[:3, :3] = nm.rpy_to_matrix([2.5, 0.3, -1.2])
+    transform[:3, :3] = rpy_to_matrix([2.5, 0.3, -1.2])
     transform[:3, 3] = [0.6, -0.4, 0.5]
     values = {
         "focal_length_px": [150.0, 151.0],

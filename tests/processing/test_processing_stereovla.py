@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from stereovla.processing import StereoImageProcessorPil, StereoProcessor, build_tokenizer
-from stereovla.processing import normalization as nm
 from stereovla.processing.answers import CameraParameters, action_prompt
 from stereovla.processing.camera_geometry import Calibration, StereoPairError, project_points
+from stereovla.processing.rotations import matrix_to_rpy, rotation_vector_to_matrix, rpy_to_matrix
 from stereovla.processing.state_entries import POSES
 
 RNG = np.random.default_rng(0)
@@ -232,12 +232,9 @@ def displacement(processor, state, keyframe, embodiment="arm"):
 
 
 def turned(pose, rotation_vector):
-    """The pose after a turn about the axes of the base, by quaternions, which know no Euler angles."""
-    angle = np.linalg.norm(rotation_vector)
-    w, v = np.cos(angle / 2), np.sin(angle / 2) * np.asarray(rotation_vector) / angle
-    now = nm.rpy_to_quaternion(pose[3:6])
-    product = [w * now[0] - v @ now[1:], *(w * now[1:] + now[0] * v + np.cross(v, now[1:]))]
-    return np.concatenate([pose[:3], nm.quaternion_to_rpy(product), pose[6:]])
+    """The pose after a turn about the axes of the base."""
+    rotation = rotation_vector_to_matrix(rotation_vector) @ rpy_to_matrix(pose[3:6])
+    return np.concatenate([pose[:3], matrix_to_rpy(rotation), pose[6:]])
 
 
 def test_displacement_from_state_to_keyframe(processor):

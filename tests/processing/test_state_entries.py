@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stereovla.processing.normalization import rpy_to_matrix, wrap_angle
+from stereovla.processing.rotations import rpy_to_matrix, wrap_angle
 from stereovla.processing.state_entries import POSES, differences, differences_and_turns, rotations_in, written_alike
 
 RNG = np.random.default_rng(0)

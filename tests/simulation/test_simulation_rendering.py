@@ -11,9 +11,8 @@ import pytest
 from reprojection import shifts_of
 
 from stereovla.simulation import World, WorldConfig
-from stereovla.simulation.camera import RANGES
-from stereovla.simulation.geometry import project
-from stereovla.simulation.rendering import StereoRenderer
+from stereovla.simulation.camera import RANGES, project
+from stereovla.simulation.rendering import HIDDEN_GROUP, StereoRenderer
 
 ROOT = Path(__file__).parents[2]
 
@@ -139,11 +138,18 @@ def test_labels_are_only_rendered_when_asked(seen):
     np.testing.assert_array_equal(plain["right"], result["right"])
 
 
+def test_drawing_leaves_the_model_as_it_was(seen):
+    world, _ = seen
+    groups = world.model.geom_group.copy()
+    assert groups.max() < HIDDEN_GROUP  # nothing is hidden from rays, and from another renderer of the model
+    world.observe()
+    np.testing.assert_array_equal(world.model.geom_group, groups)
+
+
 def test_culling_does_not_change_the_pictures(seen, monkeypatch):
     world, result = seen
-    world.model.geom_group[:] = world._renderer._groups
     renderer = StereoRenderer(world.model, 192, 256)
-    monkeypatch.setattr(renderer, "_cull", lambda data: None)
+    monkeypatch.setattr(renderer, "_seen", lambda data: np.ones(world.model.ngeom, bool))
     renderer.update(world.data)
     left, depth = renderer.color(world.data, 0, depth=True)
     np.testing.assert_array_equal(left, result["left"])

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from stereovla.simulation import Expert, World, WorldConfig
+from stereovla.simulation.base_world import NoViewError
 from stereovla.simulation.camera import LOOK_AT_HEIGHT_M, NOMINAL, orbit_pose
-from stereovla.simulation.world import NoViewError
 
 ROOT = Path(__file__).parents[2]
 HASH = """

@@ -17,7 +17,7 @@ from transformers import AutoModel
 from stereovla.benchmarks import forgetting
 from stereovla.modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
 from stereovla.processing import DepthVLAProcessor, StereoProcessor
-from stereovla.train import LORA_HEADS, adapters
+from stereovla.training.adapters import LORA_HEADS, lora_config
 from stereovla.training.models import POLICIES, config_of, load_policy
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +57,7 @@ def test_adapters_are_small_and_train_where_they_should(preset, rank, limit):
         model = POLICIES[config.model_type][0](config)
         total = sum(p.numel() for p in model.parameters())
         heads = [name for name in LORA_HEADS if name in dict(model.named_modules())]
-        model = get_peft_model(model, adapters(model, rank))
+        model = get_peft_model(model, lora_config(model, rank))
     trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     allowed = re.compile(r"(language_model|depth_expert\.decoder|action_expert\.transformer)\.layers\.\d+\..*lora_[AB]")
     assert all(allowed.search(name) or any(f"{head}." in name for head in heads) for name in trained)

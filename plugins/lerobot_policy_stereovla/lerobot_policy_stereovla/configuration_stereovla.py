@@ -97,10 +97,10 @@ class StereoVLAConfig(PreTrainedConfig):
             sizes = read_sizes(
                 model_folder(self.pretrained_model, self.pretrained_model_revision, code=False), self.type
             )
-            self.chunk_size = self.chunk_size or sizes["chunk_size"]
-            self.state_history = self.state_history or sizes["state_history"]
+            self.chunk_size = sizes["chunk_size"] if self.chunk_size is None else self.chunk_size
+            self.state_history = sizes["state_history"] if self.state_history is None else self.state_history
         if self.chunk_size is not None:
-            self.n_action_steps = self.n_action_steps or self.chunk_size
+            self.n_action_steps = self.chunk_size if self.n_action_steps is None else self.n_action_steps
             if not 1 <= self.n_action_steps <= self.chunk_size:
                 raise ValueError(
                     f"n_action_steps is {self.n_action_steps}; it must be from 1 to chunk_size ({self.chunk_size})"

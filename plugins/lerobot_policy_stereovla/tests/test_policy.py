@@ -198,6 +198,7 @@ def test_code_is_run_only_where_the_user_says_so(models, tmp_path):
     [
         ("stereovla", {"views": {"left": "observation.images.left"}}, r"has the cameras observation.images.eye_a, "),
         ("stereovla", {"views": {"left": VIEWS["left"]}}, r"views are left, but the model sees left, right"),
+        ("stereovla", {"n_action_steps": 0}, r"n_action_steps is 0; it must be from 1 to chunk_size \(8\)"),
         ("stereovla", {"n_action_steps": 9}, r"n_action_steps is 9; it must be from 1 to chunk_size \(8\)"),
         ("stereovla", {"chunk_size": 4}, r"chunk_size is 4, but the model's is 8"),
         ("stereovla", {"weights_dtype": "float8"}, r"weights_dtype is 'float8'; valid: float32, bfloat16, float16"),
