@@ -12,7 +12,7 @@ MAX_SEED = 2**32  # recorded episodes use seeds from here on, so that no evaluat
 ROLLOUT_PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"seeds": 2, "baseline_seeds": 1, "max_steps": 6, "image_size": 64, "processes": 1},
     "demo": {"seeds": 100, "baseline_seeds": 20, "max_steps": 50},
-    "lab": {"seeds": 200, "baseline_seeds": 100},
+    "lab": {"seeds": 200, "baseline_seeds": 100, "image_size": 192},
 }
 
 
@@ -26,7 +26,7 @@ LIBERO_PRESETS: dict[str, dict[str, Any]] = {
 DELAY_PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"seeds": 1, "max_steps": 8, "image_size": 64, "processes": 1, "latencies_ms": [0, 300]},
     "demo": {"seeds": 100},
-    "lab": {"seeds": 200},
+    "lab": {"seeds": 200, "image_size": 192},
 }
 
 

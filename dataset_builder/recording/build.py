@@ -38,7 +38,7 @@ from stereovla.simulation import WorldConfig
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"train_episodes": 4, "validation_episodes": 2, "episodes_per_shard": 2, "image_size": 64, "processes": 1},
     "demo": {"train_episodes": 480, "validation_episodes": 48, "episodes_per_shard": 16},
-    "lab": {"train_episodes": 1920, "validation_episodes": 96, "episodes_per_shard": 32},
+    "lab": {"train_episodes": 1920, "validation_episodes": 96, "episodes_per_shard": 32, "image_size": 192},
 }
 # how a build runs and where to; all other options decide what it makes
 _NOT_CONTENT = ("out", "preset", "processes", "shard_index", "num_shards")
@@ -61,7 +61,7 @@ class BuildOptions(RecordingConfig, ABC):
     shard_index: int = option(0, "Which of num_shards machines this is, counted from 0; it records every N-th shard.")
     num_shards: int = option(1, "Machines that record parts of one dataset; when all are done, `merge` finishes it.")
     camera_range: str = option("small", "How far the camera pose varies: small, medium or large.")
-    image_size: int = option(128, "Side of the square views, px.")
+    image_size: int = option(128, "Side of the square views, px (preset).")
 
     def __post_init__(self):
         super().__post_init__()
