@@ -87,10 +87,6 @@ def load(options: ServingOptions) -> ServedModel:
     limit = options.max_message_mb * 2**20
     served = ServedModel(model, processor, name, fingerprint(options.model), keys, options.embodiment, limit)
     if options.compile:
-        if not hasattr(model, "compile_predict_action"):
-            raise ValueError(
-                f"the code in {name} is older than compile_predict_action; save it anew, or do not --compile"
-            )
         model.compile_predict_action()
     served.warm_up(sorted({1, min(2, options.max_batch), options.max_batch}))
     return served
