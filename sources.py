@@ -22,7 +22,7 @@ INTERFACE = {
         *("action_dim", "chunk_size", "image_size", "language_loss_weight", "max_delay", "pose_dim", "reads_depth"),
         *("state_dim", "state_history", "stereo_config"),
     ),
-    "model": ("compile_predict_action", "generate", "pointers", "predict_action", "resize_heads"),
+    "model": ("compile_predict_action", "pointers", "predict_action", "resize_heads"),
     "processor": (
         *("action_dim", "control_rates_hz", "decode_actions", "decode_boxes", "decode_depths", "decode_poses"),
         *("encode_running_actions", "norm_stats", "normalizer", "pixel_views", "pose_dim", "state_dim", "tokenizer"),
