@@ -18,6 +18,18 @@ ROOMS_OF_CODE = ("modeling_stereovla", "processing")  # what ships with a model
 DTYPES = ("float32", "bfloat16", "float16")  # of weights
 # of --run_code, in words
 RUN_CODE = "Run the code of a model on the Hub that an adapter names, also where it is not that of this installation."
+# what commands use of a checkpoint's own code, part by part, whatever kind of policy it is
+INTERFACE = {
+    "config": (
+        *("action_dim", "chunk_size", "image_size", "language_loss_weight", "max_delay", "pose_dim", "reads_depth"),
+        *("state_dim", "state_history", "stereo_config"),
+    ),
+    "model": ("compile_predict_action", "pointers", "predict_action", "resize_heads"),
+    "processor": (
+        *("action_dim", "control_rates_hz", "decode_actions", "decode_boxes", "decode_depths", "decode_poses"),
+        *("encode_running_actions", "norm_stats", "normalizer", "pixel_views", "pose_dim", "state_dim", "tokenizer"),
+    ),
+}
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # owner/name, of datasets also owner/name@revision
 
 
@@ -228,6 +240,20 @@ def load_processor(source: str, run_code: bool = False) -> Any:
         return AutoProcessor.from_pretrained(source, revision=revision, trust_remote_code=True)
 
 
+def check_interface(source: str, **parts: Any) -> None:
+    """InputError where the code of a checkpoint is not what commands use, as `INTERFACE` says.
+
+    Args:
+        parts: config, model and processor as they were loaded, or some of these.
+    """
+    lacking = [f"{part}.{name}" for part, of in parts.items() for name in INTERFACE[part] if not hasattr(of, name)]
+    if lacking:
+        raise InputError(
+            f"the code in {source!r} is older than this installation, or of no policy of this project: it lacks "
+            f"{', '.join(lacking)}; docs/hub.md, 'Checkpoints of older versions', says how to save it anew"
+        )
+
+
 def load_checkpoint(
     source: str, device: str = "cpu", run_code: bool = False, adapted: bool = True, dtype: str | None = None
 ) -> tuple[Any, Any]:
@@ -259,7 +285,9 @@ def load_checkpoint(
         else:
             name = source if adapted else adapted_model(source) or source
             model = AutoModel.from_pretrained(name, trust_remote_code=True, **cast)
-    return model.to(device).eval(), load_processor(source, run_code)
+    processor = load_processor(source, run_code)
+    check_interface(source, config=model.config, model=model, processor=processor)
+    return model.to(device).eval(), processor
 
 
 def fingerprint(source: str) -> str:

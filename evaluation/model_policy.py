@@ -11,7 +11,14 @@ from transformers import AutoConfig, AutoModel
 from stereovla.evaluation.policies import Observation, Policy
 from stereovla.evaluation.shown_geometry import shown
 from stereovla.serving.calibration_watch import watch_of
-from stereovla.sources import adapted_model, check_checkpoint, load_checkpoint, load_processor, source_of
+from stereovla.sources import (
+    adapted_model,
+    check_checkpoint,
+    check_interface,
+    load_checkpoint,
+    load_processor,
+    source_of,
+)
 
 
 def load_untrained(source: str, seed: int = 0, device: str = "cpu", run_code: bool = False) -> tuple[Any, Any]:
@@ -27,10 +34,12 @@ def load_untrained(source: str, seed: int = 0, device: str = "cpu", run_code: bo
             return model.resize_heads(processor.state_dim, processor.action_dim), processor
     with source_of(source, "checkpoint"):
         config = AutoConfig.from_pretrained(source, trust_remote_code=True)
+    processor = load_processor(source)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModel.from_config(config, trust_remote_code=True)
-    return model.to(device).eval(), load_processor(source)
+    check_interface(source, config=config, model=model, processor=processor)
+    return model.to(device).eval(), processor
 
 
 class ModelPolicy(Policy):
@@ -125,9 +134,9 @@ class ModelPolicy(Policy):
     def _continued_alike(self, observations: Sequence[Observation]) -> list[list[int]]:
         """Rows of those that continue no chunk, of those that are given one, and of those that are guided by one."""
         kinds: dict[tuple[bool, bool], list[int]] = {}
-        trained = getattr(self.model.config, "max_delay", 0)  # absent from the code of older checkpoints
         for row, o in enumerate(observations):
-            kinds.setdefault((o.running_actions is None, o.delay <= trained), []).append(row)
+            given = o.delay <= self.model.config.max_delay
+            kinds.setdefault((o.running_actions is None, given), []).append(row)
         return list(kinds.values())
 
     def _act(self, observations: Sequence[Observation]) -> list[np.ndarray]:

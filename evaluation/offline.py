@@ -10,8 +10,7 @@ import torch
 from stereovla.evaluation import metrics
 from stereovla.evaluation.held_out import HeldOutRow
 from stereovla.evaluation.model_policy import ModelPolicy
-from stereovla.evaluation.offline_geometry import Collected, GeometryEvaluation, action_errors, with_another_scene
-from stereovla.evaluation.pointed_keyframes import position_errors, told_displacements
+from stereovla.evaluation.offline_geometry import Collected, GeometryEvaluation, predicted_errors, with_another_scene
 from stereovla.evaluation.shown_geometry import controls
 
 DEPTH_TOKENS = 16  # room for an answer such as "[0.53]" and the end, even where every character is a token
@@ -36,13 +35,14 @@ class OfflineEvaluation:
         while found := list(islice(pairs, batch_size)):
             batch = [row for row, _ in found]
             count += len(batch)
-            self.actions(batch)
+            given = predicted_errors(self.policy, batch)
+            self.collected.add(**given)
             if config.language_loss_weight:  # else it has learned no answer in words
                 self.depths(batch)
                 self.boxes(batch)
                 self.keyframes(batch)
             if geometry is not None:
-                geometry.add(batch, [other for _, other in found])
+                geometry.add(batch, [other for _, other in found], given)
             if self.policy.is_stereovla and config.stereo_config is not None:
                 self.disparities(batch)
         if not count:
@@ -50,13 +50,6 @@ class OfflineEvaluation:
         return {"rows": count, **self.report(), "geometry": None if geometry is None else geometry.report()}
 
     # ------------------------------------------------------------------ questions
-
-    def actions(self, rows: Sequence[HeldOutRow]) -> None:
-        with told_displacements(self.model) as ways:
-            self.collected.add(**action_errors(self.policy, rows))
-        if ways:
-            told = position_errors(self.processor, rows, ways[0])
-            self.collected.add(**{f"pointed_{key}": values for key, values in told.items()})
 
     def depths(self, rows: Sequence[HeldOutRow]) -> None:
         for name in ("target", "gripper"):

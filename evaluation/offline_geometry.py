@@ -3,7 +3,7 @@ with others in its place (`shown_geometry`).
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,7 @@ from stereovla.evaluation.policies import Observation
 from stereovla.evaluation.shown_geometry import controls, shown
 
 ACTION_ERRORS = ("position_mm", "rotation_deg")
+POINTED_ERRORS = ("pointed_xy_cm", "pointed_z_cm")
 
 
 @dataclass
@@ -72,15 +73,22 @@ def observations(rows: Sequence[HeldOutRow], others: Sequence[HeldOutRow | None]
     ]
 
 
-def action_errors(
+def predicted_errors(
     policy: ModelPolicy, rows: Sequence[HeldOutRow], others: Sequence[HeldOutRow | None] | None = None
-) -> dict[str, np.ndarray]:
-    """As `metrics.action_errors`, of the policy's chunks for rows."""
-    predicted = np.stack(policy.act(observations(rows, others)))
+) -> dict[str, Any]:
+    """As `metrics.action_errors`, of the policy's chunks for rows, and what its pointers tell with them, as
+    `position_errors`, under POINTED_ERRORS; of one prediction.
+    """
+    with told_displacements(policy.model) as ways:
+        predicted = np.stack(policy.act(observations(rows, others)))
     steps = min(predicted.shape[1], rows[0].plan.shape[0])
     truth = np.stack([row.plan[:steps] for row in rows])
     valid = np.arange(steps) < np.array([[row.plan_length] for row in rows])
-    return metrics.action_errors(predicted[:, :steps], truth, valid)
+    errors: dict[str, Any] = metrics.action_errors(predicted[:, :steps], truth, valid)
+    if ways:
+        told = position_errors(policy.processor, rows, ways[0])
+        errors |= {f"pointed_{name}": values for name, values in told.items()}
+    return errors
 
 
 @contextmanager
@@ -100,17 +108,16 @@ class GeometryEvaluation:
         self.policy, self.model, self.processor = policy, policy.model, policy.processor
         self.collected = {name: Collected() for name in ("given", *controls(policy.model.config))}
 
-    def add(self, rows: Sequence[HeldOutRow], others: Sequence[HeldOutRow | None]) -> None:
-        """Rows, and another scene for each; without one nothing is swapped."""
+    def add(self, rows: Sequence[HeldOutRow], others: Sequence[HeldOutRow | None], given: Mapping[str, Any]) -> None:
+        """Rows, another scene for each, without which nothing is swapped, and their `predicted_errors`."""
         for name, collected in self.collected.items():
             if name == "swapped" and None in others:
                 continue
-            with showing(self.policy, name), told_displacements(self.model) as ways:
-                errors = action_errors(self.policy, rows, others)
-            collected.add(**{key: errors[key] for key in ACTION_ERRORS})
-            if ways:
-                told = position_errors(self.processor, rows, ways[0])
-                collected.add(**{f"keyframe_{key}": values for key, values in told.items()})
+            errors = given
+            if name != "given":
+                with showing(self.policy, name):
+                    errors = predicted_errors(self.policy, rows, others)
+            collected.add(**{key: errors[key] for key in (*ACTION_ERRORS, *POINTED_ERRORS) if key in errors})
             if getattr(self.model.config, "depth_config", None) is not None and any(row.depths for row in rows):
                 self.depth_maps(name, rows, others)
 
@@ -149,7 +156,7 @@ class GeometryEvaluation:
     def of(self, data: Collected) -> dict[str, Any]:
         report: dict[str, Any] = {
             "action": {name: metrics.summary(data.array(name)) for name in ACTION_ERRORS},
-            "keyframe": {name: metrics.summary(data.array(f"keyframe_{name}")) for name in ("xy_cm", "z_cm")},
+            "keyframe": {name.removeprefix("pointed_"): metrics.summary(data.array(name)) for name in POINTED_ERRORS},
         }
         if getattr(self.model.config, "depth_config", None) is not None:
             keys = ("relative", "squared", "right", "pixels", "l_si")

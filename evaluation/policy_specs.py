@@ -9,6 +9,7 @@ from stereovla.sources import (
     InputError,
     adapted_model,
     check_checkpoint,
+    check_interface,
     fingerprint,
     load_checkpoint,
     source_of,
@@ -85,6 +86,8 @@ def check_shown(spec: str, shown: str) -> None:
     source = spec.removeprefix(UNTRAINED)
     source = adapted_model(source) or source
     with source_of(source, "checkpoint"):
-        possible = controls(AutoConfig.from_pretrained(source, trust_remote_code=True))
+        config = AutoConfig.from_pretrained(source, trust_remote_code=True)
+    check_interface(source, config=config)
+    possible = controls(config)
     if shown not in possible:
         raise InputError(f"--shown is {shown}, but {spec} can be shown {', '.join(('given', *possible))}")

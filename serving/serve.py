@@ -97,10 +97,6 @@ def load(options: ServingOptions) -> ServedModel:
     keys = read_keys(options.keys) if options.keys else None
     served = load_model(options, keys=keys, embodiment=options.embodiment, limit=options.max_message_mb * 2**20)
     if options.compile:
-        if not hasattr(served.model, "compile_predict_action"):
-            raise ValueError(
-                f"the code in {served.name} is older than compile_predict_action; save it anew, or do not --compile"
-            )
         served.model.compile_predict_action()
     served.warm_up(sorted({1, min(2, options.max_batch), options.max_batch}))
     return served

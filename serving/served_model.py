@@ -80,6 +80,7 @@ class ServedModel:
         )
         self.watch = watch_of(model, processor)
         self.named = hasattr(processor, "views")  # whether the processor takes views by name; else it takes a pair
+        self.continues = model.config.model_type != "pi0_policy"  # transformers' PI0 begins every chunk anew
         if not processor.norm_stats:
             raise ValueError(f"{name} has no statistics of any robot (norm_stats): its actions have no units")
         self.keys = ObservationKeys(
@@ -112,7 +113,7 @@ class ServedModel:
             "model": self.name,
             "revision": self.revision,
             "chunk_size": config.chunk_size,
-            "max_delay": getattr(config, "max_delay", None),  # absent from the code of older checkpoints
+            "max_delay": config.max_delay if self.continues else None,
             "state_history": config.state_history,
             "image_size": [config.image_size, config.image_size],
             "views": list(keys.views),
@@ -188,10 +189,8 @@ class ServedModel:
     def _running(self, observation: Observation) -> dict[str, torch.Tensor]:
         if observation.running_actions is None:
             return {}
-        if not hasattr(self.model.config, "max_delay"):
-            raise ValueError(
-                f"the code in {self.name} is older than real-time chunking; save it anew, or send no running_actions"
-            )
+        if not self.continues:
+            raise ValueError(f"{self.name} is transformers' PI0 and begins every chunk anew; send no running_actions")
         actions = self.processor.encode_running_actions([observation.running_actions], observation.embodiment)
         length = len(observation.running_actions)
         if observation.delay > length:
@@ -305,7 +304,7 @@ class ServedModel:
         inputs = dict(self.processor(**given, check_stereo=False))
         noise = torch.zeros(1, self.model.config.chunk_size, self.model.config.action_dim)
         kinds: list[dict[str, torch.Tensor]] = [{}]
-        if hasattr(self.model.config, "max_delay"):  # and those that continue a chunk, which is given or guides them
+        if self.continues:  # and those that continue a chunk, which is given or guides them
             longer = self.model.config.max_delay + 1
             delays = {1, longer} if longer <= self.model.config.chunk_size else {1}
             kinds += [{"running_actions": noise, "delay": torch.tensor([delay])} for delay in sorted(delays)]

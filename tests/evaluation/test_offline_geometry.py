@@ -122,6 +122,18 @@ def test_the_report_has_what_was_predicted(policy, rows):
         assert found[name]["depth_map"]["left"]["count"] == len(rows)
 
 
+def test_each_row_is_predicted_once_for_each_that_is_shown(policy, rows, monkeypatch):
+    asked, predict = [], policy.model.predict_action
+
+    def predicted(**inputs):
+        asked.append(len(inputs["state"]))
+        return predict(**inputs)
+
+    monkeypatch.setattr(policy.model, "predict_action", predicted)
+    OfflineEvaluation(policy).evaluate(rows, batch_size=5)
+    assert asked == [5] * len(SHOWN) + [3] * len(SHOWN)
+
+
 def test_a_right_way_to_the_keyframe_is_no_error(policy, rows):
     """The way that the processor writes as the target, told by the pointers."""
     targets = policy.processor(

@@ -10,6 +10,7 @@ from stereovla.serving.client import PolicyClient, PolicyError
 from stereovla.serving.observation_keys import Observation
 from stereovla.serving.served_model import ServedModel
 from stereovla.sources import load_checkpoint
+from stereovla.training.models import untrained
 
 STATE = np.array([0.5, 0.0, 0.2, 0.0, 0.0, 0.1, 1.0], np.float32)
 RUNNING = np.random.default_rng(0).uniform(-0.03, 0.03, (5, 7)).astype(np.float32)
@@ -90,3 +91,21 @@ def test_what_cannot_be_continued_is_refused_in_words(served, given, words):
     with pytest.raises(PolicyError, match=words) as error:
         served.predict(*views(served), WORDS, STATE, EMBODIMENT, **given)
     assert error.value.kind == "invalid_input"
+
+
+def test_a_pi0_is_served_and_continues_nothing():
+    statistics = {
+        name: {"q01": [-1.0] * 7, "q99": [1.0] * 7, "mean": [0.0] * 7, "std": [1.0] * 7}
+        for name in ("state", "action", "keyframe_pose")
+    }
+    meta = {"tasks": [WORDS], "stats": {EMBODIMENT: statistics}, "fps": 10.0, "state_dim": 7, "action_dim": 7}
+    served = ServedModel(*untrained("pi0-tiny", meta), "pi0")
+    served.warm_up([1])
+    assert served.metadata()["max_delay"] is None
+    images, random = {"left": stereo_pair()[0]}, np.random.default_rng(0)
+    (answer,) = served.predict([served.prepare(Observation(images, WORDS, STATE, EMBODIMENT), random)])
+    assert answer["actions"].shape == (8, 7)
+    with pytest.raises(ValueError, match="pi0 is transformers' PI0 and begins every chunk anew; send no running_act"):
+        served.prepare(Observation(images, WORDS, STATE, EMBODIMENT, running_actions=RUNNING, delay=1), random)
+    with pytest.raises(ValueError, match="PI0 is not compiled as a whole; a DepthVLA without depth expert"):
+        served.model.compile_predict_action()

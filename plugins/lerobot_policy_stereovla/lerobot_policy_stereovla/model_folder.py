@@ -11,6 +11,12 @@ from huggingface_hub import snapshot_download
 
 MODEL = "model"  # folder of the model within that of a policy
 WEIGHTS_DTYPES = ("float32", "bfloat16", "float16", "saved")
+# what the policy uses of the model's own code, part by part
+_INTERFACE = {
+    "config": ("chunk_size", "reads_depth", "state_history"),
+    "model": ("freeze", "pointers", "predict_action", "resize_heads"),
+    "processor": ("control_rates_hz", "decode_actions", "norm_stats", "num_turns", "pixel_views", "state_names"),
+}
 _LEROBOTS = ("config.json", "train_config.json")  # files of a policy that hold its config
 
 
@@ -103,7 +109,7 @@ def load_model(folder: Path, kind: str, may_run_code: bool, untrained: bool, wei
         untrained: draw fresh weights from torch's generator instead of reading them.
 
     Raises:
-        ValueError: its code may not run, or weights are missing or superfluous.
+        ValueError: its code may not run, or is older than this plugin, or weights are missing or superfluous.
     """
     from transformers import AutoConfig, AutoModel, AutoProcessor  # takes seconds
 
@@ -122,7 +128,15 @@ def load_model(folder: Path, kind: str, may_run_code: bool, untrained: bool, wei
             raise ValueError(
                 f"the weights in {folder} are not the model's: {', '.join(wrong[:5])} ({len(wrong)} in all)"
             )
-    return model.eval(), AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    parts = {"config": model.config, "model": model, "processor": processor}
+    used = [(part, name) for part, names in _INTERFACE.items() for name in names]
+    if lacking := [f"{part}.{name}" for part, name in used if not hasattr(parts[part], name)]:
+        raise ValueError(
+            f"the code in {folder} is older than this plugin: it lacks {', '.join(lacking)}; save it anew, as "
+            "docs/hub.md of stereovla says under 'Checkpoints of older versions'"
+        )
+    return model.eval(), processor
 
 
 def save_model(folder: Path, model: Any, processor: Any, state_dict: dict[str, torch.Tensor] | None = None) -> None:

@@ -247,3 +247,13 @@ def test_pictures_are_seen_as_they_are(models):
     wrong[VIEWS["left"]] = wrong[VIEWS["left"]] * 255
     with pytest.raises(ValueError, match=r"has values from .* expected 0 to 1"):
         before(wrong)
+
+
+def test_code_that_is_older_says_so(models, tmp_path):
+    folder = shutil.copytree(models["stereovla"], tmp_path / "old")
+    code = folder / "policy_processor.py"
+    text = code.read_text(encoding="utf-8")
+    assert "def decode_actions(" in text
+    code.write_text(text.replace("def decode_actions(", "def _decode_actions("), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"older than this plugin: it lacks processor\.decode_actions; save it anew"):
+        new_policy("stereovla", folder)
