@@ -30,6 +30,7 @@ OTHERS = {
         "depth_expert",
         "device",
         "eval",
+        "generate",
         "model",
         "parameters",
         "to",
