@@ -363,6 +363,13 @@ TOOL, HERE = (np.array([0.5, 0.0, 0.3]), 0.0), np.zeros(2)
 
 
 @pytest.mark.parametrize("yaw", [0.0, 0.4, -1.2])
+def test_a_world_without_an_episode_says_so():
+    world = LiberoWorld(LiberoConfig(tasks=(0,)))
+    for use in (world.observe, world.state, lambda: world.step(np.zeros(7))):
+        with pytest.raises(RuntimeError, match="no episode yet: call reset"):
+            use()
+
+
 def test_the_turn_of_the_hand_is_robosuites():
     """Also where rounding has left w beyond 1, which has no root."""
     from robosuite.utils.transform_utils import quat2axisangle
