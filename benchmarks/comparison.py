@@ -203,10 +203,10 @@ class Runner:
             raise RuntimeError(f"stereovla {stage} failed; the end of {log}:\n{end_of(log)}")
 
 
-def end_of(log: Path, most: int = 2000) -> str:
-    """Its last bytes."""
+def end_of(log: Path) -> str:
+    """Its last 2,000 bytes."""
     with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - most))
+        file.seek(max(0, log.stat().st_size - 2000))
         return file.read().decode(errors="replace")
 
 

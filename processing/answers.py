@@ -60,15 +60,12 @@ def value_text(values: Any, decimals: int) -> str:
     return "[" + ",".join(str(number + 0) for number in rounded) + "]"  # "+ 0" turns -0.00 into 0.00
 
 
-def parse_values(text: str, count: int | None = None) -> list[float]:
-    """Inverse of `value_text`; ValueError when `text` is no such list, or not of `count` numbers."""
+def parse_values(text: str) -> list[float]:
+    """Inverse of `value_text`; ValueError when `text` is no such list."""
     match = re.fullmatch(_LIST, text.strip())
     if match is None:
         raise ValueError(f"{text!r} is no list of numbers such as '[0.53]' or '[0.53,1.21]'")
-    values = [float(number) for number in match.group(1).split(",")]
-    if count is not None and len(values) != count:
-        raise ValueError(f"{text!r} has {len(values)} numbers, expected {count}")
-    return values
+    return [float(number) for number in match.group(1).split(",")]
 
 
 @dataclass(frozen=True)

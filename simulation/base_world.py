@@ -20,6 +20,7 @@ class BaseWorld(ABC):
     Attributes:
         views: names of those beside the pair.
         facts: what else is recorded of an evaluated episode.
+        robot: its arm; None before the first episode.
         data: of the simulator.
         rest_z: heights in m, in the base frame, of the objects at the start.
         target_index: of the target among the objects.
@@ -28,6 +29,7 @@ class BaseWorld(ABC):
 
     views: ClassVar[tuple[str, ...]] = ()
     facts: ClassVar[dict[str, int]] = {}
+    robot: Any = None
     data: mujoco.MjData
     rest_z: list[float]
     target_index: int
@@ -41,6 +43,10 @@ class BaseWorld(ABC):
     @abstractmethod
     def reset(self, seed: int) -> None:
         """Begins the episode of `seed`, an int >= 0."""
+
+    def _check_reset(self) -> None:
+        if self.robot is None:
+            raise RuntimeError("the world has no episode yet: call reset(seed) first")
 
     @abstractmethod
     def state(self) -> np.ndarray:

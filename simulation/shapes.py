@@ -62,8 +62,9 @@ def lathe(profile: Sequence[tuple[float, float]], sides: int = 28) -> Mesh:
     return np.concatenate(vertices)[used], faces.reshape(-1, 3)
 
 
-def tube(path: np.ndarray, radius: float, sides: int = 6) -> Mesh:
-    """A bent round bar in the plane y = 0 along `path` (n, 3), open at its ends."""
+def tube(path: np.ndarray, radius: float) -> Mesh:
+    """A bent bar of six sides in the plane y = 0 along `path` (n, 3), open at its ends."""
+    sides = 6
     direction = np.gradient(path, axis=0)
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     across = np.array([0.0, 1.0, 0.0])

@@ -48,10 +48,6 @@ class World(BaseWorld):
         self.robot: Robot | None = None
         self.objects: list[TableObject] = []
 
-    def _check_reset(self) -> None:
-        if self.robot is None:
-            raise RuntimeError("the world has no episode yet: call reset(seed) first")
-
     # ------------------------------------------------------------------ episode
 
     @staticmethod

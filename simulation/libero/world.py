@@ -217,12 +217,14 @@ class LiberoWorld(BaseWorld):
         """float32 (7,): tool x, y, z in the base frame (m), roll, pitch, yaw (rad; 0 = pointing straight down, fingers
         opening along base y), gripper opening [0, 1]; or LIBERO's own (8,), see `LiberoRobot`.
         """
+        self._check_reset()
         return self.robot.state()
 
     def step(self, action: np.ndarray) -> None:
         """0.1 s of physics with an action (7,) as `World.step` has it, or 0.05 s with LIBERO's own, see
         `LiberoRobot`.
         """
+        self._check_reset()
         action = np.asarray(action, np.float64)
         if action.shape != (self.robot.size,) or not np.isfinite(action).all():
             raise ValueError(f"action must be {self.robot.size} finite numbers, not {action!r}")
@@ -262,6 +264,7 @@ class LiberoWorld(BaseWorld):
         are mirrored left to right, as in its datasets once they are turned by 180 degrees, and there is neither
         calibration nor label.
         """
+        self._check_reset()
         renderer = self._aimed_renderer()
         renderer.update(self.data)
         left, depth = renderer.color(self.data, 0, depth=labels)
@@ -314,10 +317,10 @@ class LiberoWorld(BaseWorld):
         return np.append(body_ids[model.geom_bodyid], np.uint8(BACKGROUND))
 
     def close(self) -> None:
-        """Frees renderer and scene; the world may be used again and then opens new ones."""
+        """Frees renderer and scene; the world may be used again, from another `reset` on, and then opens new ones."""
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
         if self.scene is not None:
             self.scene.close()
-            self.scene, self._number = None, -1
+            self.scene, self.robot, self._number = None, None, -1

@@ -92,6 +92,23 @@ def test_wrong_options_are_named(options, words):
         LiberoConfig(**options)
 
 
+def test_a_world_without_an_episode_says_so():
+    world = LiberoWorld(LiberoConfig(tasks=(0,)))
+    for use in (world.observe, world.state, lambda: world.step(np.zeros(7))):
+        with pytest.raises(RuntimeError, match="no episode yet: call reset"):
+            use()
+
+
+def test_the_turn_of_the_hand_is_robosuites():
+    """Also where rounding has left w beyond 1, which has no root."""
+    from robosuite.utils.transform_utils import quat2axisangle
+
+    quaternions = np.random.default_rng(0).standard_normal((50, 4))
+    quaternions /= np.linalg.norm(quaternions, axis=1, keepdims=True)
+    for quaternion in (*quaternions, np.eye(4)[0], -np.eye(4)[0], np.array([np.nextafter(1, 2), 0, 0, 0])):
+        np.testing.assert_allclose(openpi_turn(quaternion), quat2axisangle(quaternion[[1, 2, 3, 0]].copy()), atol=1e-9)
+
+
 # ---- cameras ---------------------------------------------------------------------------------------------------------
 
 
@@ -363,16 +380,6 @@ TOOL, HERE = (np.array([0.5, 0.0, 0.3]), 0.0), np.zeros(2)
 
 
 @pytest.mark.parametrize("yaw", [0.0, 0.4, -1.2])
-def test_the_turn_of_the_hand_is_robosuites():
-    """Also where rounding has left w beyond 1, which has no root."""
-    from robosuite.utils.transform_utils import quat2axisangle
-
-    quaternions = np.random.default_rng(0).standard_normal((50, 4))
-    quaternions /= np.linalg.norm(quaternions, axis=1, keepdims=True)
-    for quaternion in (*quaternions, np.eye(4)[0], -np.eye(4)[0], np.array([np.nextafter(1, 2), 0, 0, 0])):
-        np.testing.assert_allclose(openpi_turn(quaternion), quat2axisangle(quaternion[[1, 2, 3, 0]].copy()), atol=1e-9)
-
-
 def test_a_narrow_thing_is_grasped_across(yaw):
     grasp = choose_grasp(
         box((0.12, 0.04, 0.05), (0.5, 0.1, 0.025), yaw), rpy_to_matrix(np.array([0, 0, yaw])), 0.0, TOOL, HERE, nothing
