@@ -204,11 +204,12 @@ def _record_shard(task: Task) -> None:
         rows,
         temporary=_worker["partial"] / f"{task.path.name}.{os.getpid()}",
         info={"failures": dict(sorted(failures.items())), "episodes": len(task.episodes)},
-        layout=_layout(rows[0], config.plan_length),
+        layout=layout_of(rows[0], config.plan_length),
     )
 
 
-def _layout(row: dict[str, Any], plan_length: int) -> Features:
-    """Of the rows that are like `row`."""
+def layout_of(row: dict[str, Any], plan_length: int) -> Features:
+    """Of the rows that are like `row`, whose columns it has: demonstrations have neither plans nor keyframes."""
     state, action = len(row["observation.state"]), len(row["action"])
-    return schema.features(plan_length, state, action, [column.key for column in schema.columns_of(row)])
+    columns = [column.key for column in schema.columns_of(row) if column.key in row]
+    return schema.features(plan_length, state, action, columns)

@@ -12,6 +12,8 @@ from command_lines import data as main  # noqa: E402
 from command_lines import push  # noqa: E402
 
 from stereovla.dataset_builder.dataset import schema, shards  # noqa: E402
+from stereovla.dataset_builder.dataset.statistics import compute_statistics  # noqa: E402
+from stereovla.dataset_builder.recording.build import layout_of  # noqa: E402
 from stereovla.dataset_builder.recording.libero import LiberoBuildConfig  # noqa: E402
 from stereovla.dataset_builder.recording.libero_demonstrations import DemonstrationsConfig  # noqa: E402
 from stereovla.dataset_builder.recording.libero_recorder import IN_A_ROW  # noqa: E402
@@ -126,7 +128,7 @@ def files(tmp_path_factory):
     return folder, np.array(poses), end
 
 
-def test_demonstrations_are_rendered_as_they_were(files):
+def test_demonstrations_are_rendered_as_they_were(files, tmp_path):
     folder, poses, _ = files
     config = DemonstrationsConfig(out="x", demonstrations=str(folder), image_size=SIZE)
     assert (config.train_episodes, config.validation_episodes) == (1, 0)
@@ -141,6 +143,11 @@ def test_demonstrations_are_rendered_as_they_were(files):
     grips = [row["action"][6] for row in rows]
     assert grips[0] == 1.0 and -1.0 in grips
     assert failures in ([], [NOT_SOLVED])  # the last state is one step before the end
+    layout = layout_of(rows[0], config.plan_length)
+    assert not {"action_plan", "keyframe_pose"} & {*layout}
+    shards.write_shard(path := tmp_path / "shard.parquet", rows, temporary=tmp_path / "temporary", layout=layout)
+    statistics = compute_statistics([path])["libero_panda"]
+    assert {*statistics} == {"action", "state"} and all(len(of["mean"]) == 7 for of in statistics.values())
 
 
 def test_the_last_state_decides_also_where_it_is_no_frame(files, tmp_path):
