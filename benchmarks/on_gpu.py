@@ -10,8 +10,8 @@ does (`--parts "StereoVLA, pose tokens, graphs" ...`). Every number is a line of
 FOLDER/table.md as soon as it is there.
 
 Ways: "plain" is eager; "graphs" holds eager's kernels in CUDA graphs; "compiled" has kernels of its own; "compiled,
-graphs" both (mode="reduce-overhead"). Elsewhere than on a GPU there are no CUDA graphs, and their ways measure what is
-left of them. Times are medians of single calls, memory is what a call needs beyond all that is held.
+graphs" both (mode="reduce-overhead"). Elsewhere than on a GPU there are no CUDA graphs: their ways measure what is left
+of them, and the title of the table says so. Times are medians of single calls, memory is what a call needs beyond all that is held.
 """
 
 import copy
@@ -321,6 +321,8 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(f"--device is {options.device}, but there is no GPU here; --device cpu proves the script")
     device = torch.cuda.get_device_name(options.device) if options.device.startswith("cuda") else options.device
     title = f"{device}, torch {torch.__version__}; {options.stereovla}, {options.depthvla}, chunks in {options.dtype}"
+    if not options.device.startswith("cuda"):
+        title += "; no CUDA graphs here: graphs is plain by torch.compile, compiled, graphs is compiled"
     results = Results(Path(options.out), title)
     bench = Bench(options, results)
     parts = parts_of(bench)

@@ -17,6 +17,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "on_gpu.sh"
 def rows_of(folder: Path) -> list[dict]:
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     table = (folder / "table.md").read_text().splitlines()
+    assert "; no CUDA graphs here: " in table[0]
     assert table[2] == "| part | way | what | value | unit |" and len(table) == 4 + len(rows)
     return rows
 
