@@ -184,12 +184,14 @@ def parameter_table(model: Model) -> list[tuple[str, int]]:
 Stages = dict[str, Callable[[], object]]
 
 
-def expert_stage(model: Model, prefix: Prefix, seen: ModelOutput, inputs: dict, noise: torch.Tensor) -> Stages:
+def expert_stage(
+    model: Model, prefix: Prefix, seen: ModelOutput, inputs: dict, noise: torch.Tensor, steps: int
+) -> Stages:
     tokens, _ = model._state_tokens(inputs["state"], inputs["input_ids"], None, seen, facing=inputs.get("facing"))
-    return {f"action expert, {STEPS} steps": lambda: model._integrate(prefix, tokens, Beginning(STEPS, noise))}
+    return {f"action expert, {steps} steps": lambda: model._integrate(prefix, tokens, Beginning(steps, noise))}
 
 
-def stereovla_stages(model: StereoVLAForActionPrediction, inputs: dict, noise: torch.Tensor) -> Stages:
+def stereovla_stages(model: StereoVLAForActionPrediction, inputs: dict, noise: torch.Tensor, steps: int) -> Stages:
     towers, pixels = model.model.visual_tokens, inputs["pixel_values"].to(model.dtype)
     embeds = model.model.embed(inputs["input_ids"], towers(pixels).tokens)
 
@@ -216,11 +218,11 @@ def stereovla_stages(model: StereoVLAForActionPrediction, inputs: dict, noise: t
         "visual tokens, all": lambda: towers(pixels),
         "prefill": lambda: prefill(RecordingCache()),
         f"chain of thought, {model.config.pose_dim + 1} tokens": thought,
-        **expert_stage(model, Prefix.of(recorded.stream, None), seen, inputs, noise),
+        **expert_stage(model, Prefix.of(recorded.stream, None), seen, inputs, noise, steps),
     }
 
 
-def depthvla_stages(model: DepthVLAForActionPrediction, inputs: dict, noise: torch.Tensor) -> Stages:
+def depthvla_stages(model: DepthVLAForActionPrediction, inputs: dict, noise: torch.Tensor, steps: int) -> Stages:
     inside, expert, pixels = model.model, model.model.depth_expert, inputs["pixel_values"].to(model.dtype)
     tokens = expert.embed(pixels, None)
     given = {name: inputs[name] for name in ("input_ids", "pixel_values")}
@@ -230,17 +232,19 @@ def depthvla_stages(model: DepthVLAForActionPrediction, inputs: dict, noise: tor
         "depth encoder": lambda: expert.embed(pixels, None),
         "depth decoder": lambda: expert.run(tokens, None),
         "prefix, all": lambda: inside(**given),
-        **expert_stage(model, seen.prefix, seen, inputs, noise),
+        **expert_stage(model, seen.prefix, seen, inputs, noise, steps),
     }
 
 
-def stages_of(model: Model, inputs: dict, noise: torch.Tensor) -> Stages:
+def stages_of(model: Model, inputs: dict, noise: torch.Tensor, steps: int = STEPS) -> Stages:
     """The parts of a chunk, which are called without gradients."""
     of_stereovla = isinstance(model, StereoVLAForActionPrediction)
-    return (stereovla_stages if of_stereovla else depthvla_stages)(model, inputs, noise)
+    return (stereovla_stages if of_stereovla else depthvla_stages)(model, inputs, noise, steps)
 
 
-def pi0_chunk(theirs: PI0ForConditionalGeneration, inputs: dict, noise: torch.Tensor) -> Callable[[], torch.Tensor]:
+def pi0_chunk(
+    theirs: PI0ForConditionalGeneration, inputs: dict, noise: torch.Tensor, steps: int = STEPS
+) -> Callable[[], torch.Tensor]:
     """A chunk of PI0's for the same prompt and the first view."""
     batch, device, dtype = len(noise), noise.device, theirs.dtype
     arguments = {
@@ -251,7 +255,7 @@ def pi0_chunk(theirs: PI0ForConditionalGeneration, inputs: dict, noise: torch.Te
         "pixel_attention_mask": torch.ones(batch, 1, dtype=torch.bool, device=device),
         "noise": noise.to(dtype),
     }
-    return lambda: theirs.sample_actions(**arguments, num_steps=STEPS)
+    return lambda: theirs.sample_actions(**arguments, num_steps=steps)
 
 
 @torch.inference_mode()

@@ -10,8 +10,9 @@ does (`--parts "StereoVLA, pose tokens, graphs" ...`). Every number is a line of
 FOLDER/table.md as soon as it is there.
 
 Ways: "plain" is eager; "graphs" holds eager's kernels in CUDA graphs; "compiled" has kernels of its own; "compiled,
-graphs" both (mode="reduce-overhead"). Elsewhere than on a GPU there are no CUDA graphs, and their ways measure what is
-left of them. Times are medians of single calls, memory is what a call needs beyond all that is held.
+graphs" both (mode="reduce-overhead"). Elsewhere than on a GPU there are no CUDA graphs: their ways measure what is left
+of them, and the title of the table says so. Times are medians of single calls, memory is what a call needs beyond all
+that is held.
 """
 
 import copy
@@ -74,6 +75,7 @@ class GpuOptions:
     minutes: float = field(default=8.0, metadata={"help": "After which no part goes on."})
     repeats: int = field(default=20, metadata={"help": "Measurements of each chunk and stage; of training steps 3."})
     batch_size: int = field(default=16, metadata={"help": "Samples of a training step."})
+    num_steps: int = field(default=STEPS, metadata={"help": "Euler steps of a chunk."})
     lora_rank: int = field(default=32, metadata={"help": "Of the adapters that are trained."})
     parts: list[str] | None = field(default=None, metadata={"help": "Names of the parts to run, in place of all."})
 
@@ -171,9 +173,9 @@ class Bench:
         count = sum(parameter.numel() for parameter in model.parameters())
         self.results.add(part, "plain", "parameters", count / 1e6, "M")
         for way, chosen in thoughts(model).items():
-            chunk = partial(model.predict_action, **inputs, **chosen, noise=noise, num_steps=STEPS)
+            chunk = partial(model.predict_action, **inputs, **chosen, noise=noise, num_steps=self.options.num_steps)
             self.time(part, "plain", f"chunk{way}", chunk, memory=True)
-        for stage, function in stages_of(model, inputs, noise).items():
+        for stage, function in stages_of(model, inputs, noise, self.options.num_steps).items():
             self.time(part, "plain", stage, function)
 
     @torch.no_grad()
@@ -183,7 +185,13 @@ class Bench:
         inputs, noise = self.inputs(model.config)
         model.compile_predict_action(dynamic=False, **COMPILED[way])
         try:
-            chunk = partial(model.predict_action, **inputs, **thoughts(model)[thought], noise=noise, num_steps=STEPS)
+            chunk = partial(
+                model.predict_action,
+                **inputs,
+                **thoughts(model)[thought],
+                noise=noise,
+                num_steps=self.options.num_steps,
+            )
             self.time(part, way, f"chunk{thought}", chunk, memory=True)
         finally:
             del model._act  # the plain one again
@@ -194,7 +202,7 @@ class Bench:
         """Stages, each compiled alone, but for generated words, which write into a cache that is there."""
         model = getattr(self, name)
         inputs, noise = self.inputs(model.config)
-        for stage, function in stages_of(model, inputs, noise).items():
+        for stage, function in stages_of(model, inputs, noise, self.options.num_steps).items():
             if not stage.startswith("chain of thought"):
                 self.time(part, way, stage, torch.compile(function, dynamic=False, **COMPILED[way]))
         torch._dynamo.reset()
@@ -205,7 +213,7 @@ class Bench:
         config = self.depthvla.config
         theirs = build_pi0(config, self.sizes(self.options.depthvla), config.vlm_config.vision_config)
         inputs, noise = self.inputs(config)
-        chunk = pi0_chunk(theirs, inputs, noise)
+        chunk = pi0_chunk(theirs, inputs, noise, self.options.num_steps)
         if way != "plain":
             chunk = torch.compile(chunk, dynamic=False, **COMPILED[way])
         self.time(part, way, "chunk", chunk, memory=True)
@@ -242,7 +250,7 @@ class Bench:
         self.drop()
         model = build(self.sizes(preset, "float32"))
         inputs, noise = self.inputs(model.config)
-        predict = {**thoughts(model)[""], **inputs, "noise": noise, "num_steps": STEPS}
+        predict = {**thoughts(model)[""], **inputs, "noise": noise, "num_steps": self.options.num_steps}
         exact = model.predict_action(**predict).double()
         for name in ("bfloat16", "float16"):
             chunk = copy.deepcopy(model).to(DTYPES[name]).predict_action(**predict).double()
@@ -321,6 +329,9 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(f"--device is {options.device}, but there is no GPU here; --device cpu proves the script")
     device = torch.cuda.get_device_name(options.device) if options.device.startswith("cuda") else options.device
     title = f"{device}, torch {torch.__version__}; {options.stereovla}, {options.depthvla}, chunks in {options.dtype}"
+    title += f", {options.num_steps} Euler steps"
+    if not options.device.startswith("cuda"):
+        title += "; no CUDA graphs here: graphs is plain by torch.compile, compiled, graphs is compiled"
     results = Results(Path(options.out), title)
     bench = Bench(options, results)
     parts = parts_of(bench)

@@ -106,8 +106,9 @@ def all_pairs_correlation(left: torch.Tensor, right: torch.Tensor) -> torch.Tens
 
 def regress_disparity(logits: torch.Tensor) -> torch.Tensor:
     """Expected disparity in feature pixels, (B, 1, H, W), float32, of scores (B, 1, D, H, W): a soft argmax over D."""
-    bins = torch.arange(logits.shape[2], device=logits.device, dtype=torch.float32)
-    return torch.einsum("bcdhw,d->bchw", logits.float().softmax(2), bins)
+    shares = logits.float().softmax(2)
+    bins = torch.arange(logits.shape[2], device=logits.device, dtype=shares.dtype)
+    return torch.einsum("bcdhw,d->bchw", shares, bins)
 
 
 def known_disparity(

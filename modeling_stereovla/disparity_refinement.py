@@ -75,5 +75,6 @@ class DisparityRefinement(nn.Module):
         window = window.to(left.dtype)
         hidden = F.relu(self.near(torch.cat([window, F.relu(left), (coarse - centre).to(left.dtype)], dim=1)))
         scores = self.score(hidden + F.relu(self.wide(hidden)))
-        offsets = torch.arange(-self.radius, self.radius + 1, device=left.device, dtype=torch.float32)
-        return centre + torch.einsum("bkhw,k->bhw", scores.float().softmax(1), offsets)[:, None]
+        shares = scores.float().softmax(1)
+        offsets = torch.arange(-self.radius, self.radius + 1, device=left.device, dtype=shares.dtype)
+        return centre + torch.einsum("bkhw,k->bhw", shares, offsets)[:, None]

@@ -80,7 +80,8 @@ class ServedModel:
         )
         self.watch = watch_of(model, processor)
         self.named = hasattr(processor, "views")  # whether the processor takes views by name; else it takes a pair
-        self.continues = model.config.model_type != "pi0_policy"  # transformers' PI0 begins every chunk anew
+        # transformers' own PI0 begins every chunk anew and writes nothing
+        self.is_pi0 = model.config.model_type == "pi0_policy"
         if not processor.norm_stats:
             raise ValueError(f"{name} has no statistics of any robot (norm_stats): its actions have no units")
         self.keys = ObservationKeys(
@@ -100,7 +101,8 @@ class ServedModel:
         return "known" if self.model.config.calibration_dropout else "needed"
 
     def _outputs(self) -> tuple[str, ...]:
-        keyframe = all("keyframe_pose" in statistics for statistics in self.processor.norm_stats.values())
+        known = all("keyframe_pose" in statistics for statistics in self.processor.norm_stats.values())
+        keyframe = known and not self.is_pi0
         depth = getattr(self.model.config, "depth_config", None) is not None
         disparity = not self.named and self.model.config.stereo_config is not None
         asked = {"keyframe": keyframe, "disparity": disparity, "depth": depth}
@@ -113,7 +115,7 @@ class ServedModel:
             "model": self.name,
             "revision": self.revision,
             "chunk_size": config.chunk_size,
-            "max_delay": config.max_delay if self.continues else None,
+            "max_delay": None if self.is_pi0 else config.max_delay,
             "state_history": config.state_history,
             "image_size": [config.image_size, config.image_size],
             "views": list(keys.views),
@@ -189,7 +191,7 @@ class ServedModel:
     def _running(self, observation: Observation) -> dict[str, torch.Tensor]:
         if observation.running_actions is None:
             return {}
-        if not self.continues:
+        if self.is_pi0:
             raise ValueError(f"{self.name} is transformers' PI0 and begins every chunk anew; send no running_actions")
         actions = self.processor.encode_running_actions([observation.running_actions], observation.embodiment)
         length = len(observation.running_actions)
@@ -304,7 +306,7 @@ class ServedModel:
         inputs = dict(self.processor(**given, check_stereo=False))
         noise = torch.zeros(1, self.model.config.chunk_size, self.model.config.action_dim)
         kinds: list[dict[str, torch.Tensor]] = [{}]
-        if self.continues:  # and those that continue a chunk, which is given or guides them
+        if not self.is_pi0:  # and those that continue a chunk, which is given or guides them
             longer = self.model.config.max_delay + 1
             delays = {1, longer} if longer <= self.model.config.chunk_size else {1}
             kinds += [{"running_actions": noise, "delay": torch.tensor([delay])} for delay in sorted(delays)]

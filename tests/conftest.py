@@ -39,3 +39,11 @@ def fresh(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fresh")
     with forks(folder, offline(folder / "home")) as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def trained_policy(tmp_path_factory):
+    """Folder of a policy that picks things up, which takes minutes to train; see `trained_policy`."""
+    from trained_policy import train_policy
+
+    return train_policy(tmp_path_factory.mktemp("trained"))

@@ -190,23 +190,33 @@ def test_a_training_step_breaks_where_its_targets_are_found_alone(name):
     assert sizes[-1] > 300 and sum(sizes[:-1]) < 30  # one graph of all, and what finds targets
 
 
+def in_float64(name: str) -> torch.Tensor:
+    """The chunk of a case with weights and inputs in float64."""
+    model, inputs = case(name)
+    doubled = {
+        key: value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        for key, value in inputs.items()
+    }
+    with float64_throughout():
+        return model.double().predict_action(**doubled)
+
+
+@pytest.mark.parametrize("name", ["points", "guided"])
+def test_plain_chunks_are_exact(name):
+    model, inputs = case(name)
+    expected = in_float64(name)
+    assert expected.dtype == torch.float64
+    torch.testing.assert_close(model.predict_action(**inputs).double(), expected, atol=1e-4, rtol=0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["pose", "points", "guided", "given", "depthvla, padded, a view absent"])
 def test_compiled_chunks_are_as_exact_as_others(name):
     """Against the same weights in float64: kernels that were written anew round elsewhere, but no more."""
     model, inputs = case(name)
-    plain = model.predict_action(**inputs)
+    expected, plain = in_float64(name), model.predict_action(**inputs)
     model.compile_predict_action()
     compiled = model.predict_action(**inputs)
-    exact, inputs = (
-        case(name)[0].double(),
-        {
-            key: value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
-            for key, value in inputs.items()
-        },
-    )
-    with float64_throughout():
-        expected = exact.predict_action(**inputs)
     errors = [(chunk.double() - expected).abs().max() for chunk in (plain, compiled)]
     rounding = torch.finfo(torch.float32).eps * expected.abs().max()
     assert errors[1] < 4 * max(errors[0], rounding) and errors[0] < 1e-4

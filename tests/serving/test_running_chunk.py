@@ -101,7 +101,7 @@ def test_a_pi0_is_served_and_continues_nothing():
     meta = {"tasks": [WORDS], "stats": {EMBODIMENT: statistics}, "fps": 10.0, "state_dim": 7, "action_dim": 7}
     served = ServedModel(*untrained("pi0-tiny", meta), "pi0")
     served.warm_up([1])
-    assert served.metadata()["max_delay"] is None
+    assert served.metadata()["max_delay"] is None and served.metadata()["outputs"] == []
     images, random = {"left": stereo_pair()[0]}, np.random.default_rng(0)
     (answer,) = served.predict([served.prepare(Observation(images, WORDS, STATE, EMBODIMENT), random)])
     assert answer["actions"].shape == (8, 7)

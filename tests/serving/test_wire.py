@@ -86,3 +86,15 @@ def test_the_client_needs_neither_torch_nor_what_reads_data():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_robot_s_computer_needs_no_torch():
+    """All that docs/robots.md runs there, where torch and what reads data cannot be imported."""
+    rooms = ["client", "robot_loop", "executor", "motion", "limits", "gripper", "recording", "rectification"]
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'transformers', 'pyarrow', 'datasets', 'mujoco'): sys.modules[name] = None\n"
+        f"import {', '.join(f'stereovla.serving.{name}' for name in (*rooms, 'stereo_calibration'))}"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
