@@ -173,14 +173,21 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
         return {name: count.to(self.device) for name, count in counts.items()}
 
     def _logits(
-        self, hidden: torch.Tensor, predictions: Predictions, targets: Targets, keep: int | torch.Tensor
+        self,
+        hidden: torch.Tensor,
+        predictions: Predictions,
+        targets: Targets,
+        keep: int | torch.Tensor,
+        behind: int = 0,
     ) -> torch.Tensor:
         """Language logits of hidden states (B, L, hidden): with labels those before the labelled tokens alone, (T,
         vocabulary), also into `predictions`; without them, of what `keep` names (`logits_to_keep` of transformers).
+        `behind`: how many tokens come before those of the hidden states.
         """
         if targets.labels is None:
             return self.lm_head(hidden[:, slice(-keep, None) if isinstance(keep, int) else keep])
-        predictions.logits = self.lm_head(hidden[targets.labelled_at])
+        rows, places = targets.labelled_at
+        predictions.logits = self.lm_head(hidden[rows, places - behind])
         return predictions.logits
 
     def _state_tokens(
