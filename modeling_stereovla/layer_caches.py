@@ -44,8 +44,8 @@ class RecordingCache(Cache):
 
 
 class PrefixCache(RecordingCache):
-    """Records a pass of which nothing but keys and values is wanted: its last layer may compute no more than these
-    (`prefix_layer.py`).
+    """Records a pass of which keys and values are wanted, and what comes of the last token: in the last layer no more
+    is computed (`prefix_layer.py`).
     """
 
 

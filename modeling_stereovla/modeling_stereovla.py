@@ -160,20 +160,20 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
     ) -> StereoVLAModelOutput:
         """`forward` where samples share pairs: a picture's tokens come first and see no words, so that the language
         model reads them once for all questions about it. Visual tokens and points stay those of the pictures; the last
-        hidden states are those of what follows the pictures, from which alone anything is predicted.
+        hidden states begin with that of the last image token, from which the first word is predicted.
         """
         length = 1 + self.config.num_image_tokens
         start = input_ids[0, :length]
         rule = "samples that share pictures (frames) must all begin with BOS and the image tokens: pad on the right"
         require((input_ids[:, :length] == start) & attention_mask[:, :length].bool(), rule, lambda: rule)
         pictures = PrefixCache()
-        self.language_model(
+        first = self.language_model(
             inputs_embeds=self.embed(start.expand(len(seen.tokens), -1), seen.tokens),
             use_cache=False,
             **{CACHE: pictures},
         )
         words = ContinuingCache(pictures.stream, frames)
-        outputs = self.language_model(
+        second = self.language_model(
             inputs_embeds=self.embed(input_ids[:, length:], None),
             attention_mask=attention_mask,
             position_ids=valid_positions(attention_mask)[:, length:],
@@ -182,7 +182,7 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
         )
         cache.states = words.states
         return StereoVLAModelOutput(
-            last_hidden_state=outputs.last_hidden_state,
+            last_hidden_state=torch.cat([first.last_hidden_state[frames], second.last_hidden_state], dim=1),
             visual_tokens=self._of_left_view(seen),
             disparity=seen.disparity,
             points=seen.points,
@@ -300,8 +300,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             language_weights: (B,), factors on the language losses of the samples (default: 1).
             frames: (B,) int64, which of the pairs each sample is about, where several share one: pixel_values,
                 disparity, point_transform and point_frame are then of the pairs (default: of the samples), which are
-                seen, and read by the language model, once. In training; labels are then of tokens behind the first
-                word.
+                seen, and read by the language model, once. In training.
             counts: what each sum of losses is divided by, those of `loss_counts` when absent. Where a batch is split
                 over processes or accumulation steps, the counts of the whole batch make the losses, and their
                 gradients, add up to the whole batch's.
@@ -346,20 +345,23 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
                 **kwargs,
             )
         hidden, told, is_told = outputs.last_hidden_state, input_ids, attention_mask
-        behind = 0  # how many tokens come before those that there are hidden states of
+        begin = 0  # the first token that there is a hidden state of
         if frames is not None:
-            behind = 1 + self.config.num_image_tokens
-            # the pointers read BOS and what follows the pictures
-            told, is_told = (torch.cat([of_all[:, :1], of_all[:, behind:]], dim=1) for of_all in (told, is_told))
+            begin = self.config.num_image_tokens
+            self._require_behind(begin, targets.labelled_at)
+            # the pointers read no images
+            told, is_told = (torch.cat([part[:, :1], part[:, begin + 1 :]], dim=1) for part in (told, is_told))
             point_frame = None if point_frame is None else point_frame[frames]
+            # of the last image token, and of words
+            queries = [[torch.cat([made[0][:, -1:][frames], made[1]], dim=1)] for made in queries]
         predictions = Predictions(disparity=outputs.disparity)
         if looks:
             positions = valid_positions(attention_mask) if position_ids is None else position_ids
             asked = in_picture(answer_points[:, 1:], self.config.image_size).nonzero(as_tuple=True)
-            self._require_behind(asked, behind)
-            rotation = self.model.language_model.rotary_emb(hidden, positions[:, behind:])
+            self._require_behind(begin, asked)
+            rotation = self.model.language_model.rotary_emb(hidden, positions[:, begin:])
             reading, pointing = (
-                log_attention(made[-1], rotation, recorder.states[layer][0], asked, attention_mask.bool())
+                log_attention(made[0], rotation, recorder.states[layer][0], asked, attention_mask.bool())
                 for layer, made in enumerate(queries, self.config.language_pointing_layer - 1)
             )
             is_image = input_ids == self.config.image_token_id
@@ -367,9 +369,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             seen = chosen_keys(pointing, is_image[asked[0]], self.config.num_image_tokens)
             predictions.language_pointing = seen[..., : self.config.num_visual_tokens]
             predictions.language_reading = log_share(reading, words[asked[0]])
-        if labels is not None:
-            self._require_behind(targets.labelled_at, behind)
-        logits = self._logits(hidden, predictions, targets, logits_to_keep, behind)
+        logits = self._logits(hidden, predictions, targets, logits_to_keep, begin)
         if acts:
             state_tokens, predictions.pointed = self._state_tokens(
                 state, told, is_told, outputs, point_frame, targets, facing, frames
@@ -404,10 +404,10 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         drawn = torch.rand(len(point_frame), generator=generator, device=point_frame.device)
         return point_frame * (drawn >= dropped)
 
-    def _require_behind(self, tokens: tuple[torch.Tensor, torch.Tensor], begin: int) -> None:
-        """ValueError unless all `tokens`, rows and places, are at `begin` or behind."""
-        rule = "of samples that share pictures (frames), labels must be of tokens behind the first word"
-        if begin:
+    def _require_behind(self, begin: int, tokens: tuple[torch.Tensor, torch.Tensor] | None) -> None:
+        """ValueError unless `tokens`, rows and places, from which something is predicted, are at `begin` or behind."""
+        rule = "of samples that share pictures (frames) image tokens must have no labels"
+        if begin and tokens is not None:
             require(tokens[1] >= begin, rule, lambda: rule)
 
     def _asking_layers(self, wanted: bool) -> list[nn.Module]:

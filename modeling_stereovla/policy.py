@@ -178,16 +178,16 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
         predictions: Predictions,
         targets: Targets,
         keep: int | torch.Tensor,
-        behind: int = 0,
+        begin: int = 0,
     ) -> torch.Tensor:
         """Language logits of hidden states (B, L, hidden): with labels those before the labelled tokens alone, (T,
         vocabulary), also into `predictions`; without them, of what `keep` names (`logits_to_keep` of transformers).
-        `behind`: how many tokens come before those of the hidden states.
+        `begin`: the first token that there is a hidden state of.
         """
         if targets.labels is None:
             return self.lm_head(hidden[:, slice(-keep, None) if isinstance(keep, int) else keep])
         rows, places = targets.labelled_at
-        predictions.logits = self.lm_head(hidden[rows, places - behind])
+        predictions.logits = self.lm_head(hidden[rows, places - begin])
         return predictions.logits
 
     def _state_tokens(
