@@ -344,13 +344,10 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
                 frames=frames,
                 **kwargs,
             )
-        hidden, told, is_told = outputs.last_hidden_state, input_ids, attention_mask
-        begin = 0  # the first token that there is a hidden state of
+        hidden, begin = outputs.last_hidden_state, 0  # the first token that there is a hidden state of
         if frames is not None:
             begin = self.config.num_image_tokens
             self._require_behind(begin, targets.labelled_at)
-            # the pointers read no images
-            told, is_told = (torch.cat([part[:, :1], part[:, begin + 1 :]], dim=1) for part in (told, is_told))
             point_frame = None if point_frame is None else point_frame[frames]
             # of the last image token, and of words
             queries = [[torch.cat([made[0][:, -1:][frames], made[1]], dim=1)] for made in queries]
@@ -372,7 +369,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         logits = self._logits(hidden, predictions, targets, logits_to_keep, begin)
         if acts:
             state_tokens, predictions.pointed = self._state_tokens(
-                state, told, is_told, outputs, point_frame, targets, facing, frames
+                state, input_ids, attention_mask, outputs, point_frame, targets, facing, frames
             )
             draws = Draws(noise, time, hide_pose, delay).completed(self.config, actions, generator)
             mask = attention_mask if draws.hide_pose is None else self._without_pose(attention_mask, draws.hide_pose)

@@ -231,6 +231,10 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
         is_word &= input_ids != self.config.image_token_id
         if is_text is not None:
             is_word &= is_text.bool()
+        if targets is not None:
+            # most places are of pictures in all samples; acting, a device would wait for how many are not
+            somewhere = is_word.any(0)
+            input_ids, is_word = input_ids[:, somewhere], is_word[:, somewhere]
         points = getattr(seen, "points", None)
         if points is not None and point_frame is None:
             point_frame = torch.zeros(len(state), dtype=torch.int64, device=state.device)
