@@ -141,9 +141,8 @@ class Before:
             [sys.executable, str(program), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def warm_up(self) -> float:
+    def warm_up(self) -> None:
         self.measure(2)
-        return float("nan")  # not measured
 
     def measure(self, steps: int) -> tuple[float, float]:
         try:
@@ -245,7 +244,8 @@ def main(arguments: list[str] | None = None) -> None:
         rate = statistics.median(rates[name])
         ratio = statistics.median(a / b for a, b in zip(rates[name], rates[first], strict=True))
         waiting = statistics.median(waits[name])
-        print(f"| {WAYS[name]} | {rate:.1f} | {ratio:.2f} | {100 * waiting:.0f} % | {memory[name]:,.0f} |")
+        needed = "not measured" if memory[name] is None else f"{memory[name]:,.0f}"
+        print(f"| {WAYS[name]} | {rate:.1f} | {ratio:.2f} | {100 * waiting:.0f} % | {needed} |")
 
 
 if __name__ == "__main__":
