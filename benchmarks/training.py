@@ -2,18 +2,23 @@
 same run.
 
     python -m benchmarks.training --preset demo --dataset DATASET
+    python -m benchmarks.training --preset demo --dataset DATASET --before CHECKOUT --ways before shared shared-before
 
 Every way trains from the same stream: forward, backward, clipping and AdamW. PI0 sees the left view, a SigLIP of one
 layer giving it as many tokens, and has the flow loss alone, with as many draws as the preset has, one after the other
 as its forward takes one. On a CPU times are those that the process has used, over all its threads, so that other work
 beside it changes little. They are medians over alternating rounds: only ratios within one run mean something. Memory is
 what a step needs beyond weights, gradients and optimizer (resident set on a CPU, Linux only; the allocator's on a GPU).
+An earlier version, such as c6cb3aa, takes its turns in a process of its own (`git worktree add CHECKOUT c6cb3aa`).
 """
 
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
@@ -27,9 +32,26 @@ from stereovla.training.feed import Batches, Feed
 from stereovla.training.models import blocks, untrained
 from stereovla.training.processes import keep_freed_memory
 
-NO_FEED = "ours, the same batch again and again"
-HANDED_BACK = "ours, freed memory handed back"
-SHARED = "ours, two questions of a frame"
+WAYS = {
+    "ours": "ours",
+    "same-batch": "ours, the same batch again and again",
+    "handed-back": "ours, freed memory handed back",
+    "shared": "ours, two questions of a frame",
+    "shared-before": "ours, two questions of a frame, losses of the version before",
+    "compiled": "ours, compiled",
+    "checkpointed": "ours, activations checkpointed",
+    "pi0": "PI0 of equal sizes",
+    "before": "the version before",
+}
+# what the demo learnt at c6cb3aa, whose sizes it still has
+LOSSES_BEFORE = {
+    "language_loss_weight": 0.5,
+    "language_pointing_layer": None,
+    "language_pointing_loss_weight": 0.0,
+    "place_code": False,
+    "bin_smoothing": 0.0,
+    "turn_symmetry": 0,
+}
 
 
 @dataclass
@@ -44,6 +66,21 @@ class TrainingBenchmarkOptions:
     workers: int = field(default=0, metadata={"help": "Processes that prepare batches; 0 = the one that trains."})
     dtype: str = field(default="float32", metadata={"help": "Of all weights.", "choices": ["float32"]})
     device: str = field(default="cpu", metadata={"help": "Where to train: cpu, cuda, cuda:1, ..."})
+    ways: list[str] | None = field(
+        default=None,
+        metadata={"help": "Which to measure; ratios are to the first. Default: all.", "choices": list(WAYS)},
+    )
+    before: str | None = field(
+        default=None, metadata={"help": "A checkout of c6cb3aa, of which the way `before` is; on a CPU."}
+    )
+
+    def __post_init__(self):
+        if self.ways is None:
+            self.ways = [name for name in WAYS if self.before or "before" not in name]
+        if ("before" in self.ways) != (self.before is not None):
+            raise ValueError("--before CHECKOUT and the way `before` belong together; give both, or none of them")
+        if self.before is not None and self.device != "cpu":
+            raise ValueError(f"--device is {self.device}; the version before is measured on a cpu")
 
 
 class Way:
@@ -61,23 +98,74 @@ class Way:
         self.optimizer.zero_grad()
 
 
-def build_ways(options: TrainingBenchmarkOptions, meta: dict) -> tuple[dict[str, Way], object, object]:
-    """{name: way}, and the processor and config of ours."""
-    ways = {}
-    for name in (NO_FEED, "ours", HANDED_BACK, SHARED, "ours, compiled", "ours, activations checkpointed"):
-        torch.manual_seed(0)
-        model, processor = untrained(options.preset, meta)
-        model.to(options.device)
-        if name.endswith("compiled"):
-            for block in blocks(model):
-                block.compile()
-        if name.endswith("checkpointed"):
-            model.gradient_checkpointing_enable()
-        ways[name] = Way(model, lambda inputs, model=model: [model(**inputs).loss])
-    config = model.config
-    theirs = build_pi0(config, options)
+class FedWay(Way):
+    """A way that takes its batches from a feed, or one of them again and again."""
 
-    def their_losses(inputs: dict[str, torch.Tensor]) -> list:
+    def __init__(self, model: torch.nn.Module, losses: Callable[[dict], list], feed: Feed, name: str, device: str):
+        super().__init__(model, losses)
+        self.feed, self.device, self.keeps = feed, device, name != "handed-back"
+        self.held = self.take()
+        self.batch = (lambda: self.held) if name == "same-batch" else self.take
+
+    def take(self) -> dict[str, torch.Tensor]:
+        return {name: value.to(self.device) for name, value in self.feed.take()[0].items()}
+
+    def warm_up(self) -> float:
+        """Compiles, and allocates the optimizer's state; the memory of a step, MiB."""
+        keep_freed_memory(self.keeps)
+        self.step(self.held)
+        return extra_mib(lambda: self.step(self.held), self.device)
+
+    def measure(self, steps: int) -> tuple[float, float]:
+        """Seconds of `steps` steps, and those of them that the data took."""
+        keep_freed_memory(self.keeps)
+        clock = time.process_time if self.device == "cpu" else time.perf_counter
+        synchronize(self.device)
+        begin, waited = clock(), 0.0
+        for _ in range(steps):
+            asked = clock()
+            inputs = self.batch()
+            waited += clock() - asked
+            self.step(inputs)
+        synchronize(self.device)
+        return clock() - begin, waited
+
+
+class Before:
+    """The version in a checkout, in a process of its own, which measures itself as `FedWay` does."""
+
+    def __init__(self, options: TrainingBenchmarkOptions):
+        program = Path(__file__).with_name("training_before.py")
+        arguments = [options.before, options.dataset, options.preset, str(options.batch_size)]
+        self.process = subprocess.Popen(
+            [sys.executable, str(program), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def warm_up(self) -> None:
+        self.measure(2)
+
+    def measure(self, steps: int) -> tuple[float, float]:
+        try:
+            print(steps, file=self.process.stdin, flush=True)
+            seconds, waited = map(float, self.process.stdout.readline().split())
+        except (BrokenPipeError, ValueError) as error:
+            status = self.process.wait()
+            raise RuntimeError(f"the version before ended with status {status}; its error is above") from error
+        return seconds, waited
+
+    def end(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def our_losses(ours: torch.nn.Module) -> Callable[[dict], list]:
+    return lambda inputs: [ours(**inputs).loss]
+
+
+def their_losses(theirs: torch.nn.Module, draws: int) -> Callable[[dict], list]:
+    """Losses of PI0, one for each draw."""
+
+    def losses(inputs: dict[str, torch.Tensor]) -> list:
         ids = inputs["input_ids"]
         return [
             theirs(
@@ -88,66 +176,76 @@ def build_ways(options: TrainingBenchmarkOptions, meta: dict) -> tuple[dict[str,
                 pixel_attention_mask=torch.ones(len(ids), 1, dtype=torch.bool, device=ids.device),
                 actions=inputs["actions"],
             ).loss
-            for _ in range(config.flow_draws)
+            for _ in range(draws)
         ]
 
-    ways["PI0 of equal sizes"] = Way(theirs, their_losses)
-    return ways, processor, config
+    return losses
+
+
+def build_ways(options: TrainingBenchmarkOptions) -> dict[str, FedWay | Before]:
+    meta = load_meta(options.dataset)
+    ways: dict[str, FedWay | Before] = {}
+    feeds: dict[tuple, Feed] = {}
+    for name in options.ways:
+        if name == "before":
+            ways[name] = Before(options)
+            continue
+        torch.manual_seed(0)
+        model, processor = untrained(options.preset, meta, **(LOSSES_BEFORE if name == "shared-before" else {}))
+        config, count = model.config, 2 if name.startswith("shared") else 1
+        losses = our_losses(model)
+        if name == "pi0":
+            model = build_pi0(config, options)
+            losses = their_losses(model, config.flow_draws)
+        model.to(options.device)
+        if name == "compiled":
+            for block in blocks(model):
+                block.compile()
+        if name == "checkpointed":
+            model.gradient_checkpointing_enable()
+        if (kind := (count, config.turn_symmetry)) not in feeds:
+            stream = WindowStream(
+                options.dataset,
+                chunk_size=config.chunk_size,
+                history=config.state_history,
+                depth_map_share=0.125 * count if config.disparity_loss_weight else 0.0,
+                questions_per_frame=count,
+            )
+            feeds[kind] = Feed(Batches(stream, options.batch_size, processor, config), options.workers, 0)
+        ways[name] = FedWay(model, losses, feeds[kind], name, options.device)
+    return ways
 
 
 def main(arguments: list[str] | None = None) -> None:
     (options,) = HfArgumentParser(TrainingBenchmarkOptions, description=__doc__).parse_args_into_dataclasses(arguments)
-    meta = load_meta(options.dataset)
-    ways, processor, config = build_ways(options, meta)
-    feeds = {}
-    for count in (1, 2):
-        stream = WindowStream(
-            options.dataset,
-            chunk_size=config.chunk_size,
-            history=config.state_history,
-            depth_map_share=0.125 * count if config.disparity_loss_weight else 0.0,
-            questions_per_frame=count,
-        )
-        feeds[count] = Feed(Batches(stream, options.batch_size, processor, config), options.workers, 0)
-
-    def take(count: int = 1) -> dict[str, torch.Tensor]:
-        return {name: value.to(options.device) for name, value in feeds[count].take()[0].items()}
-
-    clock = time.process_time if options.device == "cpu" else time.perf_counter
-    held = take()
+    ways = build_ways(options)
     rates: dict[str, list[float]] = {name: [] for name in ways}
     waits: dict[str, list[float]] = {name: [] for name in ways}
     memory = {}
     with tqdm(total=(1 + options.rounds) * len(ways), unit="round") as progress:
         for turn in range(1 + options.rounds):
             for name, way in ways.items():
-                progress.set_description(name)
-                keep_freed_memory(name != HANDED_BACK)
-                if turn == 0:  # compiles, and allocates the optimizer's state
-                    way.step(held)
-                    memory[name] = extra_mib(lambda way=way: way.step(held), options.device)
+                progress.set_description(WAYS[name])
+                if turn == 0:
+                    memory[name] = way.warm_up()
                 else:
-                    synchronize(options.device)
-                    begin, waited = clock(), 0.0
-                    for _ in range(options.steps):
-                        asked = clock()
-                        inputs = held if name == NO_FEED else take(2 if name == SHARED else 1)
-                        waited += clock() - asked
-                        way.step(inputs)
-                    synchronize(options.device)
-                    seconds = clock() - begin
+                    seconds, waited = way.measure(options.steps)
                     rates[name].append(options.steps * options.batch_size / seconds)
                     waits[name].append(waited / seconds)
                 progress.update()
+    if options.before is not None:
+        ways["before"].end()
     print(f"\npreset {options.preset} on {options.device}, {torch.get_num_threads()} threads, batch "
-          f"{options.batch_size}, {options.workers} workers, {config.flow_draws} flow draws\n")  # fmt: skip
+          f"{options.batch_size}, {options.workers} workers\n")  # fmt: skip
     per = "samples per core second" if options.device == "cpu" else "samples/s"
-    print(f"| way | {per} | of ours | time for data | MiB of a step |\n|---|---|---|---|---|")
+    first = next(iter(ways))
+    print(f"| way | {per} | of the first | time for data | MiB of a step |\n|---|---|---|---|---|")
     for name in ways:
         rate = statistics.median(rates[name])
-        ratio = statistics.median(a / b for a, b in zip(rates[name], rates["ours"], strict=True))
+        ratio = statistics.median(a / b for a, b in zip(rates[name], rates[first], strict=True))
         waiting = statistics.median(waits[name])
-        print(f"| {name} | {rate:.1f} | {ratio:.2f} | {100 * waiting:.0f} % | {memory[name]:,.0f} |")
+        needed = "not measured" if memory[name] is None else f"{memory[name]:,.0f}"
+        print(f"| {WAYS[name]} | {rate:.1f} | {ratio:.2f} | {100 * waiting:.0f} % | {needed} |")
 
 
 if __name__ == "__main__":

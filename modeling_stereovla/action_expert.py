@@ -37,7 +37,9 @@ class Prefix:
 
     def rows(self, rows: torch.Tensor) -> "Prefix":
         """Of the samples `rows`, (R,) int64, alone, in training."""
-        streams = tuple([(keys[rows], values[rows]) for keys, values in stream] for stream in self.streams)
+        streams = tuple(
+            [tuple(part.index_select(0, rows) for part in states) for states in stream] for stream in self.streams
+        )
         return Prefix(streams, self.mask[rows], self.length[rows])
 
 

@@ -14,11 +14,16 @@ NORM_EPS = 1e-6  # LayerNorm epsilon of EdgeNeXt
 
 def instance_norm(features: torch.Tensor) -> torch.Tensor:
     """Each channel of each sample of (B, C, H, W) to mean 0 and variance 1."""
-    normalized = F.instance_norm(features)
+    if features.shape[1] >= 64:
+        return F.instance_norm(features)
     # torch returns channels first. With few channels the next convolution then takes longer on a CPU: forward and
     # backward of 3x3 on (64, 32, 32, 32) 79 ms against 34 ms with channels last, on (64, 16, 32, 32) 35 against 21.
-    narrow = features.shape[1] < 64
-    return normalized.contiguous(memory_format=torch.channels_last) if narrow else normalized
+    if features.device.type != "cpu" or features.dtype not in (torch.float32, torch.float64):
+        return F.instance_norm(features).contiguous(memory_format=torch.channels_last)
+    # and it copies what has its channels last, twice: 3.0 against 0.5 ms without gradients on (38, 32, 24, 24)
+    features = features.contiguous(memory_format=torch.channels_last)
+    centred = features - features.mean((2, 3), keepdim=True)
+    return centred * (centred.square().mean((2, 3), keepdim=True) + 1e-5).rsqrt()
 
 
 class ChannelLayerNorm(nn.LayerNorm):

@@ -40,17 +40,25 @@ def log_attention(
     the heads, rounded up.
 
     Args:
-        queries: (B, L, heads * head_dim), not yet rotated. rotation: cosines and sines (B, L, head_dim).
+        queries: (B, Q, heads * head_dim), of the last Q of the L tokens, not yet rotated. rotation: cosines and sines
+            (B, Q, head_dim).
         keys: (B, kv_heads, L, head_dim), rotated.
-        asked: rows and places (T,) int64 of the tokens. valid: (B, L) bool, False = padding.
+        asked: rows and places (T,) int64 of the tokens, ordered by rows. valid: (B, L) bool, False = padding.
     """
     rows, places = asked
-    cosines, sines = (part[rows, places][:, None] for part in rotation)
-    queries = queries[rows, places].unflatten(-1, (-1, keys.shape[-1]))  # (T, heads, head_dim)
+    own = places - (keys.shape[2] - queries.shape[1])
+    cosines, sines = (part[rows, own][:, None] for part in rotation)
+    queries = queries[rows, own].unflatten(-1, (-1, keys.shape[-1]))  # (T, heads, head_dim)
     queries = queries * cosines + rotate_half(queries) * sines
     count = (queries.shape[1] + 1) // 2
-    grouped = queries.unflatten(1, (keys.shape[1], -1))  # (T, kv_heads, heads of a group, head_dim)
-    logits = (grouped @ keys[rows].transpose(-1, -2)).flatten(1, 2)[:, :count] / queries.shape[-1] ** 0.5
+    # the tokens of a row beside each other, as many as the fullest has: so its keys are not copied for each of them
+    counts = torch.bincount(rows, minlength=len(keys))
+    numbers = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    most, group = int(counts.max()), queries.shape[1] // keys.shape[1]
+    beside = queries.new_zeros(len(keys), most, *queries.shape[1:]).index_put((rows, numbers), queries)
+    grouped = beside.unflatten(2, (-1, group)).transpose(1, 2).flatten(2, 3)  # (B, kv_heads, most * group, head_dim)
+    logits = (grouped @ keys.transpose(-1, -2)).unflatten(2, (most, group)).transpose(1, 2).flatten(2, 3)
+    logits = logits.flatten(0, 1).index_select(0, rows * most + numbers)[:, :count] / queries.shape[-1] ** 0.5
     before = torch.arange(keys.shape[2], device=places.device) <= places[:, None]
     visible = before & valid[rows]
     return logits.float().masked_fill(~visible[:, None], float("-inf")).log_softmax(-1)
@@ -58,7 +66,8 @@ def log_attention(
 
 def chosen_keys(attention: torch.Tensor, chosen: torch.Tensor, count: int) -> torch.Tensor:
     """Those of (T, heads, L) that are `chosen`, (T, L) bool, `count` in each row: (T, heads, count)."""
-    return attention[chosen[:, None].expand_as(attention)].view(*attention.shape[:2], count)
+    keys = chosen.nonzero()[:, 1].view(-1, 1, count)
+    return attention.gather(2, keys.expand(-1, attention.shape[1], -1))
 
 
 def log_share(attention: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:

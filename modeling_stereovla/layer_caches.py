@@ -43,6 +43,12 @@ class RecordingCache(Cache):
         return [self.states[index] for index in sorted(self.states)]
 
 
+class PrefixCache(RecordingCache):
+    """Records a pass of which keys and values are wanted, and what comes of the last token: in the last layer no more
+    is computed (`prefix_layer.py`).
+    """
+
+
 class ContinuingCache(RecordingCache):
     """Serves what one forward pass has left behind to another that goes on from it, and keeps the two together.
 

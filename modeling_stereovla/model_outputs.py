@@ -14,7 +14,8 @@ from transformers.utils import TransformersKwargs
 @dataclass
 class StereoVLAModelOutput(BaseModelOutputWithPast):
     """
-    last_hidden_state: (B, L, hidden), one state for each input id.
+    last_hidden_state: (B, L, hidden), one state for each input id; of samples that share pictures, from that of the
+        last image token on.
     visual_tokens: (B, N, hidden), the projected tokens, when images were given.
     disparity: maps (B', 1, h, w), each in px of its own resolution, the finest last, where asked for.
     points: (B, 3, h, w), see `view_points`, where the config has them.

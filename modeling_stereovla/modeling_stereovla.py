@@ -11,12 +11,13 @@ from .action_expert import Prefix
 from .configuration_stereovla import StereoVLAConfig
 from .flow_matching import Draws
 from .language_pointing import chosen_keys, log_attention, log_share, recorded_outputs
-from .layer_caches import CACHE, BufferedCache, ContinuingCache, RecordingCache
+from .layer_caches import CACHE, BufferedCache, ContinuingCache, PrefixCache, RecordingCache
 from .model_outputs import StereoVLAModelOutput, StereoVLAOutput, refuse_targets, refuse_unknown_inputs
 from .objectives import Predictions, Targets, sum_losses
 from .place_code import write_bins, write_hundredths, write_pixels
 from .pointing import in_picture
 from .policy import Beginning, PolicyForActionPrediction, PolicyPreTrainedModel, next_positions, valid_positions
+from .prefix_layer import with_prefix_layer
 from .rotary_embedding import without_waiting
 from .values import require, unless_all
 from .visual_tokens import StereoVisualTokens, VisualTokens
@@ -25,7 +26,7 @@ from .visual_tokens import StereoVisualTokens, VisualTokens
 class StereoVLAPreTrainedModel(PolicyPreTrainedModel):
     config: StereoVLAConfig
     config_class = StereoVLAConfig
-    _no_split_modules = ["LlamaDecoderLayer", "SiglipEncoderLayer", "Dinov2WithRegistersLayer"]
+    _no_split_modules = ["LlamaDecoderLayer", "PrefixLayer", "SiglipEncoderLayer", "Dinov2WithRegistersLayer"]
 
 
 class StereoVLAModel(StereoVLAPreTrainedModel):
@@ -34,7 +35,7 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
     def __init__(self, config: StereoVLAConfig):
         super().__init__(config)
         self.visual_tokens = StereoVisualTokens(config)
-        self.language_model = without_waiting(LlamaModel._from_config(config.text_config))
+        self.language_model = with_prefix_layer(without_waiting(LlamaModel._from_config(config.text_config)))
         for layer in self.language_model.layers:
             layer._can_checkpoint_with_cache = True  # of a training step: RecordingCache may be written twice
         self.post_init()
@@ -158,13 +159,14 @@ class StereoVLAModel(StereoVLAPreTrainedModel):
         cache: RecordingCache,
     ) -> StereoVLAModelOutput:
         """`forward` where samples share pairs: a picture's tokens come first and see no words, so that the language
-        model reads them once for all questions about it. Visual tokens and points stay those of the pictures.
+        model reads them once for all questions about it. Visual tokens and points stay those of the pictures; the last
+        hidden states begin with that of the last image token, from which the first word is predicted.
         """
         length = 1 + self.config.num_image_tokens
         start = input_ids[0, :length]
         rule = "samples that share pictures (frames) must all begin with BOS and the image tokens: pad on the right"
         require((input_ids[:, :length] == start) & attention_mask[:, :length].bool(), rule, lambda: rule)
-        pictures = RecordingCache()
+        pictures = PrefixCache()
         first = self.language_model(
             inputs_embeds=self.embed(start.expand(len(seen.tokens), -1), seen.tokens),
             use_cache=False,
@@ -342,15 +344,19 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
                 frames=frames,
                 **kwargs,
             )
-        if frames is not None and point_frame is not None:
-            point_frame = point_frame[frames]
+        hidden, begin = outputs.last_hidden_state, 0  # the first token that there is a hidden state of
+        if frames is not None:
+            begin = self.config.num_image_tokens
+            self._require_behind(begin, targets.labelled_at)
+            point_frame = None if point_frame is None else point_frame[frames]
+            # of the last image token, and of words
+            queries = [[torch.cat([made[0][:, -1:][frames], made[1]], dim=1)] for made in queries]
         predictions = Predictions(disparity=outputs.disparity)
         if looks:
-            if frames is not None:  # of pictures, and of words
-                queries = [[torch.cat([made[0][frames], made[1]], dim=1)] for made in queries]
             positions = valid_positions(attention_mask) if position_ids is None else position_ids
             asked = in_picture(answer_points[:, 1:], self.config.image_size).nonzero(as_tuple=True)
-            rotation = self.model.language_model.rotary_emb(outputs.last_hidden_state, positions)
+            self._require_behind(begin, asked)
+            rotation = self.model.language_model.rotary_emb(hidden, positions[:, begin:])
             reading, pointing = (
                 log_attention(made[0], rotation, recorder.states[layer][0], asked, attention_mask.bool())
                 for layer, made in enumerate(queries, self.config.language_pointing_layer - 1)
@@ -360,8 +366,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             seen = chosen_keys(pointing, is_image[asked[0]], self.config.num_image_tokens)
             predictions.language_pointing = seen[..., : self.config.num_visual_tokens]
             predictions.language_reading = log_share(reading, words[asked[0]])
-        hidden = outputs.last_hidden_state
-        logits = self._logits(hidden, predictions, targets, logits_to_keep)
+        logits = self._logits(hidden, predictions, targets, logits_to_keep, begin)
         if acts:
             state_tokens, predictions.pointed = self._state_tokens(
                 state, input_ids, attention_mask, outputs, point_frame, targets, facing, frames
@@ -395,6 +400,12 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             return point_frame
         drawn = torch.rand(len(point_frame), generator=generator, device=point_frame.device)
         return point_frame * (drawn >= dropped)
+
+    def _require_behind(self, begin: int, tokens: tuple[torch.Tensor, torch.Tensor] | None) -> None:
+        """ValueError unless `tokens`, rows and places, from which something is predicted, are at `begin` or behind."""
+        rule = "of samples that share pictures (frames) image tokens must have no labels"
+        if begin and tokens is not None:
+            require(tokens[1] >= begin, rule, lambda: rule)
 
     def _asking_layers(self, wanted: bool) -> list[nn.Module]:
         """What makes the queries of the layer that learns to read a question, and of the one that learns to point."""
@@ -491,7 +502,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         """
         input_ids, mask = shown["input_ids"], shown["attention_mask"]
         room = input_ids.shape[1] + self.config.pose_dim + 1
-        cache = BufferedCache(room=room) if chain_of_thought else RecordingCache()
+        cache = BufferedCache(room=room) if chain_of_thought else PrefixCache()
         outputs = self.model(**shown, cache=cache, use_cache=False)
         prefix_mask = mask
         if chain_of_thought:

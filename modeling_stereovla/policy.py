@@ -173,14 +173,21 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
         return {name: count.to(self.device) for name, count in counts.items()}
 
     def _logits(
-        self, hidden: torch.Tensor, predictions: Predictions, targets: Targets, keep: int | torch.Tensor
+        self,
+        hidden: torch.Tensor,
+        predictions: Predictions,
+        targets: Targets,
+        keep: int | torch.Tensor,
+        begin: int = 0,
     ) -> torch.Tensor:
         """Language logits of hidden states (B, L, hidden): with labels those before the labelled tokens alone, (T,
         vocabulary), also into `predictions`; without them, of what `keep` names (`logits_to_keep` of transformers).
+        `begin`: the first token that there is a hidden state of.
         """
         if targets.labels is None:
             return self.lm_head(hidden[:, slice(-keep, None) if isinstance(keep, int) else keep])
-        predictions.logits = self.lm_head(hidden[targets.labelled_at])
+        rows, places = targets.labelled_at
+        predictions.logits = self.lm_head(hidden[rows, places - begin])
         return predictions.logits
 
     def _state_tokens(
@@ -224,6 +231,10 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
         is_word &= input_ids != self.config.image_token_id
         if is_text is not None:
             is_word &= is_text.bool()
+        if targets is not None:
+            # most places are of pictures in all samples; acting, a device would wait for how many are not
+            somewhere = is_word.any(0)
+            input_ids, is_word = input_ids[:, somewhere], is_word[:, somewhere]
         points = getattr(seen, "points", None)
         if points is not None and point_frame is None:
             point_frame = torch.zeros(len(state), dtype=torch.int64, device=state.device)

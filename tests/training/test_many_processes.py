@@ -95,6 +95,8 @@ def test_two_with_whole_weights_go_on_from_those_that_split_them(dataset, split,
         ("fsdp2", ["--mixed_precision", "bf16", "--gradient_checkpointing", "True"], 1e-2),
         # a disparity loss, pointers and a convolutional encoder, whose batch norm is frozen
         ("fsdp2", ["--preset", "demo", "--freeze", "stereo,semantic", "--learning_rate", "3e-4"], 1e-4),
+        # pictures that samples share go through the language model's layers in a pass of their own
+        ("fsdp2", ["--questions_per_frame", "2", "--batch_size", "4"], 1e-4),
         # experts that run by themselves or, with the mask "full", layer by layer together; a tied output layer
         ("fsdp2", DEPTHVLA, 1e-4),
         ("fsdp2", [*DEPTHVLA, "--mask", "full", "--gradient_checkpointing", "True"], 1e-4),

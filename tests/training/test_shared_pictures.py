@@ -64,6 +64,8 @@ def test_losses_and_gradients_are_those_of_pictures_of_their_own(dataset, way):
     model.train()
     assert len(inputs["pixel_values"]) == 4 and inputs["frames"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert len(names) == len(inputs["input_ids"]) == 8 and names.count("action") == 4
+    first_word = 1 + model.config.num_image_tokens  # which is predicted from the last image token
+    inputs["labels"][:, first_word] = inputs["input_ids"][:, first_word]
     alone = {name: value[inputs["frames"]] if name in OF_FRAMES else value for name, value in inputs.items()}
     del alone["frames"]
     counts = model.loss_counts(**inputs)
@@ -90,6 +92,13 @@ def test_samples_that_do_not_begin_alike_are_refused(dataset):
     model, inputs, _ = batch_of(dataset)
     inputs["attention_mask"][0, 0] = 0
     with pytest.raises(ValueError, match="must all begin with BOS and the image tokens: pad on the right"):
+        model(**inputs)
+
+
+def test_labels_of_image_tokens_are_refused(dataset):
+    model, inputs, _ = batch_of(dataset)
+    inputs["labels"][0, model.config.num_image_tokens] = 5
+    with pytest.raises(ValueError, match="image tokens must have no labels"):
         model(**inputs)
 
 
