@@ -42,6 +42,8 @@ demo: install
 
 # as many processes as tests/conftest.py says, one thread each
 test test-slow test-libero: export OMP_NUM_THREADS = 1
+# a thread that waits for another gives its core away: two tests share it
+test test-slow test-libero: export OMP_WAIT_POLICY = PASSIVE
 
 test: install
 	$(BIN)/python -m pytest -q -n auto
