@@ -16,7 +16,7 @@ SMOOTH = 2  # lines are drawn this many times larger, since Pillow does not smoo
 WHITE, INK = (255, 255, 255), (24, 32, 40)
 NOW, LAST = np.array([250, 204, 21]), np.array([234, 58, 110])  # first and last action of a chunk
 ANSWERED, POINTED = (124, 58, 237), (6, 148, 162)
-SEEN = {"target": (234, 58, 80), "gripper": (37, 120, 235)}  # where the pointers look
+SEEN = {"target": (234, 58, 80), "gripper": (37, 120, 235), "destination": (20, 160, 80)}  # where the pointers look
 STRONGEST = 0.8  # of the colour, where a pointer looks most
 BAR_PX, MARGIN_PX = 16, 12
 
@@ -80,10 +80,9 @@ def draw_pointing(frame: Frame, look: Look) -> Image.Image | None:
         return None
     grey = np.asarray(magnified(frame.views["left"]).convert("L"), np.float32)[..., None]
     picture = np.repeat(0.75 * grey + 50, 3, axis=-1)
-    for name, colour in SEEN.items():
-        share = on_source(look.attention[name] / look.attention[name].max(), look.geometry)
-        share = STRONGEST * enlarge(share, picture.shape[:2])[..., None]
-        picture = picture * (1 - share) + np.array(colour, np.float32) * share
+    for name, seen in look.attention.items():
+        share = STRONGEST * enlarge(on_source(seen / seen.max(), look.geometry), picture.shape[:2])[..., None]
+        picture = picture * (1 - share) + np.array(SEEN[name], np.float32) * share
     return Image.fromarray(picture.round().astype(np.uint8))
 
 

@@ -100,7 +100,7 @@ def build(page: Page, title: str, about: str) -> gr.Blocks:
                     if page.points:
                         with gr.Column(min_width=170):
                             drawn.append(picture("Where it points"))
-                            gr.HTML(marks_html(SEEN))
+                            gr.HTML(marks_html({name: SEEN[name] for name in page.points}))
                     if page.distances:
                         with gr.Column(min_width=170):
                             drawn.append(picture(HEADS[page.distances]))

@@ -12,16 +12,14 @@ from stereovla.evaluation.pointed_keyframes import pointing_maps, told_displacem
 from stereovla.processing.image_processing_stereovla import ViewGeometry
 from stereovla.serving.served_model import ServedModel
 
-POINTERS = ("target", "gripper")
-
 
 @dataclass(frozen=True)
 class Look:
     """The answer to one frame. Maps are those of the processed left view, which `geometry` makes of the source view.
 
     actions: (chunk, A) float32, robot units. chunk_ms: from the views to them. answered: (S,) the keyframe as the
-    language model says it. pointed: (3,) m, where the pointers say that it is. attention: {"target", "gripper": (grid,
-    grid)} sums to 1. disparity: (h, w) px of the processed view, at a half or a quarter of its size. depth: (H, W) m,
+    language model says it. pointed: (3,) m, where the pointers say that it is. attention: {name: (grid, grid)} of each
+    pointer, sums to 1. disparity: (h, w) px of the processed view, at a half or a quarter of its size. depth: (H, W) m,
     planar. None, or nothing, where the model has none.
     """
 
@@ -88,7 +86,7 @@ def look_at(served: ServedModel, frame: Frame, seed: int = 0) -> Look:
         geometry=served.processor.image_processor.geometry(frame.views["left"].shape[:2]),
         answered=further["keyframe"] if further.get("keyframe_valid") else None,
         pointed=pointed,
-        attention=dict(zip(POINTERS, maps[-1][0].numpy(), strict=True)) if maps else {},
+        attention=dict(zip(served.model.pointers.names, maps[-1][0].numpy(), strict=True)) if maps else {},
         disparity=further.get("disparity"),
         depth=None if depths is None else depths["left"],
     )

@@ -47,7 +47,7 @@ class Page:
         self.served, self.datasets, self.open_trial, self.closed_loop = served, datasets, open_trial, closed_loop
         self.views = served.keys.views
         self.robots = list(served.processor.norm_stats)
-        self.points = served.model.pointers is not None
+        self.points = () if served.model.pointers is None else served.model.pointers.names
         self.distances = next((name for name in ("disparity", "depth") if name in served.keys.outputs), None)
         self.trials: set[Any] = set()  # the worlds that are open
         # model and renderer belong to one thread: OpenGL contexts do not move between threads

@@ -17,7 +17,6 @@ from stereovla.evaluation.offline_geometry import observations
 from stereovla.evaluation.pointed_keyframes import noted, pointing_maps, told_displacements, way_in_metres
 
 STREAMS = ("pictures", "words", "depth expert", "state", "chunk")
-POINTERS = 3  # tokens beside the states: target, gripper, and the way to the keyframe
 BATCH = 16
 
 
@@ -56,7 +55,7 @@ class Looks:
         those of the depth expert, None without one.
     geometry, semantics: (B, grid, grid, C), features pooled to tokens, before they are mixed; None where the policy has
         none such.
-    pointed: (B, 2, grid, grid), where the pointers look, target first; None without them.
+    pointed: {name: (B, grid, grid)}, where the pointers look; None without them.
     """
 
     shares: np.ndarray
@@ -64,7 +63,7 @@ class Looks:
     on_depth: np.ndarray | None = None
     geometry: np.ndarray | None = None
     semantics: np.ndarray | None = None
-    pointed: np.ndarray | None = None
+    pointed: dict[str, np.ndarray] | None = None
 
 
 def look(policy: ModelPolicy, rows: Sequence[HeldOutRow]) -> Looks:
@@ -82,7 +81,7 @@ def look(policy: ModelPolicy, rows: Sequence[HeldOutRow]) -> Looks:
         policy.act(given)
     is_picture = (inputs["input_ids"] == model.config.image_token_id).cpu()
     size, depth, chunk = model.config.num_visual_tokens, depth_tokens(model), model.config.chunk_size
-    state = model.config.state_history + (0 if model.pointers is None else POINTERS)
+    state = model.config.state_history + (0 if model.pointers is None else len(model.pointers.names) + 1)
     shares, on_picture, on_depth = [], [], []
     for steps in attention:
         weights = torch.stack(steps).mean(0)  # (B, keys): [prompt, keyframe pose if written | depth | state | chunk]
@@ -95,12 +94,14 @@ def look(policy: ModelPolicy, rows: Sequence[HeldOutRow]) -> Looks:
         on_picture.append(squared(torch.stack(first)))
         if depth:
             on_depth.append(squared(others[0][:, : model.config.depth_config.num_tokens]))
-    found = [part[0].numpy() if part else None for part in (*pooled, pointing)]
+    found = [part[0].numpy() if part else None for part in pooled]
+    maps = dict(zip(model.pointers.names, pointing[0].numpy().swapaxes(0, 1), strict=True)) if pointing else None
     return Looks(
         np.array(shares),
         torch.stack(on_picture).mean(0).numpy(),
         torch.stack(on_depth).mean(0).numpy() if on_depth else None,
         *found,
+        maps,
     )
 
 

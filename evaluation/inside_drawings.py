@@ -47,8 +47,7 @@ def draw_features(rows: Sequence[HeldOutRow], looks: Looks, path: Path) -> None:
     if looks.on_depth is not None:
         columns["and at depth"] = [overlaid(*pair) for pair in zip(rows, looks.on_depth, strict=True)]
     if looks.pointed is not None:
-        for number, name in enumerate(("target", "gripper")):
-            maps = looks.pointed[:, number]
+        for name, maps in looks.pointed.items():
             columns[f"{name} pointer"] = [overlaid(*pair) for pair in zip(rows, maps, strict=True)]
     figure, axes = new_figure(len(rows), len(columns), 2.0 * len(columns), 0.3 + 2.0 * len(rows))
     for number, (title, pictures) in enumerate(columns.items()):

@@ -30,12 +30,12 @@ def told_displacements(model: Any) -> AbstractContextManager[list[torch.Tensor]]
     """Within, what the pointers tell the action expert of the way to the keyframe is noted, (B, pose_dim) each time;
     nothing where the model has none.
     """
-    return noted(None if model.pointers is None else model.pointers.displacement, torch.Tensor.float)
+    return noted(model.pointers, lambda said: said.displacement.float())
 
 
 def pointing_maps(model: Any) -> AbstractContextManager[list[torch.Tensor]]:
-    """Within, where the pointers look is noted: (B, 2, grid, grid) each time, for target and gripper the shares of the
-    visual tokens of the processed left view, which sum to 1; nothing where the model has none.
+    """Within, where the pointers look is noted: (B, P, grid, grid) each time, for each of `Pointers.names` the shares
+    of the visual tokens of the processed left view, which sum to 1; nothing where the model has none.
     """
     pointers = model.pointers
     return noted(pointers, lambda said: said.logits.float().softmax(-1).unflatten(-1, (pointers.grid, pointers.grid)))

@@ -41,6 +41,8 @@ class PolicyConfig(PreTrainedConfig):
             of each noisy chunk are given as they are. 0 = not trained so; such a model is guided instead.
         use_pointers (`bool`):
             The pointing loss and its read-out tokens (`pointing.py`); not in the papers.
+        points_at_destination (`bool`):
+            A third pointer, for where the target is to be put, and pointers that read the words in their order.
         turn_symmetry, num_turns (`int`):
             0: the pointers tell the yaw of the way to the keyframe as a number like its others. 1 or 2: the turn of the
             tool about its own axis is apart from it and has no seam (`turns.py`), modulo a whole turn, or half a turn,
@@ -73,6 +75,7 @@ class PolicyConfig(PreTrainedConfig):
     flow_draws: int = 1
     max_delay: int = 0
     use_pointers: bool = False
+    points_at_destination: bool = False
     turn_symmetry: int = 0
     num_turns: int = 1
     action_loss_weight: float | int = 1.0
@@ -94,6 +97,11 @@ class PolicyConfig(PreTrainedConfig):
     def num_visual_tokens(self) -> int:
         """Of one view."""
         return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def num_pointers(self) -> int:
+        """What the pointers mark: target and gripper, and with `points_at_destination` a destination."""
+        return 2 + self.points_at_destination if self.use_pointers else 0
 
     @property
     def num_image_tokens(self) -> int:
@@ -123,6 +131,8 @@ class PolicyConfig(PreTrainedConfig):
             raise ValueError(
                 f"turn_symmetry is {self.turn_symmetry}; it must be 0 (yaw is a number), 1 or 2 (of two fingers)"
             )
+        if self.points_at_destination and not self.use_pointers:
+            raise ValueError("points_at_destination is True and use_pointers False; it needs pointers")
         for name, value in vars(self).items():
             if name.endswith("_loss_weight") and not 0 <= value < float("inf"):
                 raise ValueError(f"{name} is {value}; it must be a finite number, at least 0")

@@ -445,6 +445,7 @@ def _lab() -> dict:
         **_small(192, 16, 192, 3, 96, SHARP_STEREO),
         "semantic_config": resnet(32, 96, 192),
         "spatial_config": None,
+        "points_at_destination": True,
     }
 
 

@@ -352,7 +352,8 @@ class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPredic
             actions: (B, chunk_size, action_dim), normalised; is_action: (B,) bool, the samples with an action loss
                 (default: all); action_mask: (B, chunk_size) bool, the steps with one (default: all).
             depth_map: (B, V, H, W), true depth of the views in m, 0 = unknown.
-            points: (B, 2, 2), pixels of target and gripper in the first view, NaN = unknown.
+            points: (B, P, 2), pixels in the first view of target, gripper and destination, NaN = unknown; without a
+                destination P may be 2.
             displacement: (B, pose_dim), the way to the keyframe (see the processor), NaN = unknown.
             turns: (B, T), the turns to it in rad where they are apart (`config.turn_symmetry`), NaN = unknown;
                 equal_turns: (B,), how many turns in a whole one are as right (default: `turn_symmetry`).

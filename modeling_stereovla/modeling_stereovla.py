@@ -282,7 +282,8 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             action_mask: (B, chunk_size) bool, the steps with an action loss (default: all), as the processor returns
                 it: what it filled a short chunk up with teaches nothing.
             disparity: (B, H, W), true disparity of the left view in px, 0 = unknown.
-            points: (B, 2, 2), pixels of target and gripper in the left view, NaN = unknown.
+            points: (B, P, 2), pixels in the left view of target, gripper and destination, NaN = unknown; without a
+                destination P may be 2.
             displacement: (B, pose_dim), the way to the keyframe (see the processor), NaN = unknown.
             turns: (B, T), the turns to it in rad where they are apart (`config.turn_symmetry`), NaN = unknown;
                 equal_turns: (B,), how many turns in a whole one are as right (default: `turn_symmetry`).

@@ -26,7 +26,8 @@ class Targets:
         actions: (B, chunk_size, action_dim), normalised. is_action: (B,) bool, the samples with an action loss; None =
             all. action_mask: (B, chunk_size) bool, the steps with an action loss; None = all.
         disparity: (B', H, W) px of the left view, 0 = unknown, of the samples that disparity is predicted for.
-        points: (B, 2, 2) px, target and gripper in the left view, NaN = unknown.
+        points: (B, P, 2) px in the left view, what the pointers mark, in their order, NaN = unknown; those beyond a
+            model's pointers are not looked at.
         displacement: (B, pose_dim), the way to the keyframe (see the processor), NaN = unknown.
         turns: (B, T) rad, the turns that are apart from it, NaN = unknown. equal_turns: (B,), how many turns in a whole
             one are as right (see `turn_losses`).
@@ -275,35 +276,40 @@ class DepthMapObjective(Objective):
 
 
 class PointingObjective(Objective):
-    """Cross-entropy of two attention maps with the visual tokens that hold target and gripper, over the points that are
-    in the picture.
+    """Cross-entropy of the pointers' attention maps with the visual tokens that hold what they mark, over the points
+    that are in the picture.
     """
 
     name = "pointing"
     accuracy = "pointing_accuracy"
 
     def count(self, targets):
-        return None if targets.points is None else in_picture(targets.points, self.config.image_size).sum()
+        return None if targets.points is None else in_picture(self._wanted(targets), self.config.image_size).sum()
 
     def outputs(self, predictions, targets, count):
         """Also pointing_accuracy: the share of the points that lie in the token with the largest logit."""
         if predictions.pointed is None or targets.points is None:
             return None
-        logits, patch = predictions.pointed.logits, self.config.patch_size
-        wanted, known = soft_token_targets(targets.points.to(logits.dtype), self.config.image_size // patch, patch)
+        logits, patch, points = predictions.pointed.logits, self.config.patch_size, self._wanted(targets)
+        wanted, known = soft_token_targets(points.to(logits.dtype), self.config.image_size // patch, patch)
         losses = -(wanted * logits.log_softmax(-1)).sum(-1)
         if (cells := predictions.pointed.cells) is not None:
-            losses = losses + self._cell_losses(cells, targets.points) * known
+            losses = losses + self._cell_losses(cells, points) * known
         with torch.no_grad():
             hits = (logits.argmax(-1) == wanted.argmax(-1)) & known
         return {"pointing_loss": losses.sum() / count, "pointing_accuracy": hits.sum() / count}
 
+    def _wanted(self, targets: Targets) -> torch.Tensor:
+        """(B, P, 2) px of what the model's pointers mark; what the batch does not have is unknown."""
+        points, marked = targets.points, self.config.num_pointers
+        return F.pad(points[:, :marked], (0, 0, 0, max(0, marked - points.shape[1])), value=float("nan"))
+
     def _cell_losses(self, cells: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy (B, 2) of the cell within the token that holds each of `points` (B, 2, 2) px."""
+        """Cross-entropy (B, P) of the cell within the token that holds each of `points` (B, P, 2) px."""
         patch = self.config.patch_size
         token, cell = cells_of_points(points, self.config.image_size // patch, patch, self.config.point_cells)
         index = token[..., None, None].expand(-1, -1, 1, cells.shape[-1])
-        of_token = cells.float().gather(2, index).squeeze(2)  # (B, 2, C)
+        of_token = cells.float().gather(2, index).squeeze(2)  # (B, P, C)
         return -of_token.log_softmax(-1).gather(-1, cell[..., None]).squeeze(-1)
 
 

@@ -5,12 +5,16 @@ minutes hardly finds its target. The cross-entropy of the two attention maps is 
 and the way from the present state to the keyframe pose that a small network regresses from them, join the action
 expert's state tokens. The difference, not the pose: told the exact poses as two tokens, a small expert's first action
 is still 6 mm off when the keyframe is within 3 cm (the action itself is 5 mm); told their difference, 2.4 mm.
+
+With `points_at_destination` a third pointer marks where the target is to be put, and words are read in their order: of
+"stack green cube onto red cube" the words alone, without it, name two things alike.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from .turns import TurnHead
 from .view_points import in_tokens
@@ -18,6 +22,7 @@ from .view_points import in_tokens
 # the last centimetres before a keyframe are the ones that matter: a few hundredths of the range
 DISPLACEMENT_GAIN = 4.0
 POINT_NUMBERS = 5  # of a point that is read out: x, y, z, and which of two frames
+POINTED_AT = ("target", "gripper", "destination")  # the last by an option
 
 
 def in_picture(points: torch.Tensor, size: int) -> torch.Tensor:
@@ -54,12 +59,26 @@ def cells_of_points(points: torch.Tensor, grid: int, patch_size: int, cells: int
     return token[..., 1] * grid + token[..., 0], cell[..., 1] * cells + cell[..., 0]
 
 
+class WordsBefore(nn.Linear):
+    """What stands before each word, added up: a place counted from the beginning would be another one in every wording,
+    and in every prompt. It begins as nothing, as words alone find the target fastest.
+    """
+
+    def __init__(self, hidden: int):
+        super().__init__(hidden, hidden, bias=False)
+
+    def forward(self, words: torch.Tensor, is_word: torch.Tensor) -> torch.Tensor:
+        """(B, L, hidden) of words (B, L, hidden), of which those of `is_word` (B, L, 1), 0 or 1, count."""
+        each = super().forward(words) * is_word
+        return each.cumsum(1) - each
+
+
 @dataclass
 class Pointed:
-    """What the pointers say, target first.
+    """What the pointers say, in the order of `POINTED_AT`; P is 2, or 3 with a destination.
 
-    logits: (B, 2, N), attention over the visual tokens. tokens: (B, S, width), what the action expert is told.
-    cells: (B, 2, N, C), logits of the cells within each token; points: (B, 2, 3), the mean point under the attention,
+    logits: (B, P, N), attention over the visual tokens. tokens: (B, S, width), what the action expert is told.
+    cells: (B, P, N, C), logits of the cells within each token; points: (B, P, 3), the mean point under the attention,
         as `view_points` has them. None where the model has no points.
     displacement: (B, pose_dim), the way from the present state to the keyframe, in the state's scales. turns: (B, T,
         2), the vectors of its turns where these are apart from it.
@@ -74,30 +93,44 @@ class Pointed:
 
 
 class Pointers(nn.Module):
-    """Two queries over the visual tokens: the instruction's (for the target) and a learned one (for the gripper)."""
+    """Queries over the visual tokens: of the instruction for the target and for the destination, and a learned one for
+    the gripper.
+
+    Attributes:
+        names: what they point at, of `POINTED_AT`.
+    """
 
     def __init__(self, config):
         super().__init__()
         hidden, width = config.text_config.hidden_size, config.expert_hidden_size
         self.grid, self.patch_size = config.image_size // config.patch_size, config.patch_size
         self.word_norm = nn.LayerNorm(hidden)
+        self.names = POINTED_AT[: config.num_pointers]
         self.word_query = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, hidden))
+        self.word_before = self.destination_query = None
+        if "destination" in self.names:
+            self.word_before = WordsBefore(hidden)
+            self.destination_query = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, hidden))
         self.gripper_query = nn.Embedding(1, hidden)
         self.token_norm = nn.LayerNorm(hidden)
         self.key = nn.Linear(hidden, hidden)
         self.value = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, width))
         # (u, v), and of a model with points (x, y, z) and which frame that is in
         self.cells = getattr(config, "point_cells", 0)
-        self.cell = nn.Linear(hidden, 2 * self.cells**2) if self.cells else None
+        self.cell = nn.Linear(hidden, len(self.names) * self.cells**2) if self.cells else None
         known = POINT_NUMBERS if self.cells else 0
         self.place = nn.Sequential(nn.Linear(2 + known, width), nn.GELU(), nn.Linear(width, width))
+        features = (1 + len(self.names)) * width + len(self.names) * known
         self.displacement = nn.Sequential(
-            nn.Linear(3 * width + 2 * known, 2 * width),
+            nn.Linear(features, 2 * width),
             nn.GELU(),
             nn.Linear(2 * width, width),
             nn.GELU(),
             nn.Linear(width, config.pose_dim),
         )
+        # how much of the way to each point that is read out the way to the keyframe has: all of that to the target
+        # before a grasp, that to the destination after it; a network of GELUs alone has to learn that a way is itself
+        self.shares = nn.Linear(features, len(self.names)) if self.cells else None
         self.displacement_token = nn.Sequential(nn.Linear(config.pose_dim, width), nn.GELU(), nn.Linear(width, width))
         self.turns = None
         if config.turn_symmetry:
@@ -135,21 +168,26 @@ class Pointers(nn.Module):
         """
         # every word asks on its own and the evidence adds up: "red" and "cube" together point at the red cube. A
         # query of the mean embedding dilutes the two words that matter in a dozen that are always there
-        words = self.word_query(self.word_norm(text))
-        instruction = (words * text_mask[..., None].to(words.dtype)).sum(1)
-        gripper = self.gripper_query.weight.expand(len(instruction), -1).to(words.dtype)
+        words, is_word = self.word_norm(text), text_mask[..., None].to(text.dtype)
+        if self.word_before is not None:
+            words = words + self.word_before(words, is_word)
+        gripper = self.gripper_query.weight.expand(len(words), -1).to(words.dtype)
+        queries = [(self.word_query(words) * is_word).sum(1), gripper]
+        if self.destination_query is not None:
+            queries.append((self.destination_query(words) * is_word).sum(1))
         tokens = self.token_norm(visual_tokens)
 
         def of_samples(of_pictures: torch.Tensor) -> torch.Tensor:
             return of_pictures if frames is None else of_pictures.index_select(0, frames)
 
         keys, values = of_samples(self.key(tokens)), of_samples(self.value(tokens))
-        logits = torch.stack([instruction, gripper], dim=1) @ keys.transpose(1, 2) / tokens.shape[-1] ** 0.5
+        logits = torch.stack(queries, dim=1) @ keys.transpose(1, 2) / tokens.shape[-1] ** 0.5
         attention = logits.softmax(-1)
         pointed = Pointed(logits)
         place, known = attention @ self.centres(attention), []
+        ways = None
         if self.cells:
-            pointed.cells = of_samples(self.cell(tokens)).unflatten(-1, (2, -1)).transpose(1, 2)
+            pointed.cells = of_samples(self.cell(tokens)).unflatten(-1, (len(self.names), -1)).transpose(1, 2)
             pointed.points, ways = self.read_points(attention, pointed.cells, of_samples(points), frame, state)
             known = [ways.to(place.dtype)]
         place = torch.cat([place, *known], dim=-1)
@@ -157,6 +195,11 @@ class Pointers(nn.Module):
         read_out = (attention @ values + self.place(place)).to(state_token.dtype)
         features = torch.cat([read_out.flatten(1), state_token, *(part.flatten(1) for part in known)], dim=-1)
         pointed.displacement = self.displacement(features)
+        if ways is not None:
+            # in units of the state, as the displacement is, where the points are in its frame
+            along = ways[..., :3] * ways[..., 4:] * self.shares(features).sigmoid()[..., None]
+            rest = pointed.displacement.shape[-1] - 3
+            pointed.displacement = pointed.displacement + F.pad(along.sum(1), (0, rest)).to(features.dtype)
         told = self.displacement_token(DISPLACEMENT_GAIN * pointed.displacement)
         if self.turns is not None:
             pointed.turns = self.turns(read_out[:, 0], facing)
@@ -172,13 +215,13 @@ class Pointers(nn.Module):
         frame: torch.Tensor,
         state: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean points (B, 2, 3) under the attention, at the resolution of the points, and `POINT_NUMBERS` of each, (B,
-        2, 5): the way to it from the tool in the base frame, or from the camera in its own, and which of the two it is.
+        """Mean points (B, P, 3) under the attention, at the resolution of the points, and `POINT_NUMBERS` of each, (B,
+        P, 5): the way to it from the tool in the base frame, or from the camera in its own, and which of the two it is.
         """
         in_cells = in_tokens(points, self.grid)  # (B, N, C, 3)
         weights = attention[..., None].float() * cells.float().softmax(-1)
         mean = torch.einsum("bpnc,bnck->bpk", weights, in_cells)
         in_base = (frame == 2).view(-1, 1, 1)
         ways = mean - state[:, None, :3].float() * in_base
-        which = torch.stack([frame == 1, frame == 2], dim=-1).to(mean.dtype)[:, None].expand(-1, 2, -1)
+        which = torch.stack([frame == 1, frame == 2], dim=-1).to(mean.dtype)[:, None].expand(-1, mean.shape[1], -1)
         return mean, torch.cat([ways * (frame > 0).view(-1, 1, 1), which], dim=-1)

@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput, cached_file
 from .action_expert import ActionExpert, Prefix
 from .flow_matching import Draws, euler_integrate, euler_numbers, euler_times, interpolate
 from .objectives import Predictions, Targets, count_targets, objectives_of
-from .pointing import Pointed, Pointers
+from .pointing import Pointed, Pointers, WordsBefore
 from .quantization import WHOLE, input_dtype
 from .real_time_chunking import RunningChunk, guided
 from .robot_heads import resize_heads, sizes_in_tensors, sizes_of_robot
@@ -91,7 +91,9 @@ class PolicyPreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, nn.Linear):
+        if isinstance(module, WordsBefore):
+            init.zeros_(module.weight)
+        elif isinstance(module, nn.Linear):
             # the same variance out as in, at any width: with a fixed 0.02 the small presets hardly learn to point
             # (66 % of the targets found after 200 steps, 94 % with this)
             init.normal_(module.weight, 0.0, module.in_features**-0.5)

@@ -19,8 +19,9 @@ from .state_entries import begins_with_position, differences, differences_and_tu
 
 PER_SAMPLE = (
     "text state embodiment objective actions action_mask keyframe_pose keyframe_symmetry boxes points_px depths_m "
-    "calibration depth_map target_px gripper_px target_name"
+    "calibration depth_map target_px gripper_px destination_px target_name"
 ).split()
+POINTS_PX = ("target_px", "gripper_px", "destination_px")  # what pointers mark, in their order
 
 
 class PolicyProcessor(ProcessorOptions):
@@ -90,6 +91,7 @@ class PolicyProcessor(ProcessorOptions):
         depth_map: Any = None,
         target_px: Any = None,
         gripper_px: Any = None,
+        destination_px: Any = None,
         target_name: str | Sequence[str | None] | None = None,
         return_labels: bool = False,
         padding_side: str | None = None,
@@ -119,7 +121,8 @@ class PolicyProcessor(ProcessorOptions):
                 answers.
             calibration: mapping with focal_length_px, principal_point_px, baseline_m, transform_camera_to_base.
             depth_map: (h, w) of the left view, float in m or integer in depth_unit_m, 0 = unknown.
-            target_px, gripper_px: (2,) px of the left view; None or NaN where it is not visible.
+            target_px, gripper_px, destination_px: (2,) px of the left view, of the target, of the gripper and of where
+                the target is to be put; None or NaN where it is not visible.
             target_name: what the instruction calls the target ("action", "pose"), for asked_words.
             return_labels: write the answers and `labels`; an answer that is missing is an error.
             padding_side: default "right" with return_labels, else "left".
@@ -141,7 +144,8 @@ class PolicyProcessor(ProcessorOptions):
             for number, found in enumerate(views):
                 check_stereo_pair(found[0], found[right], name=f"images[{number}]" if batched else "images")
         pictures, geometries = self.image_processor.prepare(views)
-        outputs = {"points": target_px is not None or gripper_px is not None}
+        marked = ("target_px", "gripper_px") if destination_px is None else POINTS_PX
+        outputs = {"points": marked if any(given[name] is not None for name in marked) else ()}
         outputs |= {"actions": return_labels or actions is not None}
         normalizer, reader, tokens = self.normalizer, self.reader, self.tokens
         rows = []
@@ -200,7 +204,7 @@ class PolicyProcessor(ProcessorOptions):
         sample: dict[str, Any],
         geometry: ViewGeometry,
         with_answer: bool,
-        outputs: dict[str, bool],
+        outputs: dict[str, Any],
         normalizer: Normalizer,
         reader: SampleReader,
         form: str,
@@ -241,7 +245,7 @@ class PolicyProcessor(ProcessorOptions):
             if with_answer:
                 row["answer"] = reader.camera(sample, geometry).text()
         if outputs["points"]:
-            row["points"] = reader.view_points(sample, ("target_px", "gripper_px"), geometry)
+            row["points"] = reader.view_points(sample, outputs["points"], geometry)
         return row
 
     def _facing(self, rows: list[dict[str, Any]], names: list[str]) -> np.ndarray:

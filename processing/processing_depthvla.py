@@ -40,8 +40,8 @@ class DepthVLAProcessor(PolicyProcessor):
       (B, chunk_size): valid steps. is_action bool (B,): sample has an action loss. With `actions` or `return_labels`.
     - depth_map float32 (B, V, H, W), with `depth_map` only: planar depth in m of the processed views, 0 = unknown. It
       is given as a dict {view: (h, w)}, or as the left view's (h, w).
-    - points float32 (B, 2, 2), with `target_px` or `gripper_px` only: (u, v) of the target and of the gripper in px
-      of the processed left view, NaN = not visible.
+    - points float32 (B, P, 2), with `target_px`, `gripper_px` or `destination_px` only: (u, v) of target, gripper and,
+      where the last is given, destination in px of the processed left view, NaN = not in it.
     - displacement float32 (B, pose_dim), with points and `return_labels`, where pose_dim equals state_dim: as of
       StereoProcessor; NaN where the sample has no keyframe.
     - turns float32 (B, num_turns), beside displacement where `turn_symmetry` is not 0: for each rotation of the state

@@ -34,8 +34,8 @@ class StereoProcessor(PolicyProcessor):
     - point_transform float32 (B, 4, 4), point_frame int64 (B,), with `points_frame` only: what makes points of the
       processed left view's pixels and disparities (`point_transforms.point_transform`); zeros for a sample without
       calibration.
-    - points float32 (B, 2, 2), with `target_px` or `gripper_px` only: (u, v) of the target and of the gripper in px
-      of the processed left view, NaN = not visible.
+    - points float32 (B, P, 2), with `target_px`, `gripper_px` or `destination_px` only: (u, v) of target, gripper and,
+      where the last is given, destination in px of the processed left view, NaN = not in it.
     - displacement float32 (B, pose_dim), with points and `return_labels`, where pose_dim equals state_dim: the way from
       the present state to the keyframe (`state_entries.differences`; of rotations a rotation vector), divided by the
       state's scales, the three parts of a rotation by the largest of theirs; NaN where the sample has no keyframe.

@@ -164,7 +164,14 @@ WINDOW: tuple[Column, ...] = (
     Column("keyframe_symmetry", "int32", low=1, optional=True, note="as in a row"),
     *_CALIBRATION,
     Column("boxes", "float32", (2, 4), "px", note="of the target in the left and right view; NaN = not visible"),
-    Column("points", "float32", (2, 2), "px", note="(u, v) of target and tool in the left view; NaN = not visible"),
+    Column(
+        "points",
+        "float32",
+        (3, 2),
+        "px",
+        note="(u, v) in the left view of the target, of the tool, and of what the target is put onto; NaN = not in it, "
+        "or put nowhere",
+    ),
     Column("depth", "float32", ("H", "W"), "m", low=0.0, optional=True, note="where the stream was asked for it"),
     Column("segmentation", "uint8", ("H", "W"), optional=True, note="where the stream was asked for it"),
     Column("points_px", "float32", ("N", 2), "px", optional=True, note="(u, v) that a depth question asks about"),

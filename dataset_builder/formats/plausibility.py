@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from stereovla.dataset_builder.streaming.questions import tool_pixels
+from stereovla.dataset_builder.streaming.questions import view_pixels
 from stereovla.processing.rotations import rotation_angle, rpy_to_matrix
 
 CHECKS = {
@@ -130,7 +130,7 @@ def view_of_tool_problem(positions: np.ndarray, calibration: Mapping[str, np.nda
 
     def count(transforms: np.ndarray) -> int:
         focal, principal = calibration["focal_length_px"], calibration["principal_point_px"]
-        return int(np.isfinite(tool_pixels(positions, transforms, focal, principal, size[::-1])[:, 0]).sum())
+        return int(np.isfinite(view_pixels(positions, transforms, focal, principal, size[::-1])[:, 0]).sum())
 
     given, total = np.asarray(calibration["transform_camera_to_base"], dtype=np.float64), len(positions)
     if (seen := count(given)) >= max(1, _IN_VIEW * total):

@@ -31,6 +31,7 @@ DROPPED = "target dropped on the way"
 OPEN = 0.9  # a gripper that is open wider has not begun its grasp
 MOVED_M = 0.02  # an object that rose or sank further is no target to relabel to
 PUSHED_M = 0.03  # an object other than the target that moves further was hit
+MISSED_STEPS, MISSED_RISE_M, CLOSING_STEPS = 8, 0.025, 3  # most steps of a missed grasp and of each; frames it closes
 CARRIED_M = 0.03  # a target that was held this high and then is not was dropped, unless it was placed
 
 
@@ -67,6 +68,11 @@ class RecordingConfig:
     noise_rad: float = option(0.05, "The same for the rotation, rad.")
     push_probability: float = option(0.04, "Chance per step of a larger push of the tool.")
     push_m: float = option(0.05, "Longest push, m; pushes are at least 2 cm.")
+    miss_probability: float = option(
+        0.03,
+        "Chance per step before the grasp that the gripper closes on nothing and rises for up to a second, so that the "
+        "data show how to go on after a missed grasp.",
+    )
     camera_per_frame: bool = option(
         True,
         "Draw the camera pose anew for every recorded frame, not once per episode: more views of the same physics.",
@@ -84,7 +90,7 @@ class RecordingConfig:
         for name in ("noise_m", "noise_rad", "push_m"):
             if not 0 <= getattr(self, name) < 0.5:
                 raise ValueError(f"{name}={getattr(self, name)} must be in [0, 0.5)")
-        for name in ("push_probability", "relabel"):
+        for name in ("push_probability", "miss_probability", "relabel"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1]")
         for name in ("plan_length", "max_frames"):
@@ -131,7 +137,8 @@ class Recorder:
         """(rows, None) of a solved episode, or (rows so far, why it failed)."""
         world, expert, config = self.world, self.expert, self.config
         # the world spawns its own generators from world_seed; a second entry keeps these apart from them
-        noise, camera, relabel = (np.random.default_rng(s) for s in np.random.SeedSequence((world_seed, 1)).spawn(3))
+        streams = np.random.SeedSequence((world_seed, 1)).spawn(4)
+        noise, camera, relabel, misses = (np.random.default_rng(stream) for stream in streams)
         try:
             self._reset(world_seed, index)
         except NoViewError:
@@ -141,6 +148,7 @@ class Recorder:
         spread = noise.uniform()
         rows: list[dict[str, Any]] = []
         carried = dropped = False
+        missing: list[np.ndarray] = []  # what is left of a missed grasp
         while not expert.done:
             if len(rows) == config.max_frames:
                 return rows, DROPPED if dropped else f"not solved in {config.max_frames} frames"
@@ -168,11 +176,24 @@ class Recorder:
             if world.task != task:
                 world.choose_task(task)
                 action = expert.plan(1)[0][0]
+            if held or world.placed:
+                missing = []
+            elif not missing and world.state()[-1] > OPEN and misses.random() < config.miss_probability:
+                missing = self._miss(misses)
             try:
-                world.step(self._disturbed(action, spread, noise))
+                world.step(self._disturbed(missing.pop() if missing else action, spread, noise))
             except RuntimeError:
                 return rows, DIVERGED
         return rows, None
+
+    def _miss(self, rng: np.random.Generator) -> list[np.ndarray]:
+        """Actions of a missed grasp, the last one first: the gripper closes, and the arm rises as it would with what it
+        takes itself to hold.
+        """
+        closed = self.world.robot.idle(gripper=-1.0)
+        rises = closed.copy()
+        rises[2] = rng.uniform(0.0, MISSED_RISE_M)
+        return [rises] * int(rng.integers(MISSED_STEPS)) + [closed] * CLOSING_STEPS
 
     def _reset(self, world_seed: int, index: int) -> None:
         self.world.reset(world_seed)

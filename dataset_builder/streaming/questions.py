@@ -155,14 +155,14 @@ def _answers(depth_m: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> tupl
     return points, depth_m[rows, columns].astype(np.float32)
 
 
-def tool_pixels(
+def view_pixels(
     positions_m: np.ndarray,
     transforms: np.ndarray,
     focal_px: np.ndarray,
     principal_px: np.ndarray,
     size: tuple[int, int],
 ) -> np.ndarray:
-    """Tool centres projected into the left views of their frames.
+    """Positions projected into the left views of their frames.
 
     Args:
         positions_m: (n, 3) in the base frame. transforms: (n, 4, 4) camera to base. focal_px, principal_px: (n, 2).
@@ -226,6 +226,7 @@ def processor_arguments(windows: Sequence[Mapping[str, Any]], views: Sequence[st
             # depth and camera questions do not say which object is the target
             "target_px": None if window["objective"] in ("depth", "camera") else window["points"][0],
             "gripper_px": window["points"][1],
+            "destination_px": None if window["objective"] in ("box", "depth", "camera") else window["points"][2],
             "target_name": window["target"],
         }
         for window in windows

@@ -1,6 +1,7 @@
 """Training windows cut out of whole episodes."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,11 @@ import pyarrow as pa
 
 from stereovla.dataset_builder.dataset import schema
 from stereovla.dataset_builder.dataset.shards import ShardError, decode_image, numbers
-from stereovla.dataset_builder.streaming.questions import tool_pixels
+from stereovla.dataset_builder.streaming.questions import view_pixels
 
 DEPTH, SEGMENTATION = schema.DEPTH, "observation.segmentation"
+CARRIED_M = 0.03  # less is not carried: the fingers missed
+HELD_BELOW_M = 0.02  # so far below the tool is what a small object that it holds stands on, rather than the air above
 
 
 class WindowPool:
@@ -42,6 +45,8 @@ class WindowPool:
         self._boxes = np.stack([numbers(table, key) if key in table.column_names else missing for key in boxes], axis=1)
         self._points: np.ndarray | None = None
         self._tool_position = _tool_positions(table, states)
+        tasks = np.array(self._strings["task"])
+        self._destination = _destinations(self._tool_position, numbers(table, "action")[:, -1], tasks, first)
 
     @property
     def further(self) -> list[str]:
@@ -104,15 +109,17 @@ class WindowPool:
         return window
 
     def _pointing(self, size: tuple[int, int]) -> np.ndarray:
-        """(n, 2, 2) (u, v) of the middle of the target's box and of the tool centre, NaN = not in the left view."""
+        """(n, 3, 2) (u, v) of the middle of the target's box, of the tool centre, and of what the target is put
+        onto; NaN = not in the left view.
+        """
         if self._points is None:
-            tool = np.full((self.size, 2), np.nan, dtype=np.float32)
+            placed = np.full((2, self.size, 2), np.nan, dtype=np.float32)
             if self._calibration:
                 keys = ("transform_camera_to_base", "focal_length_px", "principal_point_px")
-                camera = (self._calibration[f"calibration.{key}"] for key in keys)
-                tool = tool_pixels(self._tool_position, *camera, size)
+                camera = [self._calibration[f"calibration.{key}"] for key in keys]
+                placed[:] = [view_pixels(where, *camera, size) for where in (self._tool_position, self._destination)]
             box = self._boxes[:, 0]
-            self._points = np.stack([(box[:, :2] + box[:, 2:]) / 2, tool], axis=1)
+            self._points = np.stack([(box[:, :2] + box[:, 2:]) / 2, *placed], axis=1)
         return self._points
 
 
@@ -125,6 +132,31 @@ def _tool_positions(table: pa.Table, states: np.ndarray) -> np.ndarray:
     if is_pose.any():  # a state that is no pose may have fewer numbers
         positions[is_pose] = states[is_pose, :3]
     return positions
+
+
+def _destinations(tool: np.ndarray, commands: np.ndarray, tasks: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """(n, 3) m, what the target is put onto: `HELD_BELOW_M` under the tool where it lets go next of what it carried, or
+    in the frames after did so last; NaN where it never does, and in frames that are about another task than that one.
+    At the tool's own height a picture shows what is behind.
+
+    Args:
+        tool: (n, 3) m. commands: (n,) of the gripper. tasks: (n,). first: (n,), the first frame of each one's episode.
+    """
+    found = np.full_like(tool, np.nan)
+    for begin, end in zip(starts := np.unique(first), [*starts[1:], len(tool)], strict=True):
+        told = np.flatnonzero(np.abs(commands[begin:end]) > 0.5) + begin
+        turned = told[1:][np.diff(np.sign(commands[told])) != 0]  # where another command begins
+        opened = [
+            (closing, opening)
+            for closing, opening in pairwise(turned)
+            if commands[opening] > 0 and np.linalg.norm(tool[opening] - tool[closing]) > CARRIED_M
+        ]
+        done = begin
+        for _, opening in opened:
+            alike = (tasks[done:end] == tasks[opening])[:, None]
+            found[done:end] = np.where(alike, tool[opening] - [0, 0, HELD_BELOW_M], np.nan)
+            done = opening + 1
+    return found
 
 
 def _action_chunks(table: pa.Table, first: np.ndarray, chunk: int) -> tuple[np.ndarray, np.ndarray]:

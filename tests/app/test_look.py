@@ -9,7 +9,7 @@ from synthetic_dataset import write_dataset
 from tiny_checkpoint import EMBODIMENT, save_tiny_checkpoint, save_tiny_depthvla, stereo_pair
 
 from stereovla.app.frames import Carried, Frame, dataset_frame
-from stereovla.app.look import POINTERS, look_at
+from stereovla.app.look import look_at
 from stereovla.processing.camera_geometry import Calibration
 from stereovla.serving.served_model import ServedModel
 from stereovla.sources import load_checkpoint
@@ -26,6 +26,7 @@ KINDS = {
     "pi0": {"depth_config": None, "depth_map_loss_weight": 0.0},
     "depth": {"depth_config": {"input": "depth"}},
 }
+POINTS = {"points_frame": "base", "use_pointers": True, "points_at_destination": True}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def served(tmp_path_factory) -> dict[str, ServedModel]:
         name: save_tiny_depthvla(folder / name, use_pointers=name == "block", **own) for name, own in KINDS.items()
     }
     paths["stereovla"] = save_tiny_checkpoint(folder / "stereovla", preset="demo")  # with pointers
-    paths["points"] = save_tiny_checkpoint(folder / "points", points_frame="base", use_pointers=True)
+    paths["points"] = save_tiny_checkpoint(folder / "points", **POINTS)
     return {name: ServedModel(*load_checkpoint(str(path), run_code=True), name) for name, path in paths.items()}
 
 
@@ -85,13 +86,14 @@ def test_the_answer_is_the_model_s(served, name):
             assert look.depth is None
 
 
-@pytest.mark.parametrize("name", ["stereovla", "block"])
+@pytest.mark.parametrize("name", ["stereovla", "block", "points"])
 def test_where_it_points(served, name):
     """Keys of zero look everywhere alike; a displacement of zero says that the keyframe is where the tool is."""
     model, pointers = served[name], served[name].model.pointers
     look = look_at(model, frame_for(model))
     grid = model.model.config.image_size // model.model.config.patch_size
-    for pointer in POINTERS:
+    assert tuple(look.attention) == ("target", "gripper", "destination")[: 3 if name == "points" else 2]
+    for pointer in look.attention:
         assert look.attention[pointer].shape == (grid, grid)
         assert look.attention[pointer].sum() == pytest.approx(1, abs=1e-5) and look.attention[pointer].std() > 0
     kept = {key: value.clone() for key, value in pointers.state_dict().items()}
@@ -100,11 +102,13 @@ def test_where_it_points(served, name):
         last = pointers.displacement[-1]
         last.weight.zero_(), last.bias.zero_()
         last.bias[0] = 0.5  # of the scale of x, whose middle 98 % are 0.4 m
+        if pointers.shares is not None:
+            pointers.shares.weight.zero_(), pointers.shares.bias.fill_(-1e9)  # none of the ways to what is pointed at
     try:
         look = look_at(model, frame_for(model))
     finally:
         pointers.load_state_dict(kept)
-    for pointer in POINTERS:
+    for pointer in look.attention:
         np.testing.assert_allclose(look.attention[pointer], 1 / grid**2, rtol=1e-5)
     np.testing.assert_allclose(look.pointed - STATE[:3], [0.1, 0, 0], atol=1e-6)
 

@@ -81,7 +81,7 @@ def test_uniform_points_cover_the_image():
     assert histogram.min() > 180 and histogram.max() < 320
 
 
-def test_tool_pixels_agree_with_the_processors_projection():
+def test_view_pixels_agree_with_the_processors_projection():
     rng = np.random.default_rng(0)
     positions = rng.uniform([0.3, -0.3, 0.0], [0.7, 0.3, 0.4], (50, 3))
     look = np.array([[0, 0, 1], [-1, 0, 0], [0, -1, 0]], float)
@@ -89,7 +89,7 @@ def test_tool_pixels_agree_with_the_processors_projection():
     transforms[:, :3, :3] = look
     transforms[:, :3, 3] = rng.uniform([-0.5, -0.1, 0.0], [0.5, 0.1, 0.2], (50, 3))
     focal, principal = np.full((50, 2), 110.0), np.full((50, 2), 64.0)
-    pixels = questions.tool_pixels(positions, transforms, focal, principal, (128, 128))
+    pixels = questions.view_pixels(positions, transforms, focal, principal, (128, 128))
     for index in range(50):
         expected = project_points(
             positions[index], Calibration(focal[index], principal[index], 0.063, transforms[index])

@@ -241,6 +241,52 @@ def test_placing_is_recorded_with_its_keyframes_and_relabelled_tasks(task):
     assert held[0] == 1.0 and held[-1] == 0.0
 
 
+def test_destinations_are_on_what_the_target_is_put_onto():
+    """The pixel of each frame against the mask of the destination, and none for another task than the episode's."""
+    world = WorldConfig(tasks="stack", image_size=128, support_share=0.0, object_scale=(1.1, 1.1), table_height_m=0.0)
+    recorder = Recorder(world, RecordingConfig(relabel=0.5, noise_m=0.004, push_probability=0.0))
+    hits, relabelled = [], 0
+    for index in range(6):
+        rows, _ = recorder.episode(3, "train", index)
+        final, destination = recorder.world.instruction, recorder.world.task.destination
+        # 4 and above are the other objects in their order
+        others = [number for number in range(len(recorder.world.objects)) if number != recorder.world.target_index]
+        label = 4 + others.index(destination)
+        pool = WindowPool([shards.rows_to_table(rows)], history=1, chunk=4)
+        for number, row in enumerate(decoded(rows)):
+            pixel = pool.window(number)["points"][2]
+            if row["task"] != final:
+                relabelled += 1
+                assert np.isnan(pixel).all()
+            elif number < 5:
+                u, v = pixel.astype(int)
+                around = row["observation.segmentation"][v - 2 : v + 3, u - 2 : u + 3]  # a bowl is held by its rim
+                hits.append(label in around)
+    picks = Recorder(EASY, RecordingConfig())
+    pool = WindowPool([shards.rows_to_table(picks.episode(0, "train", 1)[0])], history=1, chunk=4)
+    assert all(np.isnan(pool.window(number)["points"][2]).all() for number in range(pool.size))
+    for one in (recorder, picks):
+        one.close()
+    assert relabelled and np.mean(hits) == 1.0
+
+
+def test_data_show_how_to_go_on_after_a_missed_grasp():
+    config = {"relabel": 0.0, "noise_m": 0.0, "push_probability": 0.0, "camera_per_frame": False, "labels": False}
+    shown = []
+    for chance in (0.0, 0.2):
+        recorder = Recorder(EASY, RecordingConfig(miss_probability=chance, **config))
+        rows = [row for index in range(6) for row in decoded(recorder.episode(0, "train", index)[0])]
+        recorder.close()
+        states = np.stack([row["observation.state"] for row in rows])
+        # fingers that are shut hold nothing: every object of the world is thicker
+        empty = np.flatnonzero(states[:, -1] < 0.05)
+        shown.append(len(empty))
+        assert all(rows[number]["action"][-1] == 1.0 and rows[number]["keyframe_pose"][-1] == 1.0 for number in empty)
+    assert shown[0] == 0 and shown[1] > 10
+    with pytest.raises(ValueError, match=r"miss_probability=1.2 must be in \[0, 1\]"):
+        RecordingConfig(miss_probability=1.2)
+
+
 def test_reasons_of_failures():
     """Each by what brings it about: a hand that sweeps the table, and one that lets go on the way."""
     world = WorldConfig(tasks="move", image_size=16)

@@ -131,7 +131,9 @@ def test_features_are_those_of_the_first_view(checkpoints, dataset):
         expected = expert.norm(expert.encoder(pixels[:, 0])).numpy()
     np.testing.assert_allclose(looks.geometry.reshape(3, 16, -1), expected, atol=1e-5)
     assert looks.semantics.shape == (3, 4, 4, policy.model.config.text_config.hidden_size)
-    np.testing.assert_allclose(looks.pointed.sum((2, 3)), np.ones((3, 2)), atol=1e-5)
+    assert list(looks.pointed) == ["target", "gripper"]
+    for maps in looks.pointed.values():
+        np.testing.assert_allclose(maps.sum((1, 2)), np.ones(3), atol=1e-5)
 
 
 def test_colours_are_alike_where_features_are():

@@ -1,11 +1,13 @@
 """The pointing targets against a brute-force bilinear reference, and that pointing can be learned and reads out."""
 
+import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from torch.nn import functional as F
 
-from stereovla.modeling_stereovla import StereoVLAConfig
+from stereovla.modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
 from stereovla.modeling_stereovla.objectives import KeyframeObjective, PointingObjective, Predictions, Targets
-from stereovla.modeling_stereovla.pointing import Pointed, Pointers, soft_token_targets
+from stereovla.modeling_stereovla.pointing import POINTED_AT, Pointed, Pointers, soft_token_targets
 
 
 def test_targets_reproduce_the_point_and_sum_to_one():
@@ -49,6 +51,63 @@ def test_a_pointer_learns_to_find_the_token_that_differs():
         optimizer.step()
     assert (pointed.logits.argmax(-1) == where).float().mean() > 0.9
     assert pointed.tokens.shape == (32, 3, config.expert_hidden_size)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_pointers_tell_what_is_moved_from_where_it_goes(ordered):
+    """Of "put A onto B" both names stand in the words, however many stand before; only their order says which is
+    which.
+    """
+    torch.manual_seed(0)
+    config = StereoVLAConfig.from_preset("tiny", use_pointers=True, points_at_destination=ordered)
+    objective, grid, hidden = PointingObjective(config), 4, config.text_config.hidden_size
+    model = StereoVLAForActionPrediction(config)  # as models are initialised
+    pointers = model.pointers
+    assert pointers.names == POINTED_AT[: 2 + ordered]
+    names, onto, others = torch.randn(6, hidden), torch.randn(hidden), torch.randn(5, hidden)
+    optimizer = torch.optim.Adam(pointers.parameters(), lr=3e-3)
+    for _ in range(300):
+        pairs = torch.rand(32, 6).argsort(1)[:, :2]
+        where = torch.rand(32, grid**2).argsort(1)[:, :3]
+        tokens = 0.1 * torch.randn(32, grid**2, hidden)
+        for kind in range(2):
+            tokens[torch.arange(32), where[:, kind]] += names[pairs[:, kind]]
+        text = torch.stack([names[pairs[:, 0]], onto.expand(32, -1), names[pairs[:, 1]]], 1)
+        before = others[torch.randint(5, (32, int(torch.randint(1, 5, ()))))]
+        text = torch.cat([before, text, torch.randn(32, 2, hidden)], 1)
+        mask = torch.ones(text.shape[:2], dtype=torch.bool)
+        mask[:, -2:] = False  # padding that says anything
+        where[:, 2] = where[:, 1]
+        points = torch.stack([where % grid, where // grid], -1) * 16.0 + 8.0
+        points[:, 1] = float("nan")
+        state, state_token = torch.zeros(32, config.state_dim), torch.zeros(32, config.expert_hidden_size)
+        pointed = pointers(tokens, text, mask, state, state_token)
+        count = objective.count(Targets(points=points))
+        assert count == 32 * (1 + ordered)
+        loss = objective.outputs(Predictions(pointed=pointed), Targets(points=points), count)["pointing_loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    hits = (pointed.logits.argmax(-1) == where[:, : 2 + ordered]).float().mean(0)
+    if ordered:
+        assert hits[0] > 0.9 and hits[2] > 0.9
+        assert pointed.tokens.shape == (32, 4, config.expert_hidden_size)
+    else:
+        assert hits[0] < 0.8
+
+
+def test_a_batch_without_destinations_trains_pointers_that_have_one():
+    config = StereoVLAConfig.from_preset("tiny", use_pointers=True, points_at_destination=True)
+    objective, logits, points = PointingObjective(config), torch.randn(3, 3, 16), 64 * torch.rand(3, 3, 2)
+    points[:, 2] = float("nan")
+    whole, without = (
+        objective.outputs(Predictions(pointed=Pointed(logits)), Targets(points=given), 6)
+        for given in (points, points[:, :2])
+    )
+    assert objective.count(Targets(points=points[:, :2])) == objective.count(Targets(points=points)) == 6
+    torch.testing.assert_close(whole, without)
+    with pytest.raises(StrictDataclassClassValidationError, match="points_at_destination is True and use_point"):
+        StereoVLAConfig.from_preset("tiny", points_at_destination=True)
 
 
 def test_loss_ignores_unknown_points():

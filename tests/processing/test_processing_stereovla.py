@@ -174,6 +174,10 @@ def test_disparity_and_points(processor):
     expected = np.where(depth > 0, 60 * 0.063 / np.where(depth > 0, depth, 1), 0)
     np.testing.assert_allclose(batch["disparity"][0].numpy(), expected, rtol=1e-5)
     assert batch["points"][0, 0].tolist() == [10.5, 20] and batch["points"][0, 1].isnan().all()
+    twice = {name: [value] * 2 for name, value in robot().items()}
+    whole = processor([pair()] * 2, **twice, target_px=[[10.5, 20], None], destination_px=[None, [30, 40]])["points"]
+    assert whole.isnan().all(-1).tolist() == [[False, True, True], [True, True, False]]
+    assert whole[1, 2].tolist() == [30, 40]
     packed = processor(
         pair(), **robot(calibration=CALIBRATION, depth_map=np.nan_to_num(depth * 1e4).round().astype(np.uint16))
     )
