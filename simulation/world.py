@@ -21,7 +21,7 @@ from stereovla.simulation.tasks import Task, draw_objects, draw_wording, first_t
 SUCCESS_LIFT_M = 0.05
 STILL_STEPS = 3  # a placed object must lie still and alone this long
 STILL_M_S, STILL_RAD_S = 0.02, 0.5
-SCENE_DRAWS, CAMERA_DRAWS = 40, 300
+SCENE_DRAWS, CAMERA_DRAWS = 200, 300
 VIEW_MARGIN = 0.08  # of the picture's size, between the objects' centres and its border
 # of the widest open gripper, in the tool's frame, whose z points up: finger tips, hand, flange
 GRIPPER_POINTS = np.array(

@@ -19,9 +19,11 @@ from stereovla.dataset_builder.dataset.statistics import compute_statistics
 from stereovla.dataset_builder.streaming import window_stream
 from stereovla.dataset_builder.streaming.episodes import EpisodeSource
 from stereovla.dataset_builder.streaming.lanes import merge_states
-from stereovla.dataset_builder.streaming.questions import processor_arguments
+from stereovla.dataset_builder.streaming.questions import calibration_of, processor_arguments
 from stereovla.dataset_builder.streaming.window_stream import WindowStream
+from stereovla.dataset_builder.streaming.windows import WindowPool
 from stereovla.processing import StereoImageProcessorPil, StereoProcessor, build_tokenizer
+from stereovla.processing.camera_geometry import Calibration, project_points
 
 LENGTHS = [3, 7, 4, 5, 6, 3, 8, 4, 5, 9, 3, 4]
 FRAMES = {(episode, frame) for episode, length in enumerate(LENGTHS) for frame in range(length)}
@@ -70,6 +72,26 @@ def test_plan_length_becomes_the_mask(dataset):
         assert window["action_mask"].sum() == 16 - window["frame_index"] % 3
     with pytest.raises(ValueError, match="chunk_size=17 is longer than the data's action_plan of 16"):
         next(iter(stream_of(dataset, chunk_size=17)))
+
+
+def test_a_destination_is_under_the_tool_where_it_lets_go_of_what_it_carried():
+    """Two things carried in one episode, and a grasp that missed; frames about another task say nothing."""
+    rng, rows = np.random.default_rng(0), []
+    commands = [1, 1, -1, 1, 1, -1, 0, -1, 1, 1, -1, -1, 1, 0]  # misses, carries to x = 0.09, to 0.15, stays
+    steps = [0, 1, 1, 0, 1, 1, 1, 3, 1, 0, 1, 4, 1, 1]
+    for frame, (command, x) in enumerate(zip(commands, np.cumsum(steps) / 100, strict=True)):
+        row = make_row(rng, 0, frame, size=64)
+        row["observation.state"][:3] = [x, 0.0, 0.1]
+        row["action"][-1], row["task"] = command, "other" if frame == 1 else row["task"]
+        rows.append(shards.encode_row(row))
+    rows += [shards.encode_row(make_row(rng, 1, frame, size=64)) for frame in range(3)]  # never closes
+    pool = WindowPool([shards.rows_to_table(rows)], history=1, chunk=1)
+    calibration = calibration_of(pool.window(0))
+    for frame in range(len(commands)):
+        expected = project_points([0.09 if frame <= 8 else 0.15, 0.0, 0.08], Calibration.from_mapping(calibration))
+        found = pool.window(frame)["points"][2]
+        assert np.isnan(found).all() if frame == 1 else np.allclose(found, expected, atol=1e-3), frame
+    assert all(np.isnan(pool.window(frame)["points"][2]).all() for frame in range(len(commands), len(rows)))
 
 
 def test_without_plans_the_actions_that_follow_are_taken(tmp_path):
