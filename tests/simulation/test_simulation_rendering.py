@@ -208,3 +208,12 @@ def test_missing_egl_names_the_packages():
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode != 0
     assert "apt-get install -y libegl1 libgl1 libegl-mesa0 libgl1-mesa-dri" in run.stderr
+
+
+def test_a_process_that_closes_nothing_ends_without_a_word():
+    """With a finalizer of something else before MuJoCo is imported, which decides when Python runs all of them."""
+    code = "import weakref; kept = type('Kept', (), {})(); weakref.finalize(kept, int)\n"
+    code += "from stereovla.simulation import World; w = World(); w.reset(0); w.observe()"
+    environment = {**os.environ, "MUJOCO_GL": "egl", "PYTHONWARNINGS": "ignore"}
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
