@@ -71,8 +71,8 @@ class StereoRenderer:
         # Also when it is garbage collected: MuJoCo would delete its objects by number in whatever context is current,
         # and so silently spoil the pictures of the next renderer.
         self._free = weakref.finalize(self, free_context, self._gl, self._context)
-        # At the end of the process before MuJoCo closes EGL, as later registered functions come first. Left to itself it
-        # comes with the first finalizer that anything made, perhaps after that, and a traceback is the last of a run.
+        # At the end of the process before MuJoCo closes EGL, as later registered functions come first. Left to itself
+        # it comes with the first finalizer that anything made, perhaps after that, and a run ends with a traceback.
         self._free.atexit = False
         atexit.register(self._free)
         self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR

@@ -22,6 +22,7 @@ SUCCESS_LIFT_M = 0.05
 STILL_STEPS = 3  # a placed object must lie still and alone this long
 STILL_M_S, STILL_RAD_S = 0.02, 0.5
 SCENE_DRAWS, CAMERA_DRAWS = 200, 300
+VIEW_TRIES = 8  # scenes that are drawn until cameras see one
 VIEW_MARGIN = 0.08  # of the picture's size, between the objects' centres and its border
 # of the widest open gripper, in the tool's frame, whose z points up: finger tips, hand, flange
 GRIPPER_POINTS = np.array(
@@ -56,10 +57,25 @@ class World(BaseWorld):
         return seed + 1
 
     def reset(self, seed: int) -> None:
-        """Draws a new episode; everything in it follows from `seed` (an int >= 0) and the config."""
-        config = self.config
+        """Draws a new episode; everything in it follows from `seed` (an int >= 0) and the config. NoViewError where no
+        camera sees any of the scenes that are drawn.
+        """
         streams = [np.random.default_rng(item) for item in np.random.SeedSequence(seed).spawn(4)]
-        layout, look, start, camera = streams
+        for further in reversed(range(VIEW_TRIES)):
+            try:
+                return self._draw_episode(*streams)
+            except NoViewError:
+                if not further:
+                    raise
+
+    def _draw_episode(
+        self,
+        layout: np.random.Generator,
+        look: np.random.Generator,
+        start: np.random.Generator,
+        camera: np.random.Generator,
+    ) -> None:
+        config = self.config
         self.table_z = float(layout.uniform(*config.table_height_m))
         self._draw_scene(layout)
         self.model = build_model(

@@ -13,7 +13,7 @@ LORA_HEADS = (
     *(f"action_expert.{name}" for name in ("state_proj", "action_in_proj", "action_out_proj")),
     "pointers.displacement",
     "pointers.displacement_token",
-    "pointers.shares",
+    "pointers.anchors",
     "pointers.turns",
 )
 

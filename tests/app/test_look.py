@@ -102,8 +102,8 @@ def test_where_it_points(served, name):
         last = pointers.displacement[-1]
         last.weight.zero_(), last.bias.zero_()
         last.bias[0] = 0.5  # of the scale of x, whose middle 98 % are 0.4 m
-        if pointers.shares is not None:
-            pointers.shares.weight.zero_(), pointers.shares.bias.fill_(-1e9)  # none of the ways to what is pointed at
+        if pointers.anchors is not None:
+            pointers.anchors.share.weight.zero_(), pointers.anchors.share.bias.fill_(-1e9)  # none of the ways
     try:
         look = look_at(model, frame_for(model))
     finally:

@@ -8,7 +8,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from stereovla.modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
-from stereovla.modeling_stereovla.pointing import cells_of_points
+from stereovla.modeling_stereovla.pointing import Anchors, cells_of_points
 from stereovla.modeling_stereovla.view_points import CELLS, POINT_LIMIT, in_tokens, point_channels, points_of_disparity
 from stereovla.processing.camera_geometry import Calibration, disparity_to_depth, unproject_points
 from stereovla.processing.point_transforms import CAMERA_UNIT_M, point_transform
@@ -134,7 +134,7 @@ def test_a_pixel_is_in_the_cell_where_in_tokens_has_it():
 # ---- the model
 
 
-def test_pointers_read_the_mean_point_under_their_attention():
+def test_pointers_read_the_mean_point_around_the_peak_of_their_attention():
     model = small_model()
     seen = model.model(**{name: value for name, value in batch(model.config).items() if name != "state"})
     assert seen.points.shape == (2, 3, 32, 32)
@@ -143,15 +143,44 @@ def test_pointers_read_the_mean_point_under_their_attention():
         state, batch(model.config)["input_ids"], torch.ones(2, 20), seen, torch.tensor([2, 2])
     )
     grid, cells = model.config.image_size // model.config.patch_size, model.config.point_cells
-    expected = torch.zeros(2, 2, 3)
-    for token in range(grid**2):
-        for cell in range(cells**2):
-            y = token // grid * cells + cell // cells
-            x = token % grid * cells + cell % cells
-            weight = pointed.logits.softmax(-1)[:, :, token] * pointed.cells[:, :, token].softmax(-1)[..., cell]
-            expected += weight[..., None] * seen.points[:, None, :, y, x]
-    torch.testing.assert_close(pointed.points, expected)
+    for sample, pointer in np.ndindex(2, 2):
+        row, column = divmod(int(pointed.logits[sample, pointer].argmax()), grid)
+        near = [(y, x) for y, x in np.ndindex(grid, grid) if abs(y - row) <= 1 and abs(x - column) <= 1]
+        shares = [pointed.logits[sample, pointer, y * grid + x].exp() for y, x in near]
+        expected = torch.zeros(3)
+        for (y, x), share in zip(near, shares, strict=True):
+            in_token = pointed.cells[sample, pointer, y * grid + x].softmax(-1)
+            for cell in range(cells**2):
+                at = seen.points[sample, :, y * cells + cell // cells, x * cells + cell % cells]
+                expected += share / sum(shares) * in_token[cell] * at
+        torch.testing.assert_close(pointed.points[sample, pointer], expected)
     assert tokens.shape[1] == 1 + 3
+
+
+@pytest.mark.parametrize("destination", [False, True])
+def test_the_way_to_the_keyframe_is_a_share_of_the_ways_whatever_the_position(destination):
+    """Moved by a step, the tool is told as much less as the shares of target and gripper say. Without points in the
+    base frame the network of the state says all of it, as it says whatever is no position.
+    """
+    torch.manual_seed(0)
+    config = small_model(points_at_destination=destination).config
+    count, width = config.num_pointers, config.expert_hidden_size
+    anchors = Anchors(config, count)
+    seen, state, token = torch.randn(2, count, width), torch.rand(2, 7), torch.randn(2, width)
+    points, guess = torch.randn(2, count, 3), torch.randn(2, 7)
+
+    def told(at: torch.Tensor, token: torch.Tensor, base: float = 1.0) -> torch.Tensor:
+        ways = torch.cat([points - at[:, None, :3], torch.full((2, count, 2), base)], -1)
+        return anchors(guess, seen, ways, at, token)
+
+    step = torch.tensor([[0.1, -0.2, 0.3, 0, 0, 0, 0]])
+    before, after = told(state, token), told(state + step, token)
+    shares = -(after - before)[:, :3] / step[:, :3]
+    assert ((0 < shares) & (shares < count)).all() and (shares.std(1) < 1e-4).all()  # one share for x, y and z
+    assert torch.equal(after[:, 3:], guess[:, 3:])
+    other = told(state, torch.randn(2, width))  # another state as the networks see it
+    assert torch.equal(other[:, :3], before[:, :3]) != destination
+    assert torch.equal(told(state, token, base=0.0), guess)
 
 
 def test_a_model_without_calibration_acts_as_with_an_unknown_frame():

@@ -163,6 +163,10 @@ def test_resized_heads_keep_what_fits():
     model.resize_heads(5, 9)
     assert model.config.pose_dim == model.config.state_dim == 5 and model.config.action_dim == 9
     assert model.pointers.displacement[4].out_features == model.pointers.displacement_token[0].in_features == 5
+    points = {"points_frame": "base", "use_pointers": True, "points_at_destination": True}
+    model = StereoVLAForActionPrediction(StereoVLAConfig.from_preset("tiny", **points))
+    model.resize_heads(5, 5)
+    assert model.pointers.anchors.posture.in_features == 5 and model.pointers.anchors.posture.out_features == 3
 
 
 @pytest.mark.slow

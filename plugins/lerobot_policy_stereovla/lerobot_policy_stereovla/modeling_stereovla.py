@@ -24,7 +24,7 @@ LORA_HEADS = (
     *(f"model.action_expert.{name}" for name in ("state_proj", "action_in_proj", "action_out_proj")),
     "model.pointers.displacement",
     "model.pointers.displacement_token",
-    "model.pointers.shares",
+    "model.pointers.anchors",
     "model.pointers.turns",
 )
 STATISTICS = ("min", "max", "mean", "std", "q01", "q99")  # of LeRobot's, those that our processors know
