@@ -101,7 +101,9 @@ def test_where_it_points(served, name):
         pointers.key.weight.zero_(), pointers.key.bias.zero_()
         last = pointers.displacement[-1]
         last.weight.zero_(), last.bias.zero_()
-        last.bias[0] = 0.5  # of the scale of x, whose middle 98 % are 0.4 m
+        # half of the scale of x, whose middle 98 % are 0.4 m; with points x is the ways' alone, and z has 0.45 m
+        axis, middle = (2, 0.45) if name == "points" else (0, 0.4)
+        last.bias[axis] = 0.5
         if pointers.anchors is not None:
             pointers.anchors.share.weight.zero_(), pointers.anchors.share.bias.fill_(-1e9)  # none of the ways
     try:
@@ -110,7 +112,7 @@ def test_where_it_points(served, name):
         pointers.load_state_dict(kept)
     for pointer in look.attention:
         np.testing.assert_allclose(look.attention[pointer], 1 / grid**2, rtol=1e-5)
-    np.testing.assert_allclose(look.pointed - STATE[:3], [0.1, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(look.pointed - STATE[:3], np.eye(3)[axis] * 0.5 * middle / 2, atol=1e-6)
 
 
 def test_a_model_without_pointers_points_nowhere(served):

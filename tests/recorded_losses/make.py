@@ -33,6 +33,7 @@ OF_LAB = BEFORE | {
     "semantic_config": {"hidden_sizes": [32, 96], "depths": [1, 1]},
     "stereo_config": SMALL_STEREO | {"refinement_channels": 0},
     "points_frame": None,
+    "points_at_destination": False,
     "calibration_dropout": 0.0,
     "disparity_loss_weight": 1.0,
 }
