@@ -251,7 +251,7 @@ class Pointers(nn.Module):
 
     def around_peak(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits (B, P, N) of the largest and of the eight tokens around it, the others -inf."""
-        peak = logits.detach().argmax(-1, keepdim=True)
+        peak = logits.argmax(-1, keepdim=True)
         token = torch.arange(self.grid**2, device=logits.device)
         rows = (token // self.grid - peak // self.grid).abs()
         columns = (token % self.grid - peak % self.grid).abs()

@@ -144,7 +144,7 @@ class PolicyProcessor(ProcessorOptions):
             for number, found in enumerate(views):
                 check_stereo_pair(found[0], found[right], name=f"images[{number}]" if batched else "images")
         pictures, geometries = self.image_processor.prepare(views)
-        marked = ("target_px", "gripper_px") if destination_px is None else POINTS_PX
+        marked = POINTS_PX[:2] if destination_px is None else POINTS_PX
         outputs = {"points": marked if any(given[name] is not None for name in marked) else ()}
         outputs |= {"actions": return_labels or actions is not None}
         normalizer, reader, tokens = self.normalizer, self.reader, self.tokens

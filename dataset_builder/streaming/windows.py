@@ -147,12 +147,12 @@ def _destinations(tool: np.ndarray, commands: np.ndarray, tasks: np.ndarray, fir
         told = np.flatnonzero(np.abs(commands[begin:end]) > 0.5) + begin
         turned = told[1:][np.diff(np.sign(commands[told])) != 0]  # where another command begins
         opened = [
-            (closing, opening)
+            opening
             for closing, opening in pairwise(turned)
             if commands[opening] > 0 and np.linalg.norm(tool[opening] - tool[closing]) > CARRIED_M
         ]
         done = begin
-        for _, opening in opened:
+        for opening in opened:
             alike = (tasks[done:end] == tasks[opening])[:, None]
             found[done:end] = np.where(alike, tool[opening] - [0, 0, HELD_BELOW_M], np.nan)
             done = opening + 1
