@@ -10,6 +10,7 @@ ROBOT_HEADS = {
     "action_expert.action_in_proj": ("action_dim", None),
     "action_expert.action_out_proj": (None, "action_dim"),
     "pointers.anchors.posture": ("state_dim", None),
+    "pointers.carried_query": ("state_dim", None),
     "pointers.displacement.4": (None, "pose_dim"),
     "pointers.displacement_token.0": ("pose_dim", None),
     "pointers.turns.cosine": (None, "num_turns"),

@@ -14,6 +14,7 @@ LORA_HEADS = (
     "pointers.displacement",
     "pointers.displacement_token",
     "pointers.anchors",
+    "pointers.carried_query",
     "pointers.turns",
 )
 

@@ -105,7 +105,9 @@ def test_where_it_points(served, name):
         axis, middle = (2, 0.45) if name == "points" else (0, 0.4)
         last.bias[axis] = 0.5
         if pointers.anchors is not None:
-            pointers.anchors.share.weight.zero_(), pointers.anchors.share.bias.fill_(-1e9)  # none of the ways
+            share = pointers.anchors.share  # all of it where the tool is
+            share.weight.zero_(), share.bias.copy_(torch.arange(len(share.bias)) == 1).mul_(1e9)
+            pointers.anchors.offset.weight.zero_(), pointers.anchors.offset.bias.zero_()
     try:
         look = look_at(model, frame_for(model))
     finally:

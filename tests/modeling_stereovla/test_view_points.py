@@ -7,6 +7,7 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
+from stereovla.evaluation.pointed_keyframes import noted
 from stereovla.modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
 from stereovla.modeling_stereovla.pointing import Anchors, cells_of_points
 from stereovla.modeling_stereovla.view_points import CELLS, POINT_LIMIT, in_tokens, point_channels, points_of_disparity
@@ -159,28 +160,56 @@ def test_pointers_read_the_mean_point_around_the_peak_of_their_attention():
 
 @pytest.mark.parametrize("destination", [False, True])
 def test_the_way_to_the_keyframe_is_a_share_of_the_ways_whatever_the_position(destination):
-    """Moved by a step, the tool is told as much less as the shares of target and gripper say. Without points in the
-    base frame the network of the state says all of it, as it says whatever is no position.
+    """Moved by a step in the plane, the tool is told as much less as target and destination share, and the rest of the
+    way is where the tool is. Without points in the base frame the network of the state says all of it, as it says
+    whatever is no position.
     """
     torch.manual_seed(0)
     config = small_model(points_at_destination=destination).config
     count, width = config.num_pointers, config.expert_hidden_size
     anchors = Anchors(config, count)
-    seen, state, token = torch.randn(2, count, width), torch.rand(2, 7), torch.randn(2, width)
+    seen, state = torch.randn(2, count, width), torch.rand(2, 7)
     points, guess = torch.randn(2, count, 3), torch.randn(2, 7)
 
-    def told(at: torch.Tensor, token: torch.Tensor, base: float = 1.0) -> torch.Tensor:
-        ways = torch.cat([points - at[:, None, :3], torch.full((2, count, 2), base)], -1)
-        return anchors(guess, seen, ways, at, token)
+    def told(at: torch.Tensor, base: float = 1.0, at_points: torch.Tensor = points) -> torch.Tensor:
+        ways = torch.cat([at_points - at[:, None, :3], torch.full((2, count, 2), base)], -1)
+        return anchors(guess, seen, ways, at)
 
-    step = torch.tensor([[0.1, -0.2, 0.3, 0, 0, 0, 0]])
-    before, after = told(state, token), told(state + step, token)
-    shares = -(after - before)[:, :3] / step[:, :3]
-    assert ((0 < shares) & (shares < count)).all() and (shares.std(1) < 1e-4).all()  # one share for x, y and z
-    assert torch.equal(after[:, 3:], guess[:, 3:])
-    other = told(state, torch.randn(2, width))  # another state as the networks see it
-    assert torch.equal(other[:, :3], before[:, :3]) != destination
-    assert torch.equal(told(state, token, base=0.0), guess)
+    step = torch.tensor([[0.1, -0.2, 0, 0, 0, 0, 0]])
+    before, after = told(state), told(state + step)
+    shares = -(after - before)[:, :2] / step[:, :2]
+    assert ((0 < shares) & (shares < 1)).all() and (shares.std(1) < 1e-4).all()  # one share for x and y
+    assert torch.equal(after[:, 2:], before[:, 2:]) and torch.equal(after[:, 3:], guess[:, 3:])
+    # as much as the shares of the anchors by themselves; the gripper's point has no part
+    parts = []
+    for index in range(count):
+        moved = points.clone()
+        moved[:, index, :3] += 1
+        parts.append((told(state, at_points=moved) - before)[:, :3])
+    assert parts[1].abs().max() == 0
+    torch.testing.assert_close(sum(parts)[:, :2], shares)
+    for axis in range(2, 7):  # how high, turned how, open how far: what it is about to do
+        other = state.clone()
+        other[:, axis] += 1
+        assert (told(other) - before)[:, :2].abs().min() > 0
+    assert torch.equal(told(state, base=0.0), guess)
+
+
+def test_where_it_goes_depends_on_whether_something_is_carried_and_not_on_the_place():
+    model = small_model(points_at_destination=True)
+    inputs = batch(model.config)
+    torch.nn.init.normal_(model.pointers.carried_query.weight)
+
+    def logits(axis: int) -> torch.Tensor:
+        state = inputs["state"].clone()
+        state[..., axis] += 0.5
+        with noted(model.pointers, lambda pointed: pointed.logits) as said:
+            model.predict_action(**inputs | {"state": state, "noise": torch.zeros(2, 8, 7)})
+        return said[0]
+
+    for axis in range(7):
+        differs = [not torch.equal(a, b) for a, b in zip(logits(axis).unbind(1), logits(0).unbind(1), strict=True)]
+        assert differs == [False, False, axis >= 2]
 
 
 def test_a_model_without_calibration_acts_as_with_an_unknown_frame():

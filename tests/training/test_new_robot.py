@@ -166,7 +166,7 @@ def test_resized_heads_keep_what_fits():
     points = {"points_frame": "base", "use_pointers": True, "points_at_destination": True}
     model = StereoVLAForActionPrediction(StereoVLAConfig.from_preset("tiny", **points))
     model.resize_heads(5, 5)
-    assert model.pointers.anchors.posture.in_features == 5 and model.pointers.anchors.posture.out_features == 3
+    assert model.pointers.anchors.posture.in_features == model.pointers.carried_query.in_features == 5
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ LORA_HEADS = (
     "model.pointers.displacement",
     "model.pointers.displacement_token",
     "model.pointers.anchors",
+    "model.pointers.carried_query",
     "model.pointers.turns",
 )
 STATISTICS = ("min", "max", "mean", "std", "q01", "q99")  # of LeRobot's, those that our processors know
