@@ -126,7 +126,7 @@ class Architecture:
                 f" Beside it, with attention at every layer and weights of its own, runs a depth expert ({encoder}; "
                 f"decoder {size_of(depth['decoder_config'])}), which predicts the depth of each view."
             )
-        text += f" {self.action_expert(read)}"
+        text += f" {self.action_expert(read)}{self.pointers}"
         return "\n\n".join([text, "\n".join(f"- {line}" for line in self.choices())])
 
     def _stereovla(self) -> str:
@@ -140,6 +140,7 @@ class Architecture:
         text = (
             f"{self.seen}, fused by an MLP from {', '.join(names)}. A Llama-type language model "
             f"({size_of(config['text_config'])}) reads them with the text; {self.action_expert('its keys and values')}"
+            f"{self.pointers}"
         )
         if frame := config.get("points_frame"):
             given = config["points_of"] == "given"
@@ -156,6 +157,13 @@ class Architecture:
         views = self.processor["image_processor"]["size"]
         tokens = self.processor["num_visual_tokens"]
         return f"Views of {views['width']} x {views['height']} px become {tokens} visual tokens"
+
+    @property
+    def pointers(self) -> str:
+        if not self.config.get("use_pointers"):
+            return ""
+        what = "target, gripper and destination" if self.config.get("points_at_destination") else "target and gripper"
+        return f" Not in the paper: it marks {what} among the visual tokens, and the action expert is told of them."
 
     def action_expert(self, read: str) -> str:
         article = "an" if self.name == "StereoVLA" else "An"

@@ -26,8 +26,12 @@ def dataset(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path, dataset) -> Path:
+    return trained(tmp_path / "run/model", dataset)
+
+
+def trained(folder: Path, dataset: Path, **config) -> Path:
     """A model folder as train.py leaves it, but for what the card does not read."""
-    folder = save_tiny_checkpoint(tmp_path / "run/model")
+    save_tiny_checkpoint(folder, **config)
     views = {side: torch.from_numpy(view) for side, view in zip(("left", "right"), stereo_pair(), strict=True)}
     prompt = json.dumps({"instruction": "pick up the red cube", "embodiment": "franka_panda"})
     save_file(views, folder / "reference_prediction.safetensors", metadata={"prompt": prompt})
@@ -105,6 +109,18 @@ def test_the_card_has_data_parts_cameras_and_results(folder, report):
     with Image.open(folder / "images/sample.png") as picture:
         assert picture.crop((0, 0, 64, 64)).tobytes() == left.tobytes()
         assert picture.crop((68, 0, 132, 64)).tobytes() == right.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("destination", "marks"), [(False, "target and gripper"), (True, "target, gripper and destination")]
+)
+def test_the_card_says_what_the_paper_has_not(dataset, folder, tmp_path, destination, marks):
+    pointing = {"use_pointers": True, "points_frame": "base", "points_at_destination": destination}
+    pointing = trained(tmp_path / "pointing/model", dataset, **pointing)
+    plain, text = (write_model_card(each, "model", options(), None).read_text() for each in (folder, pointing))
+    assert "Not in the paper" not in plain
+    assert f"it marks {marks} among the visual tokens" in text
+    assert "points of the stereo encoder's disparity and the calibration, in the robot base's frame" in text
 
 
 def test_errors_on_a_dataset_of_the_hub_go_to_its_leaderboard(folder, report):
