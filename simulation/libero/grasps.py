@@ -13,6 +13,8 @@ from stereovla.simulation.robot import TIPS_M
 
 WIDEST_M = 0.068  # that fits between the open fingers with room at both sides
 YAWS = 8  # tried in half a turn, from the thing's own
+# and around a rim, both sides of each: between the walls of a drawer a finger has room at few places
+RIM_YAWS = 16
 RIM_SLAB_M = 0.012  # what belongs to a rim, below the top
 RIM_DEPTH_M = 0.012  # of the tool below the top of a rim
 WALL_M = 0.006  # of what is held at its rim
@@ -95,7 +97,7 @@ def _at_the_rim(points: np.ndarray, rotation: np.ndarray, lowest: float, heights
     middle = (rim.max(0) + rim.min(0)) / 2
     middle += axis * (along.max() - middle @ axis)
     found = []
-    for turn in _yaws(0.0):
+    for turn in _yaws(0.0, RIM_YAWS):
         for side in (-1, 1):
             outwards = side * closing_direction(turn)
             reach = float(((rim - middle)[:, :2] @ outwards).max()) - WALL_M / 2
@@ -107,9 +109,9 @@ def _at_the_rim(points: np.ndarray, rotation: np.ndarray, lowest: float, heights
     return found
 
 
-def _yaws(own: float) -> list[float]:
+def _yaws(own: float, count: int = YAWS) -> list[float]:
     """Yaws in [-pi/2, pi/2) from a thing's own on."""
-    return [wrap_angle(own + k * math.pi / YAWS, math.pi) for k in range(YAWS)]
+    return [wrap_angle(own + k * math.pi / count, math.pi) for k in range(count)]
 
 
 def _blocked(place: np.ndarray, yaw: float, heights: Heights, sides: tuple[int, ...]) -> float:
