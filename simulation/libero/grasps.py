@@ -13,8 +13,9 @@ from stereovla.simulation.robot import TIPS_M
 
 WIDEST_M = 0.068  # that fits between the open fingers with room at both sides
 YAWS = 8  # tried in half a turn, from the thing's own
-# and around a rim, both sides of each: between the walls of a drawer a finger has room at few places
-RIM_YAWS = 16
+# and around a rim that lies level, both sides of each: between the walls of a drawer a finger has room at few places.
+# The best place on one that leans moves as it is touched, the more the finer they are
+RIM_YAWS, LEVEL = 16, 0.95
 RIM_SLAB_M = 0.012  # what belongs to a rim, below the top
 RIM_DEPTH_M = 0.012  # of the tool below the top of a rim
 WALL_M = 0.006  # of what is held at its rim
@@ -97,7 +98,7 @@ def _at_the_rim(points: np.ndarray, rotation: np.ndarray, lowest: float, heights
     middle = (rim.max(0) + rim.min(0)) / 2
     middle += axis * (along.max() - middle @ axis)
     found = []
-    for turn in _yaws(0.0, RIM_YAWS):
+    for turn in _yaws(0.0, RIM_YAWS if axis[2] > LEVEL else YAWS):
         for side in (-1, 1):
             outwards = side * closing_direction(turn)
             reach = float(((rim - middle)[:, :2] @ outwards).max()) - WALL_M / 2
