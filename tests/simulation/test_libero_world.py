@@ -412,6 +412,27 @@ def test_a_wide_thing_is_grasped_at_its_rim_where_there_is_room():
     assert blocked.position[1] >= 0.1 - 1e-6
 
 
+@pytest.mark.parametrize(("lean", "finds_the_gap"), [(0.0, True), (0.6, False)])
+def test_a_gap_in_the_walls_around_a_level_rim_is_found(lean, finds_the_gap):
+    """A gap of 20 degrees, for a finger of 17, between two of eight directions; around one that leans only those are
+    tried.
+    """
+    angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
+    circle = np.stack([np.cos(angle), np.sin(angle)], 1)
+    bowl = np.concatenate([np.column_stack([r * circle, np.full(48, z)]) for r, z in ((0.06, 0.05), (0.03, 0.0))])
+    rotation, middle = rpy_to_matrix(np.array([lean, 0.0, 0.0])), np.array([0.5, 0.1, 0.02])
+    gap = np.pi / 2 + np.pi / 16
+
+    def walls(xy: np.ndarray) -> np.ndarray:
+        x, y = (xy - middle[:2]).T
+        beside = np.abs((np.arctan2(y, x) - gap + np.pi) % (2 * np.pi) - np.pi)
+        return np.where((np.hypot(x, y) > 0.062) & (beside > np.deg2rad(10)), 0.2, -np.inf)
+
+    grasp = choose_grasp(bowl @ rotation.T + middle, rotation, 0.0, TOOL, HERE, walls)
+    assert grasp.rim and (abs(grasp.yaw - np.pi / 16) < 1e-9) == finds_the_gap
+    assert finds_the_gap or abs(grasp.yaw / (np.pi / 8) - round(grasp.yaw / (np.pi / 8))) < 1e-9
+
+
 def test_the_expert_says_what_it_cannot_do():
     goal = LiberoWorld(LiberoConfig(suite="libero_goal", tasks=(0,)))
     try:
