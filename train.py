@@ -427,12 +427,14 @@ def run(options: TrainingOptions, accelerator: Accelerator, told: list[int]) -> 
     part_size = options.batch_size // (accelerator.num_processes * options.accumulation)
     usual = QUESTIONS_PER_FRAME.get(options.preset, 1)
     sharing = questions_per_frame(options.questions_per_frame, usual, asked, part_size, with_pose)
-    learns = terms(data, asked, batches_in_words(validation_batches), depth, learned)
+    names = config.use_pointers and config.naming_loss_weight > 0
+    learns = terms(data, asked, batches_in_words(validation_batches), depth, learned, names)
     accelerator.print(f"{learns}{f', {sharing} samples about each frame' if sharing > 1 else ''}")
     if not depth and getattr(config, "stereo_learns_from", "all") == "disparity":
         accelerator.print("the stereo encoder learns from disparity alone: it stays as it was given or drawn")
     shares, as_losses = asked.shares, options.mixture_as == "losses"
     shared = asked.windows(config) | {"detection_failures": options.detection_failures, "depth_map_share": depth}
+    shared["names"] = names
     if as_losses:
         shared["mixture"] = {name: float(share > 0) for name, share in shares.items()}
     stream = WindowStream(

@@ -47,8 +47,8 @@ class PolicyConfig(PreTrainedConfig):
             0: the pointers tell the yaw of the way to the keyframe as a number like its others. 1 or 2: the turn of the
             tool about its own axis is apart from it and has no seam (`turns.py`), modulo a whole turn, or half a turn,
             after which a gripper with two equal fingers holds alike. num_turns: rotations of a state, two for two arms.
-        action_loss_weight, language_loss_weight, pointing_loss_weight, keyframe_loss_weight:
-            Weights of the summed loss.
+        action_loss_weight, language_loss_weight, pointing_loss_weight, keyframe_loss_weight, naming_loss_weight:
+            Weights of the summed loss. The last is of pointing at every object in the picture by its name.
     """
 
     image_size: int = 224
@@ -82,6 +82,7 @@ class PolicyConfig(PreTrainedConfig):
     language_loss_weight: float | int = 1.0
     pointing_loss_weight: float | int = 0.0
     keyframe_loss_weight: float | int = 0.0
+    naming_loss_weight: float | int = 0.0
     initializer_range: float | int = 0.02
 
     @property

@@ -446,6 +446,7 @@ def _lab() -> dict:
         "semantic_config": resnet(32, 96, 192),
         "spatial_config": None,
         "points_at_destination": True,
+        "naming_loss_weight": 1.0,
     }
 
 

@@ -30,8 +30,10 @@ class StereoVLAModelOutput(BaseModelOutputWithPast):
 class StereoVLAOutput(CausalLMOutputWithPast):
     """
     loss: weighted sum of the losses below, when any of them could be computed.
-    action_loss, language_loss, disparity_loss, pointing_loss, keyframe_loss: each alone, unweighted.
-    pointing_accuracy: share of the known points that lie in the visual token which is pointed at.
+    action_loss, language_loss, disparity_loss, pointing_loss, naming_loss, keyframe_loss, language_pointing_loss: each
+        alone, unweighted.
+    pointing_accuracy: share of the known points that lie in the visual token which is pointed at; naming_accuracy:
+        that of the named objects.
     sample_action_loss (B,), sample_language_loss (B,): means of each sample, NaN where it has none; without gradient.
     sample_token_accuracy (B,): share of the labelled tokens whose argmax is right, NaN where there is none.
     logits: (B, L, vocabulary) or the part that `logits_to_keep` names; with labels, only those of the labelled tokens
@@ -44,9 +46,11 @@ class StereoVLAOutput(CausalLMOutputWithPast):
     language_loss: torch.Tensor | None = None
     disparity_loss: torch.Tensor | None = None
     pointing_loss: torch.Tensor | None = None
+    naming_loss: torch.Tensor | None = None
     keyframe_loss: torch.Tensor | None = None
     language_pointing_loss: torch.Tensor | None = None
     pointing_accuracy: torch.Tensor | None = None
+    naming_accuracy: torch.Tensor | None = None
     language_pointing_accuracy: torch.Tensor | None = None
     sample_action_loss: torch.Tensor | None = None
     sample_language_loss: torch.Tensor | None = None
@@ -81,8 +85,10 @@ class DepthVLAOutput(CausalLMOutputWithPast):
     language_loss: torch.Tensor | None = None
     depth_map_loss: torch.Tensor | None = None
     pointing_loss: torch.Tensor | None = None
+    naming_loss: torch.Tensor | None = None
     keyframe_loss: torch.Tensor | None = None
     pointing_accuracy: torch.Tensor | None = None
+    naming_accuracy: torch.Tensor | None = None
     sample_action_loss: torch.Tensor | None = None
     sample_language_loss: torch.Tensor | None = None
     sample_token_accuracy: torch.Tensor | None = None

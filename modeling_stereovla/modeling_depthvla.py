@@ -322,6 +322,8 @@ class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPredic
         action_mask: torch.Tensor | None = None,
         depth_map: torch.Tensor | None = None,
         points: torch.Tensor | None = None,
+        names: torch.Tensor | None = None,
+        name_points: torch.Tensor | None = None,
         displacement: torch.Tensor | None = None,
         turns: torch.Tensor | None = None,
         equal_turns: torch.Tensor | None = None,
@@ -354,6 +356,8 @@ class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPredic
             depth_map: (B, V, H, W), true depth of the views in m, 0 = unknown.
             points: (B, P, 2), pixels in the first view of target, gripper and destination, NaN = unknown; without a
                 destination P may be 2.
+            names: (B, K, L) int64, words of the names of objects, -100 = no further one; name_points: (B, K, 2), pixels
+                in the first view of these objects, NaN = unknown. With actions.
             displacement: (B, pose_dim), the way to the keyframe (see the processor), NaN = unknown.
             turns: (B, T), the turns to it in rad where they are apart (`config.turn_symmetry`), NaN = unknown;
                 equal_turns: (B,), how many turns in a whole one are as right (default: `turn_symmetry`).
@@ -371,6 +375,7 @@ class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPredic
             is_action,
             action_mask,
             points=points,
+            name_points=name_points,
             displacement=displacement,
             turns=turns,
             equal_turns=equal_turns,
@@ -406,7 +411,7 @@ class DepthVLAForActionPrediction(DepthVLAPreTrainedModel, PolicyForActionPredic
             is_prompt = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             is_prompt = is_prompt if token_type_ids is None else is_prompt * (token_type_ids == 0)
             state_tokens, predictions.pointed = self._state_tokens(
-                state, input_ids, is_prompt, outputs, targets=targets, facing=facing
+                state, input_ids, is_prompt, outputs, targets=targets, facing=facing, names=names
             )
             draws = Draws(noise, time, None, delay).completed(self.config, actions, generator)
             self._predict_velocities(

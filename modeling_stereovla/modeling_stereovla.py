@@ -242,6 +242,8 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         action_mask: torch.Tensor | None = None,
         disparity: torch.Tensor | None = None,
         points: torch.Tensor | None = None,
+        names: torch.Tensor | None = None,
+        name_points: torch.Tensor | None = None,
         displacement: torch.Tensor | None = None,
         turns: torch.Tensor | None = None,
         equal_turns: torch.Tensor | None = None,
@@ -284,6 +286,8 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             disparity: (B, H, W), true disparity of the left view in px, 0 = unknown.
             points: (B, P, 2), pixels in the left view of target, gripper and destination, NaN = unknown; without a
                 destination P may be 2.
+            names: (B, K, L) int64, words of the names of objects, -100 = no further one; name_points: (B, K, 2), pixels
+                in the left view of these objects, NaN = unknown. With actions.
             displacement: (B, pose_dim), the way to the keyframe (see the processor), NaN = unknown.
             turns: (B, T), the turns to it in rad where they are apart (`config.turn_symmetry`), NaN = unknown;
                 equal_turns: (B,), how many turns in a whole one are as right (default: `turn_symmetry`).
@@ -319,6 +323,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
             turns,
             equal_turns,
             answer_points=answer_points,
+            name_points=name_points,
         )
         acts = actions is not None
         looks = answer_points is not None and self.config.language_pointing_layer is not None
@@ -370,7 +375,7 @@ class StereoVLAForActionPrediction(StereoVLAPreTrainedModel, PolicyForActionPred
         logits = self._logits(hidden, predictions, targets, logits_to_keep, begin)
         if acts:
             state_tokens, predictions.pointed = self._state_tokens(
-                state, input_ids, attention_mask, outputs, point_frame, targets, facing, frames
+                state, input_ids, attention_mask, outputs, point_frame, targets, facing, frames, names
             )
             draws = Draws(noise, time, hide_pose, delay).completed(self.config, actions, generator)
             mask = attention_mask if draws.hide_pose is None else self._without_pose(attention_mask, draws.hide_pose)

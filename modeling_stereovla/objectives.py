@@ -33,6 +33,7 @@ class Targets:
             one are as right (see `turn_losses`).
         depth_map: (B, V, H, W) m of each view, 0 = unknown.
         answer_points: (B, L, 2) px in the left view, what each label is about, NaN = nothing, or it is not seen.
+        name_points: (B', K, 2) px in the left view of the named objects of each picture, NaN = unknown.
 
     Attributes:
         labelled_at: int64 (T,) each, rows and places of the positions that are `labelled`.
@@ -51,6 +52,7 @@ class Targets:
     equal_turns: torch.Tensor | None = None
     depth_map: torch.Tensor | None = None
     answer_points: torch.Tensor | None = None
+    name_points: torch.Tensor | None = None
     labelled_at: tuple[torch.Tensor, torch.Tensor] | None = field(init=False, default=None)
     acting: torch.Tensor | None = field(init=False, default=None)
 
@@ -275,6 +277,16 @@ class DepthMapObjective(Objective):
         return targets.depth_map if self.config.stereo_config is None else targets.depth_map[:, :1]
 
 
+def map_losses(logits: torch.Tensor, points: torch.Tensor, config: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of attention maps (B, P, N) over the visual tokens and the pixels (B, P, 2) that they shall mark, NaN = unknown:
+    their cross-entropies (B, P), 0 where unknown, and whether the largest logit is of the token there, bool.
+    """
+    patch = config.patch_size
+    wanted, known = soft_token_targets(points.to(logits.dtype), config.image_size // patch, patch)
+    hits = (logits.detach().argmax(-1) == wanted.argmax(-1)) & known
+    return -(wanted * logits.log_softmax(-1)).sum(-1), hits
+
+
 class PointingObjective(Objective):
     """Cross-entropy of the pointers' attention maps with the visual tokens that hold what they mark, over the points
     that are in the picture.
@@ -290,13 +302,10 @@ class PointingObjective(Objective):
         """Also pointing_accuracy: the share of the points that lie in the token with the largest logit."""
         if predictions.pointed is None or targets.points is None:
             return None
-        logits, patch, points = predictions.pointed.logits, self.config.patch_size, self._wanted(targets)
-        wanted, known = soft_token_targets(points.to(logits.dtype), self.config.image_size // patch, patch)
-        losses = -(wanted * logits.log_softmax(-1)).sum(-1)
+        points = self._wanted(targets)
+        losses, hits = map_losses(predictions.pointed.logits, points, self.config)
         if (cells := predictions.pointed.cells) is not None:
-            losses = losses + self._cell_losses(cells, points) * known
-        with torch.no_grad():
-            hits = (logits.argmax(-1) == wanted.argmax(-1)) & known
+            losses = losses + self._cell_losses(cells, points) * in_picture(points, self.config.image_size)
         return {"pointing_loss": losses.sum() / count, "pointing_accuracy": hits.sum() / count}
 
     def _wanted(self, targets: Targets) -> torch.Tensor:
@@ -311,6 +320,26 @@ class PointingObjective(Objective):
         index = token[..., None, None].expand(-1, -1, 1, cells.shape[-1])
         of_token = cells.float().gather(2, index).squeeze(2)  # (B, P, C)
         return -of_token.log_softmax(-1).gather(-1, cell[..., None]).squeeze(-1)
+
+
+class NamingObjective(Objective):
+    """Cross-entropy of the attention map of each name with the visual tokens that hold the object, over the objects
+    that are in the picture. An instruction names one or two of them, and where nothing else tells a cube from a ball,
+    few samples teach it.
+    """
+
+    name = "naming"
+    accuracy = "naming_accuracy"
+
+    def count(self, targets):
+        return None if targets.name_points is None else in_picture(targets.name_points, self.config.image_size).sum()
+
+    def outputs(self, predictions, targets, count):
+        """Also naming_accuracy: the share of the objects that lie in the token with the largest logit."""
+        if predictions.pointed is None or predictions.pointed.named is None or targets.name_points is None:
+            return None
+        losses, hits = map_losses(predictions.pointed.named, targets.name_points, self.config)
+        return {"naming_loss": losses.sum() / count, "naming_accuracy": hits.sum() / count}
 
 
 class LanguagePointingObjective(Objective):
@@ -379,6 +408,7 @@ OBJECTIVES = (
     DisparityObjective,
     DepthMapObjective,
     PointingObjective,
+    NamingObjective,
     KeyframeObjective,
     LanguagePointingObjective,
 )
@@ -390,7 +420,7 @@ def objectives_of(config: Any) -> list[Objective]:
     if config.stereo_config is None:
         absent.add(DisparityObjective)
     if not config.use_pointers:
-        absent |= {PointingObjective, KeyframeObjective}
+        absent |= {PointingObjective, NamingObjective, KeyframeObjective}
     if getattr(config, "depth_config", None) is None:
         absent.add(DepthMapObjective)
     if getattr(config, "language_pointing_layer", None) is None:

@@ -82,6 +82,7 @@ class Pointed:
     logits: (B, P, N), attention over the visual tokens. tokens: (B, S, width), what the action expert is told.
     cells: (B, P, N, C), logits of the cells within each token; points: (B, P, 3), the mean point under the attention,
         as `view_points` has them. None where the model has no points.
+    named: (B', K, N), attention for each name of an object, where names are given.
     displacement: (B, pose_dim), the way from the present state to the keyframe, in the state's scales. turns: (B, T,
         2), the vectors of its turns where these are apart from it.
     """
@@ -89,6 +90,7 @@ class Pointed:
     logits: torch.Tensor
     cells: torch.Tensor | None = None
     points: torch.Tensor | None = None
+    named: torch.Tensor | None = None
     tokens: torch.Tensor | None = None
     displacement: torch.Tensor | None = None
     turns: torch.Tensor | None = None
@@ -97,6 +99,11 @@ class Pointed:
 def posture(state: torch.Tensor) -> torch.Tensor:
     """The state (B, S) without where in the plane the tool is: how high, turned how, open how far."""
     return F.pad(state[:, 2:], (2, 0))
+
+
+def match(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Logits (B, P, N) of queries (B, P, hidden) for keys (B, N, hidden)."""
+    return queries @ keys.transpose(1, 2) / keys.shape[-1] ** 0.5
 
 
 class Anchors(nn.Module):
@@ -201,6 +208,7 @@ class Pointers(nn.Module):
         turns: torch.Tensor | None = None,
         equal_turns: torch.Tensor | None = None,
         frames: torch.Tensor | None = None,
+        names: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> Pointed:
         """
         Args:
@@ -211,12 +219,10 @@ class Pointers(nn.Module):
             points: (B, 3, h, w) and frame: (B,), of a model that has points (see `view_points`).
             facing: (B, T) rad, where the tool faces now, for a model that tells turns apart.
             turns, equal_turns: (B, T) rad and (B,), in training those of the label (see `TurnHead.embed`).
+            names: embeddings (B', K, L, hidden) of names of objects and which of them are words (B', K, L), of the
+                pictures; in training.
         """
-        # every word asks on its own and the evidence adds up: "red" and "cube" together point at the red cube. A
-        # query of the mean embedding dilutes the two words that matter in a dozen that are always there
-        words, is_word = self.word_norm(text), text_mask[..., None].to(text.dtype)
-        if self.word_before is not None:
-            words = words + self.word_before(words, is_word)
+        words, is_word = self.read_words(text, text_mask)
         gripper = self.gripper_query.weight.expand(len(words), -1).to(words.dtype)
         queries = [(self.word_query(words) * is_word).sum(1), gripper]
         if self.destination_query is not None:
@@ -227,12 +233,15 @@ class Pointers(nn.Module):
         def of_samples(of_pictures: torch.Tensor) -> torch.Tensor:
             return of_pictures if frames is None else of_pictures.index_select(0, frames)
 
-        keys, values = of_samples(self.key(tokens)), of_samples(self.value(tokens))
-        logits = torch.stack(queries, dim=1) @ keys.transpose(1, 2) / tokens.shape[-1] ** 0.5
+        keys, values = self.key(tokens), of_samples(self.value(tokens))
+        logits = match(torch.stack(queries, dim=1), of_samples(keys))
         # with points what is around the peak alone: a mean over what is meant and what is a little likely lies between
         # things, and where it is off by more than a centimetre it is no use to know depth
         attention = (self.around_peak(logits) if self.cells else logits).softmax(-1)
         pointed = Pointed(logits)
+        if names is not None:
+            asked, is_asked = self.read_words(*(part.flatten(0, 1) for part in names))
+            pointed.named = match((self.word_query(asked) * is_asked).sum(1).unflatten(0, names[1].shape[:2]), keys)
         place, known = attention @ self.centres(attention), []
         if self.cells:
             pointed.cells = of_samples(self.cell(tokens)).unflatten(-1, (len(self.names), -1)).transpose(1, 2)
@@ -252,6 +261,15 @@ class Pointers(nn.Module):
             told = told + self.turns.embed(pointed.turns, turns, equal_turns, DISPLACEMENT_GAIN)
         pointed.tokens = torch.cat([read_out, told[:, None]], dim=1)
         return pointed
+
+    def read_words(self, text: torch.Tensor, text_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Words (B, L, hidden) as queries are made of them, and (B, L, 1) which there are, 0 or 1.
+
+        Every word asks on its own and the evidence adds up: "red" and "cube" together point at the red cube. A query of
+        the mean embedding dilutes the two words that matter in a dozen that are always there.
+        """
+        words, is_word = self.word_norm(text), text_mask[..., None].to(text.dtype)
+        return words if self.word_before is None else words + self.word_before(words, is_word), is_word
 
     def around_peak(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits (B, P, N) of the largest and of the eight tokens around it, the others -inf."""

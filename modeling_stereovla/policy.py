@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput, cached_file
 
 from .action_expert import ActionExpert, Prefix
 from .flow_matching import Draws, euler_integrate, euler_numbers, euler_times, interpolate
-from .objectives import Predictions, Targets, count_targets, objectives_of
+from .objectives import IGNORED, Predictions, Targets, count_targets, objectives_of
 from .pointing import Pointed, Pointers, WordsBefore
 from .quantization import WHOLE, input_dtype
 from .real_time_chunking import RunningChunk, guided
@@ -202,6 +202,7 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
         targets: Targets | None = None,
         facing: torch.Tensor | None = None,
         frames: torch.Tensor | None = None,
+        names: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Pointed | None]:
         """The expert's state tokens (B, S, width), the pointers' among them, and what these say.
 
@@ -213,6 +214,7 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
             targets: in training, whose turns decide which of those that hold alike the expert is told.
             facing: (B, num_turns) rad, where the tool faces now.
             frames: (B,) int64, which of the pictures each sample is about, where `seen` is of pictures.
+            names: (B', K, L) int64, names of objects in the pictures, `IGNORED` where there is no further word.
         """
         expected = (self.config.state_history, self.config.state_dim)
         if state is None or tuple(state.shape[1:]) != expected:
@@ -252,6 +254,7 @@ class PolicyForActionPrediction(PolicyPreTrainedModel):
             None if targets is None else targets.turns,
             None if targets is None else targets.equal_turns,
             frames,
+            None if names is None else (self.get_input_embeddings()(names.clamp(min=0)), names != IGNORED),
         )
         return torch.cat([tokens, pointed.tokens.to(tokens.dtype)], dim=1), pointed
 

@@ -13,13 +13,13 @@ from .image_processing_stereovla import ViewGeometry
 from .normalization import Normalizer
 from .point_transforms import point_transform
 from .processor_options import ProcessorOptions
-from .prompt_tokens import PromptTokens
+from .prompt_tokens import IGNORE_INDEX, PromptTokens
 from .sample_values import OBJECTIVES, SampleReader, required, split_batch
 from .state_entries import begins_with_position, differences, differences_and_turns, written_alike
 
 PER_SAMPLE = (
     "text state embodiment objective actions action_mask keyframe_pose keyframe_symmetry boxes points_px depths_m "
-    "calibration depth_map target_px gripper_px destination_px target_name"
+    "calibration depth_map target_px gripper_px destination_px target_name names names_px"
 ).split()
 POINTS_PX = ("target_px", "gripper_px", "destination_px")  # what pointers mark, in their order
 
@@ -93,6 +93,8 @@ class PolicyProcessor(ProcessorOptions):
         gripper_px: Any = None,
         destination_px: Any = None,
         target_name: str | Sequence[str | None] | None = None,
+        names: Any = None,
+        names_px: Any = None,
         return_labels: bool = False,
         padding_side: str | None = None,
         check_stereo: bool | None = None,
@@ -124,6 +126,8 @@ class PolicyProcessor(ProcessorOptions):
             target_px, gripper_px, destination_px: (2,) px of the left view, of the target, of the gripper and of where
                 the target is to be put; None or NaN where it is not visible.
             target_name: what the instruction calls the target ("action", "pose"), for asked_words.
+            names: list of K names of objects in the picture, for naming_loss. names_px: (K, 2) px of the left view,
+                where these are.
             return_labels: write the answers and `labels`; an answer that is missing is an error.
             padding_side: default "right" with return_labels, else "left".
             check_stereo: overrides the processor's own setting; never done with return_labels unless asked for here.
@@ -196,6 +200,8 @@ class PolicyProcessor(ProcessorOptions):
             data["points"] = np.stack([row["points"] for row in rows]).astype(np.float32)
             if return_labels and self.pose_dim == self.state_dim:
                 data |= self._displacements(rows, names, normalizer)
+        if given["names"] is not None:
+            data |= self._names(rows, tokens)
         tensors = {name: torch.as_tensor(value) for name, value in data.items()}
         return BatchFeature({k: v.numpy() for k, v in tensors.items()} if return_tensors == "np" else tensors)
 
@@ -246,7 +252,27 @@ class PolicyProcessor(ProcessorOptions):
                 row["answer"] = reader.camera(sample, geometry).text()
         if outputs["points"]:
             row["points"] = reader.view_points(sample, outputs["points"], geometry)
+        if sample["names"] is not None:
+            row["names"] = reader.names(sample, geometry)
         return row
+
+    def _names(self, rows: list[dict[str, Any]], tokens: PromptTokens) -> dict[str, np.ndarray]:
+        """names int64 (B, K, L), name_points float32 (B, K, 2), see the class."""
+        ids: list[list[list[int]]] = []
+        for row in rows:
+            texts, _ = row.get("names", ((), None))
+            prompts = [box_prompt(text, tokens.form) for text in texts]  # as they stand within a sentence
+            places = [tokens.places_of(text, prompt) for text, prompt in zip(texts, prompts, strict=True)]
+            ids.append([one[place] for one, place in zip(tokens.encode(prompts), places, strict=True)])
+        most, longest = max(map(len, ids)), max((len(name) for names in ids for name in names), default=0)
+        out = np.full((len(rows), most, longest), IGNORE_INDEX, dtype=np.int64)
+        points = np.full((len(rows), most, 2), np.nan, dtype=np.float32)
+        for number, (row, names) in enumerate(zip(rows, ids, strict=True)):
+            for place, name in enumerate(names):
+                out[number, place, : len(name)] = name
+            if names:
+                points[number, : len(names)] = row["names"][1]
+        return {"names": out, "name_points": points}
 
     def _facing(self, rows: list[dict[str, Any]], names: list[str]) -> np.ndarray:
         """float32 (B, num_turns), see the class."""

@@ -42,6 +42,8 @@ class DepthVLAProcessor(PolicyProcessor):
       is given as a dict {view: (h, w)}, or as the left view's (h, w).
     - points float32 (B, P, 2), with `target_px`, `gripper_px` or `destination_px` only: (u, v) of target, gripper and,
       where the last is given, destination in px of the processed left view, NaN = not in it.
+    - names int64 (B, K, L) and name_points float32 (B, K, 2), with `names` only: ids of each object's name, -100 = no
+      further one, and (u, v) of the object in px of the processed left view, NaN = not in it, or no further object.
     - displacement float32 (B, pose_dim), with points and `return_labels`, where pose_dim equals state_dim: as of
       StereoProcessor; NaN where the sample has no keyframe.
     - turns float32 (B, num_turns), beside displacement where `turn_symmetry` is not 0: for each rotation of the state

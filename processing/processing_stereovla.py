@@ -36,6 +36,8 @@ class StereoProcessor(PolicyProcessor):
       calibration.
     - points float32 (B, P, 2), with `target_px`, `gripper_px` or `destination_px` only: (u, v) of target, gripper and,
       where the last is given, destination in px of the processed left view, NaN = not in it.
+    - names int64 (B, K, L) and name_points float32 (B, K, 2), with `names` only: ids of each object's name, -100 = no
+      further one, and (u, v) of the object in px of the processed left view, NaN = not in it, or no further object.
     - displacement float32 (B, pose_dim), with points and `return_labels`, where pose_dim equals state_dim: the way from
       the present state to the keyframe (`state_entries.differences`; of rotations a rotation vector), divided by the
       state's scales, the three parts of a rotation by the largest of theirs; NaN where the sample has no keyframe.

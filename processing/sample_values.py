@@ -219,6 +219,17 @@ class SampleReader:
             maps[name] = np.where(known, processed * np.float32(unit), 0).astype(np.float32)
         return maps
 
+    def names(self, sample: dict[str, Any], geometry: ViewGeometry) -> tuple[list[str], np.ndarray]:
+        """K names of objects and float64 (K, 2) px of the processed left view, NaN outside of it."""
+        names = sample["names"]
+        if isinstance(names, str) or not all(isinstance(name, str) and name.strip() for name in names):
+            raise ValueError(f"names is {shown(names)}; expected a list of names of objects, none of them empty")
+        points = numbers(required(sample, "names_px"), "names_px").astype(np.float64)
+        if points.shape != (len(names), 2):
+            raise ValueError(f"names_px has shape {points.shape}; expected ({len(names)}, 2), a pixel of each of names")
+        processed = geometry.points(points)
+        return [name.strip() for name in names], np.where(geometry.shows(processed)[:, None], processed, np.nan)
+
     def view_points(self, sample: dict[str, Any], names: Sequence[str], geometry: ViewGeometry) -> np.ndarray:
         """float64 (len(names), 2) px of the processed left view; NaN where None, NaN or outside of the view."""
         points = np.full((len(names), 2), np.nan)

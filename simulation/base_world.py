@@ -48,6 +48,11 @@ class BaseWorld(ABC):
         if self.robot is None:
             raise RuntimeError("the world has no episode yet: call reset(seed) first")
 
+    @property
+    @abstractmethod
+    def other_names(self) -> list[str]:
+        """Of the objects that are not the target, in the order of their ids in the segmentation."""
+
     @abstractmethod
     def state(self) -> np.ndarray:
         """float32 (n,): what the robot reports."""

@@ -193,6 +193,11 @@ class World(BaseWorld):
         return self.target.name
 
     @property
+    def other_names(self) -> list[str]:
+        """See `BaseWorld`."""
+        return [item.name for number, item in enumerate(self.objects) if number != self.target_index]
+
+    @property
     def destination(self) -> TableObject | None:
         """What the target is stacked onto or moved to; None when it is only picked up."""
         return None if self.task.destination is None else self.objects[self.task.destination]

@@ -47,6 +47,7 @@ def make_row(
         "target.name": "red cube",
         "target.box_left_px": np.array([5, 10, 12, 20], np.float32),
         "target.box_right_px": None if frame % 5 == 4 else np.array([3, 10, 10, 20], np.float32),
+        "others.names": ["blue ball"],
         "task": "pick up the red cube",
         "embodiment": embodiment,
         "episode_index": episode,

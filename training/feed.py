@@ -12,7 +12,7 @@ from stereovla.modeling_stereovla.flow_matching import sample_time
 from stereovla.processing import DepthVLAProcessor, StereoProcessor
 
 # what is of a picture, whatever is asked about it
-OF_FRAMES = ("pixel_values", "disparity", "point_transform", "point_frame")
+OF_FRAMES = ("pixel_values", "disparity", "point_transform", "point_frame", "names", "name_points")
 
 
 class Batches(IterableDataset):

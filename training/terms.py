@@ -12,7 +12,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
-from stereovla.dataset_builder.dataset.schema import BASELINE, CALIBRATION, RIGHT, for_whom, views_of
+from stereovla.dataset_builder.dataset.schema import BASELINE, CALIBRATION, OTHER_NAMES, RIGHT, for_whom, views_of
 from stereovla.dataset_builder.streaming.episodes import EpisodeSource
 from stereovla.dataset_builder.streaming.mixture import Mixture, check_mixture
 from stereovla.dataset_builder.streaming.window_stream import WindowStream
@@ -20,6 +20,7 @@ from stereovla.dataset_builder.streaming.windows import DEPTH, SEGMENTATION
 from stereovla.training.options import mixture_weights
 
 BOXES = ("target.box_left_px", "target.box_right_px")
+NAMED = (OTHER_NAMES, SEGMENTATION)  # what objects are called, and where they are
 # columns that an objective is learned from; an action is learned together with the keyframe that it leads to, and boxes
 # of the right view are learned where the model sees one
 LEARNED_FROM = {
@@ -244,7 +245,12 @@ def questions_per_frame(wish: int | None, usual: int, asked: Questions, part_siz
 
 
 def terms(
-    data: Contents, asked: Questions, held_out: str, depth: float | None = None, learned: str = "disparity"
+    data: Contents,
+    asked: Questions,
+    held_out: str,
+    depth: float | None = None,
+    learned: str = "disparity",
+    names: bool = False,
 ) -> str:
     """One line: what the data lacks, and what is therefore asked.
 
@@ -252,6 +258,7 @@ def terms(
         held_out: what is scored at a checkpoint, "" = nothing.
         depth: share of the samples that carry a depth map; None = this training asks for none.
         learned: what is learned from it.
+        names: whether this training learns what objects are called.
     """
     kinds = {
         "right view": (RIGHT,),
@@ -260,6 +267,7 @@ def terms(
         "boxes": BOXES[:1],
         "masks": (SEGMENTATION,),
         "keyframes": ("keyframe_pose",),
+        **({"names of objects": NAMED} if names else {}),
     }
     lacking = {kind: names for kind, columns in kinds.items() if (names := data.lacking(*columns))}
     if names := data.without_split(HELD_OUT):

@@ -42,6 +42,7 @@ PAIR = LEFT, RIGHT = f"{IMAGES}left", f"{IMAGES}right"
 CALIBRATION_KEYS = ("focal_length_px", "principal_point_px", "baseline_m", "transform_camera_to_base")
 CALIBRATION = tuple(f"calibration.{key}" for key in CALIBRATION_KEYS)
 BASELINE = "calibration.baseline_m"  # of a pair alone
+OTHER_NAMES = "others.names"
 VIEW = re.compile(r"[a-z][a-z0-9_]{0,39}")  # name of a view
 # whose depth it is: of a camera, of the renderer, or a model's answer
 DEPTH_SOURCES = ("sensor", "simulation", "estimated by CHECKPOINT@REVISION")
@@ -51,7 +52,9 @@ NEEDED = {"StereoVLA": PAIR, "DepthVLA": (LEFT,)}
 
 @dataclass(frozen=True)
 class Column:
-    """One key. `shape` may hold names such as "H", which must agree within a row; `low`/`high` None = unbounded."""
+    """One key. `shape` may hold names such as "H", which must agree within a row, but for strings, of which it means a
+    list of any length; `low`/`high` None = unbounded.
+    """
 
     key: str
     dtype: str
@@ -141,6 +144,13 @@ ROW: tuple[Column, ...] = (
         note="x_min, y_min, x_max, y_max, max exclusive; null = not visible",
     ),
     Column("target.box_right_px", "float32", (4,), "px", low=0.0, optional=True, note="the same in the right view"),
+    Column(
+        OTHER_NAMES,
+        "string",
+        ("O",),
+        optional=True,
+        note="of the other objects of the scene, in the order of the segmentation's ids from 4 on",
+    ),
     Column("task", "string", note="the instruction"),
     Column("embodiment", "string", note="selects the statistics"),
     Column("episode_index", "int64", low=0),
@@ -176,6 +186,8 @@ WINDOW: tuple[Column, ...] = (
     Column("segmentation", "uint8", ("H", "W"), optional=True, note="where the stream was asked for it"),
     Column("points_px", "float32", ("N", 2), "px", optional=True, note="(u, v) that a depth question asks about"),
     Column("depths_m", "float32", ("N",), "m", low=0.0, optional=True, note="the answer: planar depth at points_px"),
+    Column("names", "string", ("K",), optional=True, note="what objects in the left view are called, where asked for"),
+    Column("names_px", "float32", ("K", 2), "px", optional=True, note="(u, v) of the middle of each one's box"),
     Column("task", "string"),
     Column("target", "string", note="name of the object that box questions are about"),
     Column("embodiment", "string"),
@@ -254,7 +266,7 @@ def features(
             return Image()
         result: Any = Value(column.dtype)
         for size in reversed(column.shape):
-            result = List(result, length=sizes.get(size, size))
+            result = List(result, length=-1 if column.dtype == "string" else sizes.get(size, size))
         return result
 
     wanted = row_columns() if columns is None else columns
@@ -302,6 +314,12 @@ def validate_row(row: Mapping[str, Any], *, where: str = "row") -> None:
     for key in ("task", "target.name", "embodiment"):
         if not row[key].strip():
             raise ValueError(f"{where}: {key} is empty")
+    others, labels = row.get(OTHER_NAMES), row.get("observation.segmentation")
+    if others is not None and labels is not None and labels.max(initial=0) > SEGMENTATION["target"] + len(others):
+        raise ValueError(
+            f"{where}: the segmentation has the id {labels.max()}, but {OTHER_NAMES} {others} are of ids from 4 to "
+            f"{SEGMENTATION['target'] + len(others)}"
+        )
 
 
 def validate_window(window: Mapping[str, Any], *, where: str = "window") -> None:
@@ -334,8 +352,10 @@ def _check_table(
 def _check_value(value: Any, column: Column, sizes: dict[str, int], where: str) -> None:
     name = f"{where}: {column.key}"
     if column.dtype == "string":
-        if not isinstance(value, str):
-            raise ValueError(f"{name} is {value!r}, expected a string")
+        listed = bool(column.shape)
+        texts = value if listed else [value]
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{name} is {value!r}, expected {'a list of strings' if listed else 'a string'}")
         return
     array = np.asarray(value)
     if column.shape and array.dtype != np.dtype(column.dtype):

@@ -218,7 +218,8 @@ def decode_row(row: Mapping[str, Any], images: bool = True) -> dict[str, Any]:
         if column.image:
             decoded[column.key] = decode_image(column.key, value["bytes"]) if images else value["bytes"]
         else:
-            decoded[column.key] = np.asarray(value, dtype=column.dtype) if column.shape else value
+            vector = column.shape and column.dtype != "string"
+            decoded[column.key] = np.asarray(value, dtype=column.dtype) if vector else value
     return decoded
 
 

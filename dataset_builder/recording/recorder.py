@@ -49,6 +49,7 @@ def seen_row(world: BaseWorld, seen: dict[str, Any], index: int, frame: int) -> 
         "target.name": world.target_name,
         "target.box_left_px": seen.get("box_left"),
         "target.box_right_px": seen.get("box_right"),
+        "others.names": world.other_names,
         "task": world.instruction,
         "embodiment": world.robot.embodiment,
         "episode_index": index,

@@ -189,10 +189,28 @@ def possible_objectives(window: Mapping[str, Any]) -> list[str]:
     return possible
 
 
+def called(names: Sequence[str], rng: np.random.Generator) -> list[str | None]:
+    """What each of the objects `names` of a scene is called, at random its whole name or the fewest of its last words
+    that no other one ends with: "cube" where there is one cube, as instructions do; None for names that several have.
+    """
+    words = [name.split() for name in names]
+    chosen: list[str | None] = []
+    for number, own in enumerate(words):
+        others = words[:number] + words[number + 1 :]
+        alone = [
+            " ".join(own[-count:])
+            for count in range(1, len(own) + 1)
+            if not any(other[-count:] == own[-count:] for other in others)
+        ]
+        chosen.append((alone[0] if rng.random() < 0.5 else names[number]) if alone else None)
+    return chosen
+
+
 def questions_of(window: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A window for each question that is asked about its frame; the depth map is carried by the first."""
+    """A window for each question that is asked about its frame; depth map and names are carried by the first."""
     first = {key: value for key, value in window.items() if key != "further"}
-    kept = {key: value for key, value in first.items() if key not in ("points_px", "depths_m", "depth")}
+    once = ("points_px", "depths_m", "depth", "names", "names_px")
+    kept = {key: value for key, value in first.items() if key not in once}
     kept = {key: value for key, value in kept.items() if not key.startswith("depth.")}
     return [first, *({**kept, **question} for question in window.get("further", ()))]
 
@@ -232,6 +250,9 @@ def processor_arguments(windows: Sequence[Mapping[str, Any]], views: Sequence[st
         for window in windows
     ]
     arguments: dict[str, Any] = {key: [values[key] for values in per_window] for key in per_window[0]}
+    for name in ("names", "names_px"):
+        if any(name in window for window in windows):
+            arguments[name] = [window.get(name) for window in windows]
     if any("depth" in window for window in windows):
         arguments["depth_map"] = [depth_of(window) for window in windows]
     return arguments | {"return_labels": True}

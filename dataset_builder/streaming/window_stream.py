@@ -64,6 +64,8 @@ class WindowStream(LaneStream):
             where it is named, as for a model that sees pairs; and any others, None in the windows of those datasets and
             rows that have not got them. ValueError for one that no dataset has.
         segmentation: whether the windows carry the segmentation of the left view, where there is one.
+        names: whether the windows carry what the objects in the left view are called (`questions.called`), and where
+            they are, as far as the data says.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class WindowStream(LaneStream):
         augmentation: PhotometricAugmentation | None = None,
         views: Sequence[str] = ("left", "right"),
         segmentation: bool = False,
+        names: bool = False,
     ):
         super().__init__(lanes, rank, world_size)
         sizes = {"chunk_size": chunk_size, "history": history, "pool_episodes": pool_episodes}
@@ -104,7 +107,7 @@ class WindowStream(LaneStream):
             raise ValueError(f"depth_map_share={depth_map_share} must be in [0, 1]")
         if "left" not in views or len(set(views)) < len(views):
             raise ValueError(f"views={list(views)} must name left, the main view, and none twice")
-        self.views, self.segmentation = tuple(views), segmentation
+        self.views, self.segmentation, self.names = tuple(views), segmentation, names
         self.question_config = questions.QuestionConfig(
             mixture=questions.PAPER_MIXTURE if mixture is None else mixture,
             depth_points=depth_points,
@@ -141,7 +144,8 @@ class WindowStream(LaneStream):
                 *schema.CALIBRATION,
                 *map(schema.image_key, self.views),
                 *(schema.depth_key(view) for view in self.views if depth_map_share and view != "left"),
-                *([SEGMENTATION] if segmentation else []),
+                *([SEGMENTATION] if segmentation or names else []),
+                *([schema.OTHER_NAMES] if names else []),
             ),
         }
         self._sources: dict[int, EpisodeSource] = {}
@@ -349,6 +353,8 @@ class WindowStream(LaneStream):
             window |= {keys[view]: picture for view, picture in augmented.items()}
         if self.segmentation and (labels := pool.image_or_none(SEGMENTATION, index)) is not None:
             window["segmentation"] = labels
+        if self.names and (objects := pool.objects(index)) is not None:
+            window |= self._named(*objects, np.random.default_rng(window["seed"]))
         config = self.question_config
         if not self.depth_map_share and config.only is not None:
             return window | {"objective": config.only}  # nothing to draw: saves 5 % of the time
@@ -379,6 +385,12 @@ class WindowStream(LaneStream):
             question["seed"] = self._drawn_seed(*place, number)
         further = {"further": asked[1:]} if len(asked) > 1 else {}
         return window | asked[0] | further
+
+    @staticmethod
+    def _named(names: list[str], middles: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+        texts = questions.called(names, rng)
+        kept = [n for n, text in enumerate(texts) if text is not None and np.isfinite(middles[n]).all()]
+        return {"names": [texts[n] for n in kept], "names_px": middles[kept]}
 
     @staticmethod
     def _drawn_seed(*place: int) -> int:

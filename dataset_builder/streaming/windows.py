@@ -29,6 +29,8 @@ class WindowPool:
             for key in (*(f(view) for view in views for f in (schema.image_key, schema.depth_key)), SEGMENTATION)
             if key in table.column_names
         }
+        named = schema.OTHER_NAMES in table.column_names
+        self._others = table.column(schema.OTHER_NAMES).to_pylist() if named else [None] * self.size
         self._strings = {key: table.column(key).to_pylist() for key in ("task", "target.name", "embodiment")}
         self._index = {key: numbers(table, key) for key in ("episode_index", "frame_index")}
         self._calibration = {key: numbers(table, key) for key in schema.CALIBRATION if key in table.column_names}
@@ -72,6 +74,17 @@ class WindowPool:
         """`image`, or None where the data or the row has none."""
         there = key in self._bytes and self._bytes[key][index].is_valid
         return self.image(key, index) if there else None
+
+    def objects(self, index: int) -> tuple[list[str], np.ndarray] | None:
+        """Names of all objects of frame `index`, the target first, and the middles (K, 2) px of their boxes in the left
+        view, NaN where one is not in it; None where the data does not say.
+        """
+        others, labels = self._others[index], self.image_or_none(SEGMENTATION, index)
+        if others is None or labels is None:
+            return None
+        names = [self._strings["target.name"][index], *others]
+        middles = [mask_middle(labels == schema.SEGMENTATION["target"] + number) for number in range(len(names))]
+        return names, np.stack(middles)
 
     def _place(self, index: int) -> str:
         return ", ".join(f"{key} {values[index]}" for key, values in self._index.items())
@@ -121,6 +134,14 @@ class WindowPool:
             box = self._boxes[:, 0]
             self._points = np.stack([(box[:, :2] + box[:, 2:]) / 2, *placed], axis=1)
         return self._points
+
+
+def mask_middle(mask: np.ndarray) -> np.ndarray:
+    """(u, v) px, float32, of the middle of the box around a bool mask (H, W); NaN when it is empty."""
+    across, down = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+    if not len(across):
+        return np.full(2, np.nan, np.float32)
+    return np.array([across[0] + across[-1] + 1, down[0] + down[-1] + 1], np.float32) / 2
 
 
 def _tool_positions(table: pa.Table, states: np.ndarray) -> np.ndarray:

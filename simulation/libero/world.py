@@ -190,6 +190,11 @@ class LiberoWorld(BaseWorld):
         return target.name
 
     @property
+    def other_names(self) -> list[str]:
+        """See `BaseWorld`."""
+        return [item.name for item in self.objects if item.key != self.target.key]
+
+    @property
     def destination_name(self) -> str | None:
         """LIBERO's name of it, in words."""
         destination = self.task.destination

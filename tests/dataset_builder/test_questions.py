@@ -130,3 +130,21 @@ def test_failed_detections_ask_anywhere():
         assert 1 - inside.mean() == pytest.approx(chance * (1 - 32 / 4096), abs=0.03)
     with pytest.raises(ValueError, match="detection_failures=2"):
         QuestionConfig(detection_failures=2)
+
+
+def test_names_are_whole_or_as_short_as_the_scene_allows():
+    """With a generator that always shortens, and over many draws both."""
+
+    class Shortens:
+        def random(self):
+            return 0.0
+
+    names = ["red cube", "green ball", "blue cube", "blue tray"]
+    assert questions.called(names, Shortens()) == ["red cube", "ball", "blue cube", "tray"]
+    assert questions.called(["cube", "red cube"], Shortens()) == [None, "red cube"]  # "cube" may be either
+    assert questions.called(["black bowl", "plate", "black bowl"], Shortens()) == [None, "plate", None]
+    assert questions.called(["wine bottle", "oil bottle"], Shortens()) == ["wine bottle", "oil bottle"]
+    rng = np.random.default_rng(0)
+    drawn = np.array([questions.called(names, rng) for _ in range(400)])
+    assert set(drawn[:, 0]) == {"red cube"} and set(drawn[:, 1]) == {"ball", "green ball"}
+    assert 160 < (drawn[:, 1] == "ball").sum() < 240

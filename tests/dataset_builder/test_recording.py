@@ -31,7 +31,7 @@ from stereovla.dataset_builder.recording.recorder import (  # noqa: E402
     episode_seed,
 )
 from stereovla.dataset_builder.streaming.mixture import load_meta  # noqa: E402
-from stereovla.dataset_builder.streaming.questions import processor_arguments  # noqa: E402
+from stereovla.dataset_builder.streaming.questions import processor_arguments, view_pixels  # noqa: E402
 from stereovla.dataset_builder.streaming.window_stream import WindowStream  # noqa: E402
 from stereovla.dataset_builder.streaming.windows import WindowPool  # noqa: E402
 from stereovla.simulation import Expert, World, WorldConfig  # noqa: E402
@@ -188,6 +188,47 @@ def test_a_frame_says_how_many_grasps_are_as_right(kind, symmetry, tmp_path):
     # a dataset of before has no such column
     old = WindowPool([shards.rows_to_table(rows).drop_columns("keyframe_symmetry")], history=1, chunk=4)
     assert "keyframe_symmetry" not in old.window(0)
+
+
+def test_a_frame_says_what_every_object_is_called(tmp_path):
+    """Each name stands where the simulator projects that object; whatever the frame is relabelled to."""
+    seen = {"image_size": 96, "fovy_deg": 40.0, "workspace_extent": (0.26, 0.30)}
+    world = WorldConfig.from_preset("easy", tasks=("move",), keyframes=("grasp", "lift", "place"), **seen)
+    recorder = Recorder(world, RecordingConfig(relabel=1.0, camera_per_frame=False))
+    rows, _ = recorder.episode(3, "train", 0)
+    objects = recorder.world.objects
+    assert len({row["target.name"] for row in rows}) > 1
+    centres = dict(zip([item.name for item in objects], recorder.world.rest_points, strict=True))
+    recorder.close()
+    pool = WindowPool([shards.rows_to_table(rows)], history=1, chunk=4)
+    first, hidden = decoded(rows[:8]), 0
+    for index, row in enumerate(first):
+        schema.validate_row(row)
+        names, middles = pool.objects(index)
+        assert names == [row["target.name"], *row["others.names"]] and sorted(names) == sorted(centres)
+        np.testing.assert_array_equal(middles[0], pool.window(index)["points"][0])
+        keys = ("transform_camera_to_base", "focal_length_px", "principal_point_px")
+        camera = [np.asarray(row[f"calibration.{key}"])[None] for key in keys]
+        expected = np.stack([view_pixels(centres[name][None], *camera, (96, 96))[0] for name in names])
+        for number, middle in enumerate(middles):
+            hidden += bool(np.isnan(middle).all())  # by the hand, which may hide a half of one too
+            away = np.abs(middle - expected).max(1)
+            assert np.isnan(middle).all() or (away.argmin() == number and away.min() < 12), names[number]
+    assert hidden < 10  # of 40
+    stream = {"mixture": {"action": 1}, "depth_map_share": 0.0, "epochs": 1, "lanes": 1, "shuffle": False}
+    shards.write_shard(tmp_path / shards.shard_path("train", 0, 1), rows, temporary=tmp_path / "t")
+    shards.write_manifest(tmp_path, {"train": [shards.shard_path("train", 0, 1)]})
+    windows = list(WindowStream(tmp_path, names=True, **stream))
+    for index, window in enumerate(windows):
+        schema.validate_window(window)
+        whole, middles = pool.objects(index)
+        for called, place in zip(window["names"], window["names_px"], strict=True):
+            (number,) = [n for n, name in enumerate(whole) if f" {name}".endswith(f" {called}")]
+            np.testing.assert_array_equal(place, middles[number])
+    assert {len(name.split()) for window in windows for name in window["names"]} == {1, 2}
+    assert "names" not in next(iter(WindowStream(tmp_path, **stream)))
+    with pytest.raises(ValueError, match=r"the segmentation has the id 7, but others.names \['one'\] are of ids"):
+        schema.validate_row(first[0] | {"others.names": ["one"]})
 
 
 def test_relabelled_frames_have_another_objects_plan():

@@ -49,7 +49,8 @@ def make_training_inputs(config, batch=4, seed=0):
     }
 
 
-LOSSES = [f"{name}_loss" for name in ("action", "language", "disparity", "pointing", "keyframe", "language_pointing")]
+LEARNED = ("pointing", "naming", "disparity", "keyframe", "language_pointing")  # where a config says so
+LOSSES = [f"{name}_loss" for name in ("action", "language", *LEARNED)]
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +202,7 @@ def test_every_parameter_gets_a_gradient_from_the_mixture():
 def test_parts_of_a_batch_add_up_to_the_batch():
     """With the whole batch's counts, as split over processes or accumulation steps; samples are unevenly spread."""
     torch.manual_seed(0)
-    weights = {f"{name}_loss_weight": 1.0 for name in ("pointing", "disparity", "keyframe", "language_pointing")}
+    weights = {f"{name}_loss_weight": 1.0 for name in LEARNED}
     options = {"use_pointers": True, "language_pointing_layer": 1, "bin_smoothing": 1.0}
     config = StereoVLAConfig.from_preset("tiny", **options, flow_draws=2, direct_probability=0.5, **weights)
     model = StereoVLAForActionPrediction(config).eval()  # batch norm would see another batch
@@ -209,6 +210,8 @@ def test_parts_of_a_batch_add_up_to_the_batch():
     batch = make_training_inputs(config) | {
         "disparity": torch.rand(4, size, size) * 20 + 1,
         "points": torch.rand(4, 2, 2) * size,
+        "names": torch.randint(5, 20, (4, 3, 2)),
+        "name_points": torch.rand(4, 3, 2) * size * 1.2,  # some lie outside
         "displacement": torch.rand(4, config.pose_dim),
         "is_action": torch.tensor([True, True, False, True]),
         "noise": torch.randn(4, 2, *chunk),

@@ -3,10 +3,17 @@
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
+from tiny_depthvla import tiny, tiny_config, training_batch
 from torch.nn import functional as F
 
 from stereovla.modeling_stereovla import StereoVLAConfig, StereoVLAForActionPrediction
-from stereovla.modeling_stereovla.objectives import KeyframeObjective, PointingObjective, Predictions, Targets
+from stereovla.modeling_stereovla.objectives import (
+    KeyframeObjective,
+    PointingObjective,
+    Predictions,
+    Targets,
+    objectives_of,
+)
 from stereovla.modeling_stereovla.pointing import POINTED_AT, Pointed, Pointers, soft_token_targets
 
 
@@ -108,6 +115,57 @@ def test_a_batch_without_destinations_trains_pointers_that_have_one():
     torch.testing.assert_close(whole, without)
     with pytest.raises(StrictDataclassClassValidationError, match="points_at_destination is True and use_point"):
         StereoVLAConfig.from_preset("tiny", points_at_destination=True)
+
+
+def test_a_name_points_as_an_instruction_of_that_name_does():
+    """Each name by itself, whatever others are padded to; and the loss is the mean over the objects in the picture."""
+    torch.manual_seed(0)
+    config = StereoVLAConfig.from_preset("tiny", use_pointers=True, points_at_destination=True, naming_loss_weight=1.0)
+    pointers, hidden, grid = Pointers(config).double(), config.text_config.hidden_size, 4
+    torch.nn.init.normal_(pointers.word_before.weight)  # which begins as nothing
+    tokens, names = torch.randn(2, grid**2, hidden).double(), torch.randn(2, 3, 4, hidden).double()
+    lengths = torch.tensor([[1, 4, 2], [3, 0, 1]])
+    is_word = torch.arange(4) < lengths[..., None]
+    text, mask = torch.randn(2, 5, hidden).double(), torch.ones(2, 5, dtype=torch.bool)
+    state, state_token = torch.zeros(2, config.state_dim).double(), torch.zeros(2, config.expert_hidden_size).double()
+    pointed = pointers(tokens, text, mask, state, state_token, names=(names, is_word))
+    without = pointers(tokens, text, mask, state, state_token)
+    assert without.named is None and torch.equal(without.logits, pointed.logits)
+    for picture, name in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 2)):
+        alone = names[picture, name, : lengths[picture, name]][None]
+        words = torch.ones(alone.shape[:2], dtype=torch.bool)
+        asked = pointers(tokens[picture][None], alone, words, state[:1], state_token[:1]).logits[0, 0]
+        torch.testing.assert_close(pointed.named[picture, name], asked)
+    points = torch.full((2, 3, 2), float("nan")).double()
+    for place, pixel in (((0, 0), (8.0, 24.0)), ((0, 2), (40.0, 8.0)), ((1, 0), (70.0, 3.0))):
+        points[place] = torch.tensor(pixel).double()
+    (objective,) = [one for one in objectives_of(config) if one.name == "naming"]
+    targets = Targets(name_points=points)
+    assert objective.count(targets) == 2  # the third lies outside of the picture
+    found = objective.outputs(Predictions(pointed=pointed), targets, 2)
+    places = ((0, 0, 1 * grid + 0), (0, 2, 0 * grid + 2))  # in the middle of a token
+    expected = [-pointed.named[picture, name].log_softmax(-1)[place] for picture, name, place in places]
+    torch.testing.assert_close(found["naming_loss"], torch.stack(expected).mean())
+    hits = [float(pointed.named[picture, name].argmax() == place) for picture, name, place in places]
+    assert found["naming_accuracy"] == sum(hits) / 2
+
+
+def test_a_depthvla_learns_names_too_and_full_models_do_not():
+    options = {"use_pointers": True, "naming_loss_weight": 1.0}
+    model, inputs = tiny(torch.float32, **options).train(), training_batch(tiny_config(**options), dtype=torch.float32)
+    rows = len(inputs["pixel_values"])
+    names = torch.tensor([[[5, 6], [7, -100]]]).expand(rows, -1, -1)
+    points = torch.tensor([[[8.0, 8.0], [24.0, 8.0]]]).repeat(rows, 1, 1)
+    output = model(**inputs, names=names, name_points=points)
+    output.loss.backward()
+    assert output.naming_loss > 0 and 0 <= output.naming_accuracy <= 1
+    assert model.pointers.word_query[0].weight.grad.abs().sum() > 0
+    assert model.loss_counts(**inputs, names=names, name_points=points)["naming"] == 2 * rows
+    assert model(**inputs, names=names, name_points=torch.full_like(points, float("nan"))).naming_loss == 0
+    for preset, weight in (("lab", 1.0), ("full", 0.0), ("demo", 0.0)):
+        assert StereoVLAConfig.from_preset(preset).naming_loss_weight == weight
+    off = StereoVLAConfig.from_preset("tiny", use_pointers=False)
+    assert "naming" not in [objective.name for objective in objectives_of(off)]
 
 
 def test_loss_ignores_unknown_points():

@@ -340,6 +340,33 @@ def test_keyframes_that_hold_alike_are_written_and_told_alike():
     assert box["turns"].isnan().all()
 
 
+def test_names_are_the_words_of_a_sentence_and_the_places_those_of_the_processed_view():
+    processor = make_processor()
+    given = {"names": ["red cube", "blue ball"], "names_px": [[64.0, 32.0], [10.0, 150.0]]}
+    views = [view.crop((0, 0, 128, 64)) for view in pair(size=128)]
+    one = processor(views, "blue ball", objective="box", **given)
+    words = processor(views, "red cube", objective="box")["input_ids"][0].tolist()
+    red, blue = one["names"][0].tolist()
+    assert any(words[n : n + len(red)] == red for n in range(len(words)))
+    assert processor.tokenizer.decode(red).split() == ["red", "cube"]
+    assert processor.tokenizer.decode([i for i in blue if i != -100]).split() == ["blue", "ball"]
+    geometry = processor.image_processor.geometry((64, 128))
+    np.testing.assert_allclose(one["name_points"][0, 0], geometry.points(np.array([[64.0, 32.0]]))[0])
+    assert one["name_points"][0, 1].isnan().all()  # below the picture
+    batch = {key: [None, value] for key, value in given.items()}
+    both = processor([views, views], ["red cube", "blue ball"], objective="box", **batch)
+    assert (both["names"][0] == -100).all() and both["name_points"][0].isnan().all()
+    assert torch.equal(both["names"][1], one["names"][0])
+    for wrong, message in (
+        ({"names": "red cube"}, "names is 'red cube'; expected a list of names"),
+        ({"names": ["red cube", " "]}, "none of them empty"),
+        ({"names_px": None}, "needs names_px"),
+        ({"names_px": [[1.0, 2.0]]}, r"names_px has shape \(1, 2\); expected \(2, 2\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            processor(views, "red cube", objective="box", **(given | wrong))
+
+
 def test_a_robot_without_turns_beside_one_with_two():
     """Two arms, and fourteen joints: as many numbers, of which none is a rotation."""
     arms = [f"{side}_{name}" for side in ("left", "right") for name in POSES[7]]

@@ -35,6 +35,7 @@ def batch_of(dataset, **changes):
         history=config.state_history,
         depth_map_share=0.5 if config.disparity_loss_weight else 0.0,
         questions_per_frame=2,
+        names=config.naming_loss_weight > 0,
     )
     batches = Batches(stream, 8, processor, config)
     inputs, names = next((inputs, names) for inputs, names, _ in batches if inputs is not None)
@@ -48,6 +49,7 @@ WAYS = {
         "turn_symmetry": 2,
         "pointing_loss_weight": 1.0,
         "keyframe_loss_weight": 1.0,
+        "naming_loss_weight": 1.0,
         "disparity_loss_weight": 1.0,
         "stereo_learns_from": "disparity",
         "language_pointing_layer": 1,
