@@ -3,6 +3,7 @@ be. Everything is decided before it is opened or allocated.
 """
 
 import io
+import itertools
 import re
 import string
 from collections.abc import Iterable, Sequence
@@ -129,7 +130,9 @@ def _check_declared(file: pq.ParquetFile, source: str | Path | IO[bytes], size: 
         # each of them is read once, with the numbers of the rows, which the footer's sizes bound
         with pq.ParquetFile(source, read_dictionary=list(repeated)) as once:
             names = [name for name in once.schema_arrow.names if any(f"{p}.".startswith(f"{name}.") for p in repeated)]
-            for batch in once.iter_batches(columns=names):
+            # group by group: pyarrow cannot read a batch of nested columns that begins in one and ends in another
+            batches = (once.iter_batches(row_groups=[number], columns=names) for number in range(len(groups)))
+            for batch in itertools.chain.from_iterable(batches):
                 total += sum(_repeated_bytes(column) for column in batch.columns)
                 if total > most:
                     break

@@ -184,8 +184,9 @@ def test_parquet_that_is_as_large_as_its_texts_is_read():
         (pa.array([], pa.string()), []),
         (pa.nulls(3), [None] * 3),
     ):
-        with open_parquet(parquet_of(column)) as file:
-            assert file.read()["a"].to_pylist() == of_rows
+        for rows in (10**6, 999):  # as others write it: in one group, and in several
+            with open_parquet(parquet_of(column, row_group_size=rows)) as file:
+                assert file.read()["a"].to_pylist() == of_rows
 
 
 def test_what_a_parquet_file_may_declare_grows_with_it(monkeypatch):
