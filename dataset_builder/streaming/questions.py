@@ -28,7 +28,8 @@ class QuestionConfig:
         depth_points: where depth is asked: "interaction" = around the target and the gripper (the paper's IRDE),
             "uniform" = anywhere (its ablation), "off" = nowhere, whatever the mixture says.
         points_per_question: points per depth question.
-        margin: points lie within this share of the image width around the target's or the gripper's visible pixels.
+        margin: points lie within this share of the image width around the target's or the gripper's visible pixels. A
+            quarter of those within 0.03 of a gripper are not of it, and 25 cm behind.
         detection_failures: chance that a region is taken to be where it is not, as a detector of target and gripper
             can fail on real data: its point then lies anywhere with a depth. Each point draws anew.
     """
@@ -36,7 +37,7 @@ class QuestionConfig:
     mixture: Mapping[str, float] = field(default_factory=lambda: dict(PAPER_MIXTURE))
     depth_points: Literal["interaction", "uniform", "off"] = "interaction"
     points_per_question: int = 1
-    margin: float = 0.03
+    margin: float = 0.01
     detection_failures: float = 0.0
 
     def __post_init__(self):
@@ -93,13 +94,14 @@ def depth_points(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Points of a depth question, at pixels with known depth only.
 
-    In the interaction region, each point first chooses among what is in view (target, gripper, projected tool centre;
-    the last two share their half), then one of its pixels, then a shift of at most `margin`.
+    In the interaction region, each point first chooses among what is in view of target and gripper, then one of its
+    pixels, then a shift of at most `margin`.
 
     Args:
         depth_m: (H, W) of the left view, 0 = unknown.
         segmentation: (H, W) uint8, only used for the interaction region.
-        tool_px: (2,) projected tool centre in the left view, NaN = not in view.
+        tool_px: (2,) projected tool centre in the left view, NaN = not in view; where nothing of the gripper is seen,
+            or no mask says what, it stands for it. Between open fingers it is of what is behind them.
 
     Returns:
         Pixel centres (n, 2) (u, v) and depths (n,) m, float32; None when no pixel asked for has a depth.
@@ -116,11 +118,10 @@ def depth_points(
     rows, columns = [], []
     for _ in range(config.points_per_question):
         for number in rng.permutation(len(regions)):
-            parts = regions[number]
             if len(known) and rng.random() < config.detection_failures:
                 pixel = known[rng.integers(len(known))]
             else:
-                pixel = _near(parts[int(rng.integers(len(parts)))], depth_m, reach, rng)
+                pixel = _near(regions[number], depth_m, reach, rng)
             if pixel is not None:
                 rows.append(pixel[0])
                 columns.append(pixel[1])
@@ -130,16 +131,17 @@ def depth_points(
     return _answers(depth_m, np.array(rows), np.array(columns))
 
 
-def _regions(segmentation: np.ndarray, tool_px: np.ndarray) -> list[list[np.ndarray]]:
-    """[target, gripper]: each a list of alternative pixel sets (n, 2) (row, column); without what is not seen."""
+def _regions(segmentation: np.ndarray, tool_px: np.ndarray) -> list[np.ndarray]:
+    """Pixels (n, 2) (row, column) of what is seen of target and gripper; the tool centre's where nothing of the gripper
+    is.
+    """
     height, width = segmentation.shape
     target = np.argwhere(segmentation == SEGMENTATION["target"])
-    gripper = [np.argwhere(segmentation == SEGMENTATION["gripper"])]
-    if np.isfinite(tool_px).all():
+    gripper = np.argwhere(segmentation == SEGMENTATION["gripper"])
+    if not len(gripper) and np.isfinite(tool_px).all():
         cell = np.floor(tool_px[::-1]).astype(int)
-        gripper.append(np.clip(cell, 0, [height - 1, width - 1])[None])
-    regions = [[target], gripper]
-    return [kept for parts in regions if (kept := [part for part in parts if len(part)])]
+        gripper = np.clip(cell, 0, [height - 1, width - 1])[None]
+    return [region for region in (target, gripper) if len(region)]
 
 
 def _near(pixels: np.ndarray, depth_m: np.ndarray, reach: int, rng: np.random.Generator) -> np.ndarray | None:
