@@ -231,7 +231,7 @@ def test_questions_carry_their_answers(dataset):
 def test_processor_makes_a_batch_of_the_windows(dataset):
     """Windows of every objective go through the real processor; its outputs are those of the frames."""
     accepted = inspect.signature(StereoProcessor.__call__).parameters
-    windows = list(stream_of(dataset, epochs=1, mixture=None, depth_map_share=1.0))
+    windows = list(stream_of(dataset, epochs=1, mixture=None, depth_map_share=1.0, names=True))
     arguments = processor_arguments(windows, ("left", "right"))
     assert set(accepted) - set(arguments) == {"self", "padding_side", "check_stereo", "return_tensors"}
     processor = StereoProcessor(
@@ -247,6 +247,9 @@ def test_processor_makes_a_batch_of_the_windows(dataset):
         wanted = np.divide(product, depth, out=np.zeros_like(depth), where=depth > 0)
         np.testing.assert_allclose(batch["disparity"][number], wanted, rtol=1e-5)
         np.testing.assert_allclose(batch["points"][number, 1], window["points"][1], rtol=1e-5)
+        # the other object, a blue ball, is in no picture
+        assert window["names"] in (["red cube"], ["cube"])
+        np.testing.assert_allclose(batch["name_points"][number], [[8.5, 15.0]])
         assert bool(batch["is_action"][number]) == (window["objective"] == "action")
         text = processor.tokenizer.decode(batch["input_ids"][number])
         asks = {"box": "bounding box of red cube", "depth": "the depth at"}.get(
