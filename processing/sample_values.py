@@ -227,8 +227,7 @@ class SampleReader:
         points = numbers(required(sample, "names_px"), "names_px").astype(np.float64)
         if points.shape != (len(names), 2):
             raise ValueError(f"names_px has shape {points.shape}; expected ({len(names)}, 2), a pixel of each of names")
-        processed = geometry.points(points)
-        return [name.strip() for name in names], np.where(geometry.shows(processed)[:, None], processed, np.nan)
+        return [name.strip() for name in names], _seen(points, geometry)
 
     def view_points(self, sample: dict[str, Any], names: Sequence[str], geometry: ViewGeometry) -> np.ndarray:
         """float64 (len(names), 2) px of the processed left view; NaN where None, NaN or outside of the view."""
@@ -236,5 +235,10 @@ class SampleReader:
         for row, name in enumerate(names):
             if sample[name] is not None:
                 points[row] = numbers(sample[name], name)
-        processed = geometry.points(points)
-        return np.where(geometry.shows(processed)[:, None], processed, np.nan)
+        return _seen(points, geometry)
+
+
+def _seen(points: np.ndarray, geometry: ViewGeometry) -> np.ndarray:
+    """Pixels (n, 2) of the source view -> those of the processed one, NaN outside of it."""
+    processed = geometry.points(points)
+    return np.where(geometry.shows(processed)[:, None], processed, np.nan)

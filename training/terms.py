@@ -250,7 +250,7 @@ def terms(
     held_out: str,
     depth: float | None = None,
     learned: str = "disparity",
-    names: bool = False,
+    named: bool = False,
 ) -> str:
     """One line: what the data lacks, and what is therefore asked.
 
@@ -258,7 +258,7 @@ def terms(
         held_out: what is scored at a checkpoint, "" = nothing.
         depth: share of the samples that carry a depth map; None = this training asks for none.
         learned: what is learned from it.
-        names: whether this training learns what objects are called.
+        named: whether this training learns what objects are called.
     """
     kinds = {
         "right view": (RIGHT,),
@@ -267,7 +267,7 @@ def terms(
         "boxes": BOXES[:1],
         "masks": (SEGMENTATION,),
         "keyframes": ("keyframe_pose",),
-        **({"names of objects": NAMED} if names else {}),
+        **({"names of objects": NAMED} if named else {}),
     }
     lacking = {kind: names for kind, columns in kinds.items() if (names := data.lacking(*columns))}
     if names := data.without_split(HELD_OUT):

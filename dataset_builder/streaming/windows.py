@@ -79,8 +79,9 @@ class WindowPool:
         """Names of all objects of frame `index`, the target first, and the middles (K, 2) px of their boxes in the left
         view, NaN where one is not in it; None where the data does not say.
         """
-        others, labels = self._others[index], self.image_or_none(SEGMENTATION, index)
-        if others is None or labels is None:
+        others = self._others[index]
+        labels = None if others is None else self.image_or_none(SEGMENTATION, index)
+        if labels is None:
             return None
         names = [self._strings["target.name"][index], *others]
         middles = [mask_middle(labels == schema.SEGMENTATION["target"] + number) for number in range(len(names))]
