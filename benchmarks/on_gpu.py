@@ -86,13 +86,17 @@ class OutOfTime(BaseException):
 
 @contextmanager
 def limit(allowed: float) -> Iterator[None]:
-    """OutOfTime inside, once so many seconds have passed."""
+    """OutOfTime inside, once so many seconds have passed.
+
+    Python drops what is raised in a finalizer or in a callback of the garbage collector, and a compilation has many of
+    both: it is raised again every second until it has come out.
+    """
 
     def end(number: int, frame: FrameType | None) -> None:
         raise OutOfTime
 
     before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, max(allowed, 0.001))
+    signal.setitimer(signal.ITIMER_REAL, max(allowed, 0.001), 1.0)
     try:
         yield
     finally:

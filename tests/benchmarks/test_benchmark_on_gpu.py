@@ -2,13 +2,15 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from stereovla.benchmarks.on_gpu import Bench, GpuOptions, Results, main, parts_of
+from stereovla.benchmarks.on_gpu import Bench, GpuOptions, OutOfTime, Results, limit, main, parts_of
 
 SMALL = ["--device", "cpu", "--stereovla", "tiny", "--depthvla", "depthvla-tiny", "--repeats", "1", "--batch_size", "2"]
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "on_gpu.sh"
@@ -56,6 +58,23 @@ def test_a_part_beyond_its_time_is_given_up_and_one_that_fails_is_told(tmp_path,
     told = [(row["part"], row["what"]) for row in rows_of(tmp_path)]
     assert told[:2] == [("StereoVLA", "something"), ("StereoVLA", "failed: RuntimeError: no such kernel")]
     assert told[2] in [("StereoVLA, compiled", what) for what in ("given up after", "left out: no time left")]
+
+
+class LastsLong:
+    """Its finalizer takes longer than it is allowed to; what is raised in one is dropped."""
+
+    def __del__(self):
+        time.sleep(0.2)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_time_runs_out_in_a_finalizer():
+    with pytest.raises(OutOfTime):
+        with limit(0.1):
+            one = LastsLong()
+            del one
+            time.sleep(600)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 def test_parts_and_devices_that_are_not_there(tmp_path):
