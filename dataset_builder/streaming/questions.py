@@ -16,7 +16,7 @@ OBJECTIVES = ("action", "depth", "box", "pose", "camera")
 PAPER_MIXTURE = {"action": 5.0, "depth": 2.0, "box": 2.0, "pose": 1.0}
 # boxes and depths need their object in view, camera parameters a calibrated pair
 ALWAYS_POSSIBLE = ("action", "pose")
-_CANDIDATES = 32  # pixels tried around a region before it counts as having no depth
+_CANDIDATES = 32  # pixels of a region tried before it counts as having no depth
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,10 @@ class QuestionConfig:
 
     Args:
         mixture: relative frequency per objective; an objective that is not named has weight 0.
-        depth_points: where depth is asked: "interaction" = around the target and the gripper (the paper's IRDE),
-            "uniform" = anywhere (its ablation), "off" = nowhere, whatever the mixture says.
+        depth_points: where depth is asked: "interaction" = at what is seen of the target and the gripper (the paper's
+            IRDE; a twelfth of the pixels one beside a gripper are not of it, and 25 cm behind), "uniform" = anywhere
+            (its ablation), "off" = nowhere, whatever the mixture says.
         points_per_question: points per depth question.
-        margin: points lie within this share of the image width around the target's or the gripper's visible pixels. A
-            quarter of those within 0.03 of a gripper are not of it, and 25 cm behind.
         detection_failures: chance that a region is taken to be where it is not, as a detector of target and gripper
             can fail on real data: its point then lies anywhere with a depth. Each point draws anew.
     """
@@ -37,7 +36,6 @@ class QuestionConfig:
     mixture: Mapping[str, float] = field(default_factory=lambda: dict(PAPER_MIXTURE))
     depth_points: Literal["interaction", "uniform", "off"] = "interaction"
     points_per_question: int = 1
-    margin: float = 0.01
     detection_failures: float = 0.0
 
     def __post_init__(self):
@@ -52,8 +50,6 @@ class QuestionConfig:
             )
         if self.points_per_question < 1:
             raise ValueError(f"points_per_question={self.points_per_question} must be at least 1")
-        if not 0 <= self.margin < 1:
-            raise ValueError(f"margin={self.margin} must be a share of the image width in [0, 1)")
         if not 0 <= self.detection_failures <= 1:
             raise ValueError(f"detection_failures={self.detection_failures} must be in [0, 1]")
 
@@ -95,7 +91,7 @@ def depth_points(
     """Points of a depth question, at pixels with known depth only.
 
     In the interaction region, each point first chooses among what is in view of target and gripper, then one of its
-    pixels, then a shift of at most `margin`.
+    pixels.
 
     Args:
         depth_m: (H, W) of the left view, 0 = unknown.
@@ -114,14 +110,13 @@ def depth_points(
         rows, columns = known[rng.integers(len(known), size=config.points_per_question)].T
         return _answers(depth_m, rows, columns)
     regions = _regions(segmentation, tool_px)
-    reach = int(round(config.margin * depth_m.shape[1]))
     rows, columns = [], []
     for _ in range(config.points_per_question):
         for number in rng.permutation(len(regions)):
             if len(known) and rng.random() < config.detection_failures:
                 pixel = known[rng.integers(len(known))]
             else:
-                pixel = _near(regions[number], depth_m, reach, rng)
+                pixel = _one_of(regions[number], depth_m, rng)
             if pixel is not None:
                 rows.append(pixel[0])
                 columns.append(pixel[1])
@@ -144,10 +139,8 @@ def _regions(segmentation: np.ndarray, tool_px: np.ndarray) -> list[np.ndarray]:
     return [region for region in (target, gripper) if len(region)]
 
 
-def _near(pixels: np.ndarray, depth_m: np.ndarray, reach: int, rng: np.random.Generator) -> np.ndarray | None:
-    tried = pixels[rng.integers(len(pixels), size=_CANDIDATES)] + rng.integers(-reach, reach + 1, size=(_CANDIDATES, 2))
-    inside = ((tried >= 0) & (tried < depth_m.shape)).all(axis=1)
-    tried = tried[inside]
+def _one_of(pixels: np.ndarray, depth_m: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
+    tried = pixels[rng.integers(len(pixels), size=_CANDIDATES)]
     tried = tried[depth_m[tried[:, 0], tried[:, 1]] > 0]
     return tried[0] if len(tried) else None
 

@@ -70,6 +70,11 @@ class LiberoRobot:
         """The robot has every axis: poses and actions are its own."""
         return values
 
+    @staticmethod
+    def idle(gripper: float) -> np.ndarray:
+        """The action (7,), of either control, that moves no more, with a gripper command."""
+        return np.array([0.0] * 6 + [gripper])
+
     @property
     def size(self) -> int:
         """Numbers of an action."""
@@ -97,7 +102,7 @@ class LiberoRobot:
     def wait(self, steps: int) -> None:
         """Lets so many steps of 20 Hz pass, as LIBERO's protocol does before an episode."""
         for _ in range(steps):
-            self._env.step(np.array([0.0] * 6 + [OPEN]))
+            self._env.step(self.idle(OPEN))
 
     def step(self, action: np.ndarray) -> None:
         """Executes an action, see the class."""

@@ -63,7 +63,8 @@ def test_all_placing_tasks_are_the_default():
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("libero") / "dataset"
-    assert main(["libero", "--preset", "tiny", "--wrist", "True", "--out", str(folder)]) == 0
+    often = ["--miss_probability", "0.2"]
+    assert main(["libero", "--preset", "tiny", "--wrist", "True", *often, "--out", str(folder)]) == 0
     return folder
 
 
@@ -81,6 +82,11 @@ def test_a_recorded_dataset_is_whole_and_streams(dataset, capsys):
     assert any("target.box_left_px" in row for row in rows)
     poses = np.array([row["observation.state"][:3] for row in rows])
     assert 20 < len(rows) < 110 and np.linalg.norm(poses[-1] - poses[0]) > 0.1
+    # a missed grasp: shut, and open again with the bowl where it was
+    opening = np.array([row["observation.state"][6] for row in rows])
+    first = int(np.argmax(opening < 0.5))
+    assert opening[first] < 0.5 and (opening[first:] > 0.9).any()
+    assert np.linalg.norm(rows[0]["keyframe_pose"] - rows[first]["keyframe_pose"]) < 0.02
     windows = list(WindowStream(dataset, epochs=1))
     assert len(windows) == info["splits"]["train"]["frames"]
 
