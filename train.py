@@ -75,7 +75,7 @@ from stereovla.training.terms import (
 
 PRESETS = {
     "tiny": {"steps": 20, "batch_size": 8, "warmup_steps": 5, "checkpoint_every": 10, "log_every": 1},
-    "demo": {"steps": 1400, "batch_size": 48, "learning_rate": 1e-3, "warmup_steps": 100},
+    "demo": {"steps": 1600, "batch_size": 48, "learning_rate": 1e-3, "warmup_steps": 100},
     # with --stereo_encoder, one of `stereovla pretrain stereo --preset points`
     "points": {
         "steps": 350,
@@ -112,6 +112,7 @@ PRESETS = with_depthvla(PRESETS)
 PRESETS["depthvla-demo"] |= {"steps": 700}  # a question sees its pictures anew, so that a step takes twice as long
 PRESETS = with_pi0(PRESETS)
 MIXTURE = "5:2:2:1"  # StereoVLA's released code's shares of action : depth : box : pose
+MIXTURES = {"demo": "5:3:2:1"}  # by StereoVLA's preset: in minutes, depth needs more
 ACTIONS_ALONE = "1:0:0:0"  # DepthVLA's
 DEPTH_MAP_SHARES = {"demo": 0.125}  # of the samples, by StereoVLA's preset
 DEPTH_MAP_SHARE = 0.25  # of its other presets; DepthVLA learns depth from all
@@ -191,7 +192,7 @@ class TrainingOptions(RunOptions):
     mixture: str | None = option(
         None,
         "Shares of action : depth : box : pose; a fifth number is that of camera. Not given: of "
-        f"{MIXTURE} what the data can answer, with DepthVLA {ACTIONS_ALONE}.",
+        f"{MIXTURE} what the data can answer, with demo {MIXTURES['demo']}, with DepthVLA {ACTIONS_ALONE}.",
     )
     mixture_as: str = option(
         "samples",
@@ -410,7 +411,7 @@ def run(options: TrainingOptions, accelerator: Accelerator, told: list[int]) -> 
     asked = questions(
         data,
         options.mixture,
-        MIXTURE if with_pose else ACTIONS_ALONE,
+        MIXTURES.get(options.preset, MIXTURE) if with_pose else ACTIONS_ALONE,
         options.depth_points,
         views=config.pixel_views,
         writes_pose=with_pose,

@@ -234,6 +234,12 @@ def test_a_dataset_without_held_out_episodes_is_refused_at_once_or_trained_witho
     assert (tmp_path / "run" / "model" / "reference_prediction.safetensors").exists()
 
 
+def test_the_demo_asks_for_more_depth(dataset, tmp_path):
+    run_here([*arguments(dataset, tmp_path), "--preset", "demo", "--steps", "1", "--batch_size", "4"])
+    told = json.loads((tmp_path / "model" / "training.json").read_text())
+    assert told["mixture"] == "5:3:2:1 (action : depth : box : pose)"
+
+
 def test_bad_options_are_refused(tmp_path):
     with pytest.raises(ValueError, match="5:2:2:1"):
         mixture_weights("5:2:2")
