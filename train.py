@@ -111,12 +111,15 @@ PRESETS = {
 PRESETS = with_depthvla(PRESETS)
 PRESETS["depthvla-demo"] |= {"steps": 700}  # a question sees its pictures anew, so that a step takes twice as long
 PRESETS = with_pi0(PRESETS)
-MIXTURE = "5:2:2:1"  # StereoVLA's released code's shares of action : depth : box : pose
-MIXTURES = {"demo": "5:3:2:1"}  # by StereoVLA's preset: in minutes, depth needs more
-ACTIONS_ALONE = "1:0:0:0"  # DepthVLA's
-DEPTH_MAP_SHARES = {"demo": 0.125}  # of the samples, by StereoVLA's preset
-DEPTH_MAP_SHARE = 0.25  # of its other presets; DepthVLA learns depth from all
-QUESTIONS_PER_FRAME = {"demo": 2, "lab": 2}  # by StereoVLA's preset
+# what is asked of the frames where the options leave it open: shares of action : depth : box : pose as StereoVLA's
+# released code has them, the share of the samples that teach the disparity, and samples about each frame
+USUAL = {"mixture": "5:2:2:1", "depth_map_share": 0.25, "questions_per_frame": 1}
+USUAL_OF = {  # of StereoVLA's presets that differ; in the demo's minutes, depth needs more
+    "demo": USUAL | {"mixture": "5:3:2:1", "depth_map_share": 0.125, "questions_per_frame": 2},
+    "lab": USUAL | {"questions_per_frame": 2},
+}
+USUAL_OF_DEPTHVLA = {"mixture": "1:0:0:0", "depth_map_share": 1.0, "questions_per_frame": 1}  # PI0's too
+IN_PAIRS = " and ".join(name for name, usual in USUAL_OF.items() if usual["questions_per_frame"] == 2)
 VALIDATION_BATCHES = 2
 SHOWN = ("loss/action", "loss/box", "loss/depth", "loss/depth_map")  # by the progress bar
 
@@ -192,7 +195,8 @@ class TrainingOptions(RunOptions):
     mixture: str | None = option(
         None,
         "Shares of action : depth : box : pose; a fifth number is that of camera. Not given: of "
-        f"{MIXTURE} what the data can answer, with demo {MIXTURES['demo']}, with DepthVLA {ACTIONS_ALONE}.",
+        f"{USUAL['mixture']} what the data can answer, with demo {USUAL_OF['demo']['mixture']}, with DepthVLA "
+        f"{USUAL_OF_DEPTHVLA['mixture']}.",
     )
     mixture_as: str = option(
         "samples",
@@ -202,7 +206,7 @@ class TrainingOptions(RunOptions):
     questions_per_frame: int | None = option(
         None,
         "StereoVLA: samples about each frame, which see and read its pictures together; 2 nearly halve their cost. Not "
-        f"given: 2 with {' and '.join(QUESTIONS_PER_FRAME)} where the mixture asks for more than one thing and a "
+        f"given: 2 with {IN_PAIRS} where the mixture asks for more than one thing and a "
         "process takes an even number of samples, else 1.",
     )
     depth_points: str | None = option(
@@ -219,8 +223,8 @@ class TrainingOptions(RunOptions):
     depth_map_share: float | None = option(
         None,
         "Share of the samples that teach the disparity, or DepthVLA's depth. Not given: 0 where the data has no depth "
-        f"or the model no such loss, else {DEPTH_MAP_SHARE:g}, with demo {DEPTH_MAP_SHARES['demo']:g}, "
-        "with DepthVLA 1.",
+        f"or the model no such loss, else {USUAL['depth_map_share']:g}, with demo "
+        f"{USUAL_OF['demo']['depth_map_share']:g}, with DepthVLA {USUAL_OF_DEPTHVLA['depth_map_share']:g}.",
     )
     workers: int = option(0, "Processes that prepare batches for each training process; 0 = itself (preset).")
     validation_batches: int | None = option(
@@ -408,10 +412,11 @@ def run(options: TrainingOptions, accelerator: Accelerator, told: list[int]) -> 
         model.set_attn_implementation("eager")
     config = model.config
     with_pose = config.writes_pose
+    usual = USUAL_OF.get(options.preset, USUAL) if with_pose else USUAL_OF_DEPTHVLA
     asked = questions(
         data,
         options.mixture,
-        MIXTURES.get(options.preset, MIXTURE) if with_pose else ACTIONS_ALONE,
+        usual["mixture"],
         options.depth_points,
         views=config.pixel_views,
         writes_pose=with_pose,
@@ -419,15 +424,14 @@ def run(options: TrainingOptions, accelerator: Accelerator, told: list[int]) -> 
     in_words = [name for name, share in asked.shares.items() if share and name != "action"]
     if in_words and not config.language_loss_weight:
         raise ValueError(f"the mixture asks for {', '.join(in_words)}, but the model's language_loss_weight is 0")
-    if with_pose:
-        share, weight = DEPTH_MAP_SHARES.get(options.preset, DEPTH_MAP_SHARE), config.disparity_loss_weight
-    else:
-        share, weight = 1.0, config.depth_map_loss_weight
+    weight = config.disparity_loss_weight if with_pose else config.depth_map_loss_weight
+    share = usual["depth_map_share"]
     depth = depth_map_share(data, options.depth_map_share, share, weight, with_pose, config.reads_depth)
     learned = "disparity" if with_pose else "depth"
     part_size = options.batch_size // (accelerator.num_processes * options.accumulation)
-    usual = QUESTIONS_PER_FRAME.get(options.preset, 1)
-    sharing = questions_per_frame(options.questions_per_frame, usual, asked, part_size, with_pose)
+    sharing = questions_per_frame(
+        options.questions_per_frame, usual["questions_per_frame"], asked, part_size, with_pose
+    )
     names = config.use_pointers and config.naming_loss_weight > 0
     learns = terms(data, asked, batches_in_words(validation_batches), depth, learned, names)
     accelerator.print(f"{learns}{f', {sharing} samples about each frame' if sharing > 1 else ''}")

@@ -25,6 +25,7 @@ LET_GO_M, STUCK_M = 0.004, 0.015  # opening beyond the target's width
 WIDE_OPEN = 0.98  # opening that is enough for every target
 # over what is passed on the way: so much higher than its top, less the further it is to the side
 CLEARANCE_M, CLEARANCE_SLOPE, ENTRY_SLOPE = 0.02, 2.0, 6.0
+WAY_CLEARANCE_M = 0.015  # beside that, over what is still far: who learns from it is not as exact
 RISE_FIRST_M = 0.02  # so much too low, the tool only rises
 PLACE_HOVER_M, PLACE_RADIUS_M = 0.06, 0.004
 RELEASE_M = 0.003  # drop of a released object
@@ -282,9 +283,17 @@ def approach(now: Situation) -> np.ndarray:
 
 
 def carry(now: Situation) -> np.ndarray:
-    """Where the held target's tool goes next (3,): up, over everything on the way, and down onto the destination."""
-    left = max(0.0, float(np.linalg.norm(now.place.offset)) - SPEED_M)
+    """Where the held target's tool goes next (3,): up, over everything on the way, and down onto the destination.
+
+    It rises once, to what the whole way needs: a policy learns that better than a wall to be seen in time.
+    """
+    distance = float(np.linalg.norm(now.place.offset))
+    left = max(0.0, distance - SPEED_M)
     height = now.place.height + min(PLACE_HOVER_M, max(0.0, left - PLACE_RADIUS_M) * FUNNEL_SLOPE)
+    for share in np.linspace(0.0, 1.0, 1 + math.ceil(distance / SPEED_M)):
+        entry = now.place.height + ENTRY_SLOPE * max(0.0, (1.0 - share) * distance - SPEED_M)
+        needed = needed_height(now, now.position[:2] + share * now.place.offset) + WAY_CLEARANCE_M
+        height = max(height, min(needed, entry))
     return over_obstacles(now, now.place.offset, height, now.place.height + ENTRY_SLOPE * left)
 
 

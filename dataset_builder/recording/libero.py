@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from stereovla.command_line import option
 from stereovla.dataset_builder.recording.build import BuildOptions
 from stereovla.dataset_builder.recording.recorder import Recorder
+from stereovla.simulation.config import KEYFRAMES
 
 
 @dataclass
@@ -31,6 +32,9 @@ class LiberoBuildConfig(BuildOptions):
     )
     baseline_m: float = option(0.063, "Distance of the cameras of the pair, m.")
     wrist: bool = option(False, "Record the view of the camera in the hand too.")
+    keyframes: list[str] = option(
+        [], f"Which poses on the way are recorded as the next keyframe, of {', '.join(KEYFRAMES)}; none = all."
+    )
     relabel: float = option(0.0, "Is 0: a scene of LIBERO has one task.")
     max_frames: int = option(240, "An episode that takes longer counts as failed.")
 
@@ -50,6 +54,7 @@ class LiberoBuildConfig(BuildOptions):
             image_size=self.image_size,
             baseline_m=self.baseline_m,
             wrist=self.wrist,
+            keyframes=tuple(self.keyframes) or KEYFRAMES,
         )
         able = placing_tasks(self.suite)
         unable = [number for number in config.tasks if number not in able]

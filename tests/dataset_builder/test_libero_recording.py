@@ -28,6 +28,7 @@ from stereovla.dataset_builder.recording.libero_replayer import (  # noqa: E402
     read_demonstration,
 )
 from stereovla.dataset_builder.streaming.window_stream import WindowStream  # noqa: E402
+from stereovla.simulation.config import KEYFRAMES  # noqa: E402
 from stereovla.simulation.libero import LiberoConfig, LiberoExpert, LiberoWorld  # noqa: E402
 from stereovla.simulation.libero.suites import suite_tasks  # noqa: E402
 from stereovla.simulation.libero.world import FIRST_DRAWN  # noqa: E402
@@ -52,6 +53,8 @@ def test_tasks_come_in_turn():
         ({"suite": "libero_goal", "tasks": [0]}, r"tasks=\[0\]: the expert picks up and places"),
         ({"relabel": 0.5}, "relabel=0.5 must be 0"),
         ({"suite": "libero"}, "'libero' is not one of"),
+        ({"keyframes": ["grab"]}, "'grab' is not one of"),
+        ({"keyframes": ["grasp"]}, "lack 'place'"),
     ],
 )
 def test_what_cannot_be_recorded_is_refused(options, words):
@@ -59,8 +62,10 @@ def test_what_cannot_be_recorded_is_refused(options, words):
         LiberoBuildConfig(out="x", **options)
 
 
-def test_all_placing_tasks_are_the_default():
-    assert len(LiberoBuildConfig(out="x", suite="libero_goal").world_config().tasks) == 6
+def test_all_placing_tasks_and_keyframes_are_the_default():
+    config = LiberoBuildConfig(out="x", suite="libero_goal").world_config()
+    assert len(config.tasks) == 6 and config.keyframes == KEYFRAMES
+    assert LiberoBuildConfig(out="x", keyframes=["grasp", "place"]).world_config().keyframes == ("grasp", "place")
 
 
 @pytest.fixture(scope="module")

