@@ -7,6 +7,7 @@ from typing import Any
 
 from stereovla.evaluation.episode_log import write_json
 from stereovla.evaluation.metrics import success_rate
+from stereovla.evaluation.options import LIBERO_EPISODES
 from stereovla.evaluation.plots import SUCCESS, plot_errors, plot_losses, plot_success, read_losses
 from stereovla.evaluation.policies import SHOWN
 from stereovla.evaluation.report_page import PAGE
@@ -84,7 +85,12 @@ def success_metrics(summaries: dict[str, Any], options: dict[str, Any]) -> list[
     where = f"simulated {robot} at a table, unseen seeds, camera range {saved['world.camera_range']}"
     task = OWN_TASK
     if suite := saved.get("world.suite"):
-        where = f"{suite}, camera range {saved['world.camera_range']}, at most {saved['max_steps']} steps"
+        tasks = saved["world.tasks"]
+        where = (
+            f"{suite}, task{'s' * (len(tasks) > 1)} {', '.join(map(str, tasks))}, {numbers['episodes']} of "
+            f"{LIBERO_EPISODES * len(tasks)} initial states, camera range {saved['world.camera_range']}, at most "
+            f"{saved['max_steps']} steps"
+        )
         task = "tasks of LIBERO"
     return [metric("success rate", "success_rate", numbers["success_rate"], text, where, task)]
 

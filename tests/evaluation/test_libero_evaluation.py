@@ -100,7 +100,8 @@ def test_a_trained_policy_is_published_and_evaluated_from_its_hub_id(tmp_path):
         run("push", "--folder", "training/model", "--report", "report", *words, **known)
         (files,) = [repo.files() for repo in hub.repos.values()]
         card = files["README.md"].decode()
-        assert "libero_object" in card and "CC BY 4.0" in card and "0 of 2" in card
+        assert "libero_object, task 0, 2 of 50 initial states, camera range stock, at most 6 steps" in card
+        assert "0 % of 2 seeds" in card
         run("evaluate", "libero", "--model", "me/policy", *rolled, "--out", "again", **known)
-    lines = [(tmp_path / out / "rollouts/model/episodes.jsonl").read_text() for out in ("report", "again")]
+    lines = [(tmp_path / out / "rollouts/trained/episodes.jsonl").read_text() for out in ("report", "again")]
     assert lines[0] == lines[1] and len(lines[0].splitlines()) == 2
