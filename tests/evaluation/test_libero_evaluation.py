@@ -86,7 +86,6 @@ def test_a_trained_policy_is_published_and_evaluated_from_its_hub_id(tmp_path):
     def run(*words, **known):
         done = subprocess.run([*COMMAND, *words], capture_output=True, text=True, check=False, cwd=tmp_path, **known)
         assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
 
     where = ["--suite", "libero_object", "--preset", "tiny", "--tasks", "0"]
     rolled = [*where, "--episodes", "2", "--environments", "1"]
