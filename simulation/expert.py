@@ -288,13 +288,13 @@ def carry(now: Situation) -> np.ndarray:
     It rises once, to what the whole way needs: a policy learns that better than a wall to be seen in time.
     """
     distance = float(np.linalg.norm(now.place.offset))
-    left = max(0.0, distance - SPEED_M)
-    height = now.place.height + min(PLACE_HOVER_M, max(0.0, left - PLACE_RADIUS_M) * FUNNEL_SLOPE)
-    for share in np.linspace(0.0, 1.0, 1 + math.ceil(distance / SPEED_M)):
-        entry = now.place.height + ENTRY_SLOPE * max(0.0, (1.0 - share) * distance - SPEED_M)
-        needed = needed_height(now, now.position[:2] + share * now.place.offset) + WAY_CLEARANCE_M
-        height = max(height, min(needed, entry))
-    return over_obstacles(now, now.place.offset, height, now.place.height + ENTRY_SLOPE * left)
+    shares = np.linspace(0.0, 1.0, 1 + math.ceil(distance / SPEED_M))  # of the way
+    left = np.maximum(0.0, (1.0 - shares) * distance - SPEED_M)
+    entry = now.place.height + ENTRY_SLOPE * left
+    needed = needed_height(now, now.position[:2] + shares[:, None] * now.place.offset) + WAY_CLEARANCE_M
+    above = now.place.height + min(PLACE_HOVER_M, max(0.0, left[0] - PLACE_RADIUS_M) * FUNNEL_SLOPE)
+    height = max(above, float(np.minimum(needed, entry).max()))
+    return over_obstacles(now, now.place.offset, height, float(entry[0]))
 
 
 def ready_to_open(now: Situation) -> bool:
@@ -303,12 +303,14 @@ def ready_to_open(now: Situation) -> bool:
     return across < now.place.across and now.position[2] - now.place.height < now.place.above
 
 
-def needed_height(now: Situation, xy: np.ndarray) -> float:
-    """Lowest tool height in m at `xy` (2,) that clears all obstacles."""
+def needed_height(now: Situation, xy: np.ndarray) -> np.ndarray:
+    """Lowest tool heights (...) in m at `xy` (..., 2) that clear all obstacles."""
     if not len(now.obstacles):
-        return -math.inf
-    beside = np.hypot(*(now.obstacles[:, :2] - xy).T) - now.obstacles[:, 2] - FINGER_REACH_M
-    return float((now.obstacles[:, 3] + CLEARANCE_M - CLEARANCE_SLOPE * np.maximum(beside, 0.0)).max()) + now.depth
+        return np.full(xy.shape[:-1], -math.inf)
+    away = now.obstacles[:, :2] - xy[..., None, :]
+    beside = np.hypot(away[..., 0], away[..., 1]) - now.obstacles[:, 2] - FINGER_REACH_M
+    clear = now.obstacles[:, 3] + CLEARANCE_M - CLEARANCE_SLOPE * np.maximum(beside, 0.0)
+    return clear.max(-1) + now.depth
 
 
 def over_obstacles(now: Situation, offset: np.ndarray, height: float, entry: float) -> np.ndarray:
@@ -317,7 +319,7 @@ def over_obstacles(now: Situation, offset: np.ndarray, height: float, entry: flo
     """
     distance = float(np.linalg.norm(offset))
     ahead = now.position[:2] + offset * min(1.0, SPEED_M / max(distance, 1e-9))
-    needed = min(max(needed_height(now, ahead), needed_height(now, now.position[:2])), entry)
+    needed = min(float(needed_height(now, np.stack([ahead, now.position[:2]])).max()), entry)
     goal = max(height, needed)
     low = max(needed, height if now.held else -math.inf) - now.position[2]
     share = min(1.0, max(0.0, 1.0 - low / RISE_FIRST_M))
