@@ -4,9 +4,9 @@
     python -m benchmarks.comparison --dataset DATASET --out COMPARISON --policies mono points-base --seeds 3 --cores 0,1
 
 `comparison_policies` has the list. Each policy is trained with each seed by `stereovla train`, and measured on held-out
-rows and in rollouts in the dataset's own world, as it is and in the controls that it has (the left view twice, nothing,
-another scene). Every part is a process of its own, pinned to a core with one thread; what is finished is not done
-again, what was interrupted goes on. COMPARISON/table.md is written anew after each policy.
+rows and in rollouts in the dataset's own world or LIBERO's suite, as it is and in the controls that it has (the left
+view twice, nothing, another scene). Every part is a process of its own, pinned to a core with one thread; what is
+finished is not done again, what was interrupted goes on. COMPARISON/table.md is written anew after each policy.
 """
 
 import json
@@ -19,10 +19,12 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
 
+import numpy as np
 from transformers import AutoConfig, HfArgumentParser
 
 from stereovla.benchmarks.comparison_policies import (
@@ -35,10 +37,14 @@ from stereovla.benchmarks.comparison_policies import (
 from stereovla.benchmarks.comparison_table import write_table
 from stereovla.command_line import json_object
 from stereovla.evaluation.episode_log import write_json
+from stereovla.evaluation.options import LIBERO_EPISODES
 from stereovla.evaluation.shown_geometry import controls
 from stereovla.train import PRESETS
 
-OWN_WORLD = ("camera_range", "image_size", "num_objects")  # options of `stereovla evaluate rollout` of their own
+# what says in which world a dataset was recorded: options of `stereovla evaluate rollout`, and of `evaluate libero`
+OWN_WORLD = ("camera_range", "image_size", "num_objects")
+LIBERO_WORLD = ("suite", "tasks", "camera_range", "image_size", "baseline_m")
+OWN_MAX_STEPS = 60
 BASELINES = ("expert", "still")
 # of all policies, whatever their presets say: some cannot answer in words, some see pictures anew for each question
 ALIKE = {"mixture": "1:0:0:0", "questions_per_frame": 1, "tracker": "none"}
@@ -68,9 +74,16 @@ class ComparisonOptions:
     stereo_depth_expert: str | None = field(default=None, metadata={"help": "Trained stereo depth expert."})
     rows: int = field(default=300, metadata={"help": "Held-out rows."})
     stride: int = field(default=2, metadata={"help": "Every n-th is taken."})
-    episodes: int = field(default=100, metadata={"help": "Rollouts of each training; 0 = none."})
-    control_episodes: int = field(default=100, metadata={"help": "Rollouts of each control."})
-    max_steps: int = field(default=60, metadata={"help": "Steps of 0.1 s after which an episode has failed."})
+    episodes: int = field(
+        default=100, metadata={"help": "Rollouts of each training, in LIBERO of all tasks together; 0 = none."}
+    )
+    control_episodes: int = field(default=100, metadata={"help": "Rollouts of each control; 0 = none."})
+    max_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Steps after which an episode has failed; 0 = 60 in our own world, the protocol's in LIBERO."
+        },
+    )
     execution_horizon: int = field(default=3, metadata={"help": "Actions executed of each chunk."})
     world: str = field(
         default="{}", metadata={"help": "Options of the world of the rollouts that are not the dataset's."}
@@ -89,17 +102,40 @@ class ComparisonOptions:
         self.recipe = {**PRESETS[self.size], **ALIKE, **json_object("training", self.training, '{"batch_size": 24}')}
         self.recipe |= {"steps": self.steps} if self.steps else {}
 
-    def worlds_options(self) -> list[str]:
-        """Of `stereovla evaluate rollout`: the world that the dataset was recorded in, with the changes of --world."""
+    def evaluation(self, count: int) -> list[str]:
+        """Of `stereovla evaluate`: `count` episodes in the world that the dataset was recorded in, with the changes of
+        --world; ValueError where it names none, or where there cannot be so many.
+        """
         info = json.loads((Path(self.dataset) / "meta/info.json").read_text())
         world = info.get("build", {}).get("world", {})
-        if missing := [name for name in OWN_WORLD if name not in world]:  # LIBERO's has no number of objects
+        changes = json_object("world", self.world, '{"camera_range": "large"}')
+        libero = "suite" in world
+        names = LIBERO_WORLD if libero else OWN_WORLD
+        if missing := [name for name in names if name not in world]:
             raise ValueError(
-                f"{self.dataset} was not recorded in our own world: meta/info.json names no {', '.join(missing)} of it"
+                f"{self.dataset} was recorded neither in our own world nor in LIBERO: meta/info.json names no "
+                f"{', '.join(missing)}"
             )
-        world |= json_object("world", self.world, '{"fovy_deg": 50}')
-        own = [text for name in OWN_WORLD for text in (f"--{name}", str(world.pop(name)))]
-        return [*own, "--world", json.dumps(world)]
+        if libero:
+            if unknown := sorted(changes.keys() - {*names}):
+                raise ValueError(f"--world names {', '.join(unknown)}; of LIBERO's there are {', '.join(names)}")
+            told = {name: world[name] for name in names} | changes
+            low, *high = np.atleast_1d(told["baseline_m"])
+            if high and high[0] != low:
+                raise ValueError(f"--world names no baseline_m, and {self.dataset} has all from {low} to {high[0]} m")
+            tasks = len(told["tasks"])
+            if count % tasks or count > LIBERO_EPISODES * tasks:
+                raise ValueError(
+                    f"{count} episodes of {tasks} tasks: there must be as many of each, and at most {LIBERO_EPISODES}"
+                )
+            told |= {"baseline_m": low, "episodes": count // tasks, "max_steps": self.max_steps}
+        else:
+            world |= changes
+            told = {name: world.pop(name) for name in names}  # the rest goes by `--world`
+            told |= {"seeds": count, "baseline_seeds": count, "max_steps": self.max_steps or OWN_MAX_STEPS}
+            told |= {"world": json.dumps(world)}
+        words = [(f"--{name}", *map(str, np.atleast_1d(value))) for name, value in told.items()]
+        return ["libero" if libero else "rollout", *chain.from_iterable(words)]
 
 
 def training_arguments(entry: Entry, seed: int, folder: Path, options: ComparisonOptions) -> list[str]:
@@ -120,18 +156,10 @@ def training_arguments(entry: Entry, seed: int, folder: Path, options: Compariso
 
 def rollout_arguments(spec: str, folder: Path, shown: str, options: ComparisonOptions) -> list[str]:
     """Of `stereovla`, for the rollouts of one policy in what `shown` says."""
-    count = options.episodes if shown == "given" else options.control_episodes
-    numbers = {
-        "seeds": count,
-        "baseline_seeds": count,
-        "max_steps": options.max_steps,
-        "execution_horizon": options.execution_horizon,
-        "processes": 1,
-        "shown": shown,
-        "device": options.device,
-    }
-    given = [text for name, value in numbers.items() for text in (f"--{name}", str(value))]
-    return ["evaluate", "rollout", "--policies", spec, "--out", str(folder), *given, *options.worlds_options()]
+    kind, *episodes = options.evaluation(options.episodes if shown == "given" else options.control_episodes)
+    own = {"execution_horizon": options.execution_horizon, "processes": 1, "shown": shown, "device": options.device}
+    words = [text for name, value in own.items() for text in (f"--{name}", str(value))]
+    return ["evaluate", kind, "--policies", spec, "--out", str(folder), *words, *episodes]
 
 
 def finished_episodes(folder: Path) -> int:
@@ -249,7 +277,8 @@ def check_folder(options: ComparisonOptions) -> None:
 
 def compare(options: ComparisonOptions) -> Path:
     """Runs what is missing, and returns the table."""
-    options.worlds_options()
+    for count in (options.episodes, options.control_episodes):
+        options.evaluation(count)
     check_folder(options)
     jobs: Queue = Queue()
     if options.episodes:

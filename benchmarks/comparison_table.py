@@ -16,8 +16,8 @@ from stereovla.evaluation.metrics import success_rate
 from stereovla.evaluation.policies import SHOWN
 
 NO_ENTRY = {"expert": "the scripted expert, which looks into the world", "still": "an arm that never moves"}
-HEAD = ("policy", "it sees", "M parameters", "picked up (95 %)", "by seed", "keyframe xy, z, median cm")
-HEAD += ("action, mean mm", "depth", "in the controls: picked up; keyframe xy, z; action", "core h of training")
+HEAD = ("policy", "it sees", "M parameters", "succeeded (95 %)", "by seed", "keyframe xy, z, median cm")
+HEAD += ("action, mean mm", "depth", "in the controls: succeeded; keyframe xy, z; action", "core h of training")
 
 
 def write_table(out: Path, entries: Mapping[str, Any]) -> Path:

@@ -13,13 +13,22 @@ from training_runs import one_thread, recorded  # noqa: E402
 
 from stereovla.__main__ import main as stereovla  # noqa: E402
 from stereovla.benchmarks import comparison  # noqa: E402
-from stereovla.benchmarks.comparison import ComparisonOptions, Runner, compare, training_arguments  # noqa: E402
+from stereovla.benchmarks.comparison import (  # noqa: E402
+    ComparisonOptions,
+    Runner,
+    compare,
+    rollout_arguments,
+    training_arguments,
+)
 from stereovla.benchmarks.comparison_policies import SIZES, entries  # noqa: E402
 from stereovla.benchmarks.comparison_table import result_of, write_table  # noqa: E402
 from stereovla.command_line import parse  # noqa: E402
 from stereovla.dataset_builder.streaming.mixture import load_meta  # noqa: E402
+from stereovla.evaluation.options import LiberoOptions  # noqa: E402
 from stereovla.train import TrainingOptions, build  # noqa: E402
 
+LIBERO = {"suite": "libero_object", "tasks": [0, 3], "camera_range": "stock", "image_size": 192, "wrist": False}
+LIBERO |= {"baseline_m": [0.12, 0.12], "control": "pose", "keyframes": ["grasp", "lift", "place"]}
 RECIPE = '{"batch_size": 4, "warmup_steps": 1, "checkpoint_every": 2, "pool_episodes": 2, "validation_batches": 0}'
 
 
@@ -42,6 +51,13 @@ def dataset(tmp_path_factory) -> str:
 def options_of(dataset: str, out: Path, **more) -> ComparisonOptions:
     own = {"steps": 2, "training": RECIPE, "rows": 4, "stride": 1, "episodes": 1, "control_episodes": 1, "max_steps": 3}
     return ComparisonOptions(dataset=dataset, out=str(out), size="tiny", **own | more)
+
+
+def said(folder: Path, world: dict) -> str:
+    """A folder whose meta/info.json says that it was recorded in this world."""
+    (folder / "meta").mkdir(exist_ok=True)
+    (folder / "meta/info.json").write_text(json.dumps({"build": {"world": world}}))
+    return str(folder)
 
 
 def check(out: Path, names: list[str]) -> None:
@@ -105,11 +121,9 @@ def test_all_parts_end_with_the_command(tmp_path, monkeypatch):
 
     monkeypatch.setattr(comparison, "Runner", Sleeping)
     world = {"camera_range": "small", "image_size": 64, "num_objects": 3}
-    (tmp_path / "dataset/meta").mkdir(parents=True)
-    (tmp_path / "dataset/meta/info.json").write_text(json.dumps({"build": {"world": world}}))
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as ended:
-        compare(options_of(str(tmp_path / "dataset"), tmp_path / "out", cores="0,0", policies=["mono"]))
+        compare(options_of(said(tmp_path, world), tmp_path / "out", cores="0,0", policies=["mono"]))
     assert ended.value.code == 128 + signal.SIGTERM and signal.getsignal(signal.SIGTERM) is before
     assert [process.wait() for process in started] == [-signal.SIGTERM] * 2
 
@@ -141,15 +155,34 @@ def test_what_cannot_be_compared_is_refused(dataset, tmp_path):
         options_of(dataset, tmp_path, policies=["stereo"])
     with pytest.raises(ValueError, match="--size is 'large'; it must be one of tiny, demo"):
         entries("large")
-    imported = tmp_path / "imported/meta"
-    imported.mkdir(parents=True)
-    for info, words in (
-        ({}, "names no camera_range, image_size, num_objects"),
-        ({"build": {"world": {"suite": "libero_goal", "camera_range": "stock", "image_size": 64}}}, "no num_objects"),
+    with pytest.raises(ValueError, match="meta/info.json names no camera_range, image_size, num_objects"):
+        options_of(said(tmp_path, {}), tmp_path).evaluation(1)
+
+
+def test_rollouts_are_in_the_suite_of_libero_that_a_dataset_was_recorded_in(tmp_path):
+    def parsed(**options):
+        counts = {"episodes": 6, "control_episodes": 2, "max_steps": 0}
+        own = options_of(said(tmp_path, LIBERO), tmp_path, **counts | options)
+        evaluate, libero, *words = rollout_arguments("MODEL", tmp_path / "given", "given", own)
+        assert (evaluate, libero) == ("evaluate", "libero")
+        return parse(LiberoOptions, "libero", words)
+
+    told = parsed()
+    assert (told.suite, told.tasks, told.image_size, told.baseline_m) == ("libero_object", [0, 3], 192, 0.12)
+    assert (told.policies, told.camera_range, told.episodes, told.max_steps) == (["MODEL"], "stock", 3, 0)
+    other = parsed(world='{"suite": "libero_object_swap", "camera_range": "large", "baseline_m": 0.063}', max_steps=40)
+    assert (other.suite, other.camera_range, other.baseline_m) == ("libero_object_swap", "large", 0.063)
+    assert (other.max_steps, other.tasks) == (40, [0, 3])
+    for options, words in (
+        ({"episodes": 5}, "5 episodes of 2 tasks: there must be as many of each, and at most 50"),
+        ({"episodes": 102}, "102 episodes of 2 tasks"),
+        ({"world": '{"num_objects": 3}'}, "--world names num_objects; of LIBERO's there are suite, tasks"),
     ):
-        (imported / "info.json").write_text(json.dumps(info))
         with pytest.raises(ValueError, match=words):
-            options_of(str(imported.parent), tmp_path).worlds_options()
+            parsed(**options)
+    said(tmp_path, LIBERO | {"baseline_m": [0.06, 0.2]})
+    with pytest.raises(ValueError, match="--world names no baseline_m, and .* has all from 0.06 to 0.2 m"):
+        options_of(str(tmp_path), tmp_path).evaluation(2)
 
 
 def test_numbers_of_the_table_are_those_of_the_logs(tmp_path):
