@@ -2,6 +2,7 @@
 
 import json
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ with extra("report"):
     from jinja2 import Environment
 
 FILM_TRIES = 3
+SIDES_PX = (4, 6, 8, 12, 16, 24)  # of the narrowest side of targets, between which success is told
 POLICIES = ("expert", "trained", "served", "untrained", "still")  # the order of the report
 OWN_TASK = "pick up the {color} {object}"
 METHOD = (
@@ -62,6 +64,20 @@ def by_task(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
             of_task = [record for record in records if record["task"] == task]
             numbers = success_rate([record["success"] for record in of_task])
             found.setdefault(policy, []).append({"task": task, "instruction": of_task[0]["instruction"], **numbers})
+    return found
+
+
+def by_size(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """{policy: [{"low", "high", and what `success_rate` has}, ...]} by the target's narrowest side in the left view,
+    px; empty where the records, LIBERO's or old ones, do not say it.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for policy, records in results["episodes"].items():
+        sides = [(record["target_side_px"], record["success"]) for record in records if "target_side_px" in record]
+        for low, high in pairwise((0, *SIDES_PX, None)):
+            of_size = [success for side, success in sides if low <= side and (high is None or side < high)]
+            if of_size:
+                found.setdefault(policy, []).append({"low": low, "high": high, **success_rate(of_size)})
     return found
 
 
@@ -241,6 +257,7 @@ def write_report(out: Path, training: Path | None, with_film: bool = True, film_
             summaries=summaries,
             method=method,
             by_task=by_task(results),
+            by_size=by_size(results),
             step_s={policy: saved_step_s(saved) for policy, saved in results["options"].items()},
             **results,
         ),

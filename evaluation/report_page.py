@@ -45,6 +45,17 @@ details { margin: .6rem 0 } summary { cursor: pointer }
 {% endfor %}
 </table>
 {% endfor %}
+{% for policy, sizes in by_size.items() %}
+<h2>By the target's narrowest side in the picture, {{ policy }}</h2>
+<table>
+<tr><th>px of the left view, at the start</th><th>succeeded</th><th>of</th><th>95 % interval</th></tr>
+{% for row in sizes %}
+<tr><td>{{ row.low }} {% if row.high %}to {{ row.high }}{% else %}and more{% endif %}</td>
+<td class="number">{{ row.successes }}</td><td class="number">{{ row.episodes }}</td>
+<td class="number">{{ "%.0f to %.0f %%"|format(100 * row.interval_low, 100 * row.interval_high) }}</td></tr>
+{% endfor %}
+</table>
+{% endfor %}
 {% if episodes %}
 <h2>Every seed</h2>
 {% endif %}

@@ -28,7 +28,7 @@ class BaseWorld(ABC):
     """
 
     views: ClassVar[tuple[str, ...]] = ()
-    facts: ClassVar[dict[str, int]] = {}
+    facts: dict[str, Any]
     robot: Any = None
     data: mujoco.MjData
     rest_z: list[float]

@@ -193,6 +193,15 @@ class World(BaseWorld):
         return self.target.name
 
     @property
+    def facts(self) -> dict[str, float]:
+        """See `BaseWorld`: the target's narrowest side, in cm, and in px of the left view at the start."""
+        side = 2 * min(self.target.half_size)
+        to_camera = np.linalg.inv(self.calibration["transform_camera_to_base"])
+        depth = (to_camera @ np.append(self.rest_points[self.target_index], 1.0))[2]
+        px = self.calibration["focal_length_px"].min() * side / depth
+        return {"target_side_cm": round(1e2 * side, 2), "target_side_px": round(float(px), 2)}
+
+    @property
     def other_names(self) -> list[str]:
         """See `BaseWorld`."""
         return [item.name for number, item in enumerate(self.objects) if number != self.target_index]

@@ -131,6 +131,17 @@ def test_the_report_says_what_was_measured(tmp_path):
     assert html.texts.count("blue can") == 5
 
 
+def test_success_is_told_by_how_large_targets_are_in_the_picture(tmp_path):
+    log = EpisodeLog(tmp_path / "rollouts/trained", {"world.camera_range": "small"})
+    for seed, (side, success) in enumerate([(3.9, False), (4.0, True), (5.9, False), (5.0, True), (30.0, True)]):
+        log.append(record(seed, success) | {"target_side_px": side})
+    page = " ".join(write_report(tmp_path, None, with_film=False).read_text().split())
+    cells = '{}</td> <td class="number">{}</td><td class="number">{}</td>'
+    for of_size in (("0 to 4", 0, 1), ("4 to 6", 2, 3), ("24 and more", 1, 1)):
+        assert cells.format(*of_size) in page, of_size
+    assert "6 to 8</td>" not in page
+
+
 @pytest.mark.parametrize(("control", "seconds"), [({}, "1.2 s"), ({"world.control": "osc"}, "0.6 s")])
 def test_seconds_are_those_of_the_world(tmp_path, control, seconds):
     """12 steps of 10 Hz, or of LIBERO's own 20 Hz."""

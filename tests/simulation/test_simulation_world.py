@@ -12,6 +12,7 @@ import pytest
 from stereovla.simulation import Expert, World, WorldConfig
 from stereovla.simulation.base_world import NoViewError
 from stereovla.simulation.camera import LOOK_AT_HEIGHT_M, NOMINAL, orbit_pose
+from stereovla.simulation.scene import TARGET
 
 ROOT = Path(__file__).parents[2]
 HASH = """
@@ -118,6 +119,17 @@ def test_large_camera_range_sees_all_objects_from_far_around():
         assert abs(azimuths[-1]) <= 60.1
     assert np.ptp(azimuths) > 60
     world.close()
+
+
+def test_a_target_is_as_wide_in_the_picture_as_an_episode_says():
+    """A ball is seen as wide as it is, from wherever."""
+    options = {"objects": "ball", "num_objects": 1, "camera_range": "medium", "image_size": 256}
+    world = World(WorldConfig.from_preset("easy", tasks="pick", **options))
+    for seed in range(3):
+        world.reset(seed)
+        seen = (world.observe(labels=True)["segmentation"] == TARGET).any(0).sum()
+        assert abs(seen - world.facts["target_side_px"]) < 1.6, seed  # each end is up to a pixel off
+        assert world.facts["target_side_cm"] == pytest.approx(200 * world.target.half_size[0], abs=0.01)
 
 
 def test_redrawing_the_camera_moves_nothing_else(world):
