@@ -1,6 +1,7 @@
 """The examples of README and docs, run as a stranger would: from another folder, without the package on the path."""
 
 import re
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,8 @@ def test_the_compiled_example_runs_after_the_first(fresh, tmp_path):
 def test_the_readme_keeps_its_promise_of_ten_lines():
     lines = [line for line in examples_of("README.md")[0].splitlines() if line]
     assert len(lines) <= 10, f"the README promises ten lines, these are {len(lines)}"
+
+
+def test_the_readme_names_every_extra():
+    told = re.search(r"the extras are (.*?)\.\n", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    assert sorted(re.findall(r"`(\w+)`", told)) == sorted(metadata("stereovla").get_all("Provides-Extra"))
