@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,7 @@ from stereovla.train import TrainingOptions, build  # noqa: E402
 
 LIBERO = {"suite": "libero_object", "tasks": [0, 3], "camera_range": "stock", "image_size": 192, "wrist": False}
 LIBERO |= {"baseline_m": [0.12, 0.12], "control": "pose", "keyframes": ["grasp", "lift", "place"]}
+SCRIPT = Path(__file__).parents[2] / "benchmarks/comparison.sh"
 RECIPE = '{"batch_size": 4, "warmup_steps": 1, "checkpoint_every": 2, "pool_episodes": 2, "validation_batches": 0}'
 
 
@@ -105,6 +108,22 @@ def test_parts_are_processes_whose_cost_and_whose_failure_is_told(dataset, tmp_p
     bad = options_of(dataset, tmp_path / "bad", policies=["mono"], training='{"batch_size": 0}')
     with pytest.raises(RuntimeError, match="(?s)stereovla train failed.*batch_size is 0"):
         compare(bad)
+
+
+@pytest.mark.slow
+def test_one_script_records_trains_and_compares(tmp_path):
+    numbers = {"seeds": 1, "steps": 2, "rows": 4, "stride": 1, "episodes": 1, "control_episodes": 1, "max_steps": 3}
+    words = [text for name, value in numbers.items() for text in (f"--{name}", str(value))]
+    command = ["bash", str(SCRIPT), str(tmp_path), "--policies", "points-base", "--training", RECIPE, *words]
+    environment = os.environ | {"PYTHON": sys.executable, "SIZE": "tiny"}
+    for _ in range(2):  # what is done is not done again
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert any(line.startswith("| points-base |") for line in done.stdout.splitlines())
+    costs = (tmp_path / "comparison/points-base/seed-0/costs.jsonl").read_text().splitlines()
+    assert len(costs) == 5  # training, held-out rows, rollouts as they are and in two controls
+    trained = json.loads((tmp_path / "comparison/points-base/seed-0/training/options.json").read_text())
+    assert trained["stereo_encoder"] == str(tmp_path / "encoder/model")
 
 
 def test_all_parts_end_with_the_command(tmp_path, monkeypatch):
