@@ -9,13 +9,15 @@ IN_A_ROW = 5  # episodes of one task before the next: another scene takes second
 
 
 class LiberoRecorder(Recorder):
-    """Records the tasks of a suite in turn: `IN_A_ROW` episodes of each."""
+    """Records the tasks of a suite in turn: `IN_A_ROW` episodes of each, fewer where a split has not so many of all."""
 
     world_type, expert_type = LiberoWorld, LiberoExpert
 
-    def _reset(self, world_seed: int, index: int) -> None:
+    def _reset(self, world_seed: int, split: str, index: int) -> None:
         tasks = self.world.config.tasks
-        self.world.reset(world_seed, tasks[index // IN_A_ROW % len(tasks)])
+        count = self.config.train_episodes if split == "train" else self.config.validation_episodes
+        in_a_row = max(1, min(IN_A_ROW, count // len(tasks)))
+        self.world.reset(world_seed, tasks[index // in_a_row % len(tasks)])
 
     def _pushed(self) -> bool:
         """Whether something lies elsewhere than at the start that the task is not about."""

@@ -125,7 +125,7 @@ class Recorder:
         """Encoded rows of episode `index` (see `shards.encode_row`) and why the attempts before it failed."""
         failures: list[str] = []
         for attempt in range(MAX_ATTEMPTS):
-            rows, failure = self._attempt(episode_seed(seed, split, index, attempt), index)
+            rows, failure = self._attempt(episode_seed(seed, split, index, attempt), split, index)
             if failure is None:
                 return rows, failures
             failures.append(failure)
@@ -134,14 +134,14 @@ class Recorder:
             "is the noise too large, or the world's config impossible?"
         )
 
-    def _attempt(self, world_seed: int, index: int) -> tuple[list[dict[str, Any]], str | None]:
+    def _attempt(self, world_seed: int, split: str, index: int) -> tuple[list[dict[str, Any]], str | None]:
         """(rows, None) of a solved episode, or (rows so far, why it failed)."""
         world, expert, config = self.world, self.expert, self.config
         # the world spawns its own generators from world_seed; a second entry keeps these apart from them
         streams = np.random.SeedSequence((world_seed, 1)).spawn(4)
         noise, camera, relabel, misses = (np.random.default_rng(stream) for stream in streams)
         try:
-            self._reset(world_seed, index)
+            self._reset(world_seed, split, index)
         except NoViewError:
             return [], NO_VIEW
         except RuntimeError:
@@ -196,7 +196,7 @@ class Recorder:
         rises[2] = rng.uniform(0.0, MISSED_RISE_M)
         return [rises] * int(rng.integers(MISSED_STEPS)) + [closed] * CLOSING_STEPS
 
-    def _reset(self, world_seed: int, index: int) -> None:
+    def _reset(self, world_seed: int, split: str, index: int) -> None:
         self.world.reset(world_seed)
 
     def _pushed(self) -> bool:

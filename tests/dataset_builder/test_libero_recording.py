@@ -38,13 +38,20 @@ TASK = suite_tasks("libero_spatial")[0]
 
 
 def test_tasks_come_in_turn():
-    config = LiberoBuildConfig(out="x", tasks=[3, 5])
-    recorder = config.recorder()
-    begun = []
-    recorder.world.reset = lambda seed, number: begun.append((seed, number))
-    for index in range(3 * IN_A_ROW):
-        recorder._reset(FIRST_DRAWN + index, index)
-    assert [number for _, number in begun] == [3] * IN_A_ROW + [5] * IN_A_ROW + [3] * IN_A_ROW
+    def tasks(split, **counts):
+        recorder = LiberoBuildConfig(out="x", tasks=[3, 5], **counts).recorder()
+        begun = []
+        recorder.world.reset = lambda seed, number: begun.append(number)
+        for index in range(counts[f"{split}_episodes"]):
+            recorder._reset(FIRST_DRAWN + index, split, index)
+        return begun
+
+    turns = [3] * IN_A_ROW + [5] * IN_A_ROW + [3] * IN_A_ROW
+    assert tasks("train", train_episodes=3 * IN_A_ROW, validation_episodes=1) == turns
+    # few episodes are still of all tasks
+    assert tasks("validation", train_episodes=15, validation_episodes=5) == [3, 3, 5, 5, 3]
+    assert tasks("validation", train_episodes=15, validation_episodes=2) == [3, 5]
+    assert tasks("train", train_episodes=1, validation_episodes=15) == [3]
 
 
 @pytest.mark.parametrize(

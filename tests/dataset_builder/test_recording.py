@@ -349,7 +349,7 @@ def test_reasons_of_failures():
     config = RecordingConfig(relabel=0.0, camera_per_frame=False, max_frames=60)
     for kind, reason in ((Sweeping, COLLISION), (LettingGo, DROPPED), (Throwing, FELL)):
         recorder = kind(world, config)
-        reasons = {recorder._attempt(episode_seed(0, "train", index), index)[1] for index in range(3)}
+        reasons = {recorder._attempt(episode_seed(0, "train", index), "train", index)[1] for index in range(3)}
         recorder.close()
         assert reason in reasons, (kind, reasons)
 
