@@ -1,14 +1,13 @@
 """One task's scene: LIBERO's environment without its cameras, and what is where in it, in the robot's base frame."""
 
 import contextlib
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import mujoco
 import numpy as np
 
-from stereovla.simulation.libero.suites import Goal, SuiteTask
+from stereovla.simulation.libero.suites import Goal, SuiteTask, kind_of
 
 COLLISION_GROUP = 0  # robosuite's geom group of what touches; what is seen is in group 1
 SURFACES = ("table", "floor")  # fixtures that are no things
@@ -78,7 +77,7 @@ class Scene:
         """Movable ones first; names that two share have a number behind, but for the one that the task describes."""
         env, keys = self.env, [*self.env.objects_dict]
         keys += [key for key in env.fixtures_dict if not any(word in key for word in SURFACES)]
-        words = {key: re.sub(r"_\d+$", "", key).replace("_", " ") for key in keys}
+        words = {key: kind_of(key).replace("_", " ") for key in keys}
         things = []
         for key in keys:
             name = words[key]

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ PERTURBED = tuple(
 SUITES = (*STEP_LIMITS, *PERTURBED)
 INITIAL_STATES = 50  # of every task
 PLACED = ("on", "in")  # conditions that picking up and placing fulfils
+ASKED = re.compile(r"pick (?:up )?the (?P<target>.+?) and place it .+")
 OTHER_DEEDS = re.compile(r"\b(open|close|push|slide|turn)\b")  # that an instruction asks for beside that
 
 
@@ -46,12 +48,13 @@ class Goal:
 
 @dataclass(frozen=True)
 class SuiteTask:
-    """One task of a suite: its instruction, what must hold in the end, the file that defines both and the scene, and
-    that of its initial states.
+    """One task of a suite: its instruction, what must hold in the end, on or in what everything is at the start (by
+    LIBERO's names), the file that defines all these and the scene, and that of its initial states.
     """
 
     instruction: str
     goals: tuple[Goal, ...]
+    places: Mapping[str, str]
     definition: Path
     initial_states: Path
 
@@ -77,9 +80,26 @@ def suite_tasks(suite: str) -> tuple[SuiteTask, ...]:
         # LIBERO-PRO's files are named as LIBERO's are; what is asked is said within
         told = " ".join(problem["language_instruction"]) if suite in PERTURBED else task.language
         goals = tuple(Goal(*state) for state in problem["goal_state"])
+        places = {state[1]: state[2] for state in problem["initial_state"] if state[0] in PLACED}
         initial = states / task.problem_folder / task.init_states_file
-        tasks.append(SuiteTask(told.replace("’", "'").lower(), goals, definition, initial))
+        tasks.append(SuiteTask(told.replace("’", "'").lower(), goals, places, definition, initial))
     return tuple(tasks)
+
+
+def kind_of(key: str) -> str:
+    """What a thing of LIBERO's name `key` is: the name without its number."""
+    return re.sub(r"_\d+$", "", key)
+
+
+@cache
+def names_by_place(suite: str) -> dict[tuple[str, str], str]:
+    """{(kind, on or in what it is at the start): words}: how the tasks of a suite call what they ask to pick up."""
+    names = {}
+    for task in suite_tasks(suite):
+        asked, target = ASKED.fullmatch(task.instruction), task.goals[0].target
+        if asked and target in task.places:
+            names[kind_of(target), task.places[target]] = asked["target"]
+    return names
 
 
 def placing_tasks(suite: str) -> tuple[int, ...]:

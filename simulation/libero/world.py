@@ -12,7 +12,15 @@ from stereovla.simulation.libero.cameras import draw_view
 from stereovla.simulation.libero.config import LiberoConfig
 from stereovla.simulation.libero.robot import LiberoRobot
 from stereovla.simulation.libero.scene import COLLISION_GROUP, Scene, Thing
-from stereovla.simulation.libero.suites import INITIAL_STATES, Goal, initial_states, suite_tasks
+from stereovla.simulation.libero.suites import (
+    ASKED,
+    INITIAL_STATES,
+    Goal,
+    initial_states,
+    kind_of,
+    names_by_place,
+    suite_tasks,
+)
 from stereovla.simulation.rendering import StereoRenderer
 from stereovla.simulation.scene import ARM, BACKGROUND, FIRST_OTHER, GRIPPER, TARGET
 
@@ -24,7 +32,6 @@ SETTLED_M = (0.1, 0.1, 0.25)  # that things may roll, slide and sink in those st
 CAMERA_DRAWS = 300
 VIEW_MARGIN = 0.05  # of the picture's size, between what the goal names and its border
 MAX_GEOMS = 2000  # of a scene, decoration included
-ASKED = re.compile(r"pick (?:up )?the (?P<target>.+?) and place it .+")
 OPENCV = np.diag([1.0, -1.0, -1.0])  # MuJoCo cameras look along -z with y up
 
 
@@ -191,8 +198,16 @@ class LiberoWorld(BaseWorld):
 
     @property
     def other_names(self) -> list[str]:
-        """See `BaseWorld`."""
-        return [item.name for item in self.objects if item.key != self.target.key]
+        """See `BaseWorld`; where a scene has several of a kind, as another task of the suite calls the one that it asks
+        for there: who learns from it has to read which one is meant.
+        """
+        told, places = names_by_place(self.config.suite), self.scene.task.places
+        names = []
+        for item in self.objects:
+            if item.key != self.target.key:
+                words = told.get((kind_of(item.key), places.get(item.key, "")), item.name)
+                names.append(words if item.name == item.key.replace("_", " ") else item.name)
+        return names
 
     @property
     def destination_name(self) -> str | None:

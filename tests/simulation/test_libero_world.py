@@ -261,6 +261,24 @@ def test_drawn_layouts_are_never_official_ones(world, monkeypatch):
     assert np.abs(official[:, bowl] - drawn[0][1:][bowl]).max(1).min() > 1e-6
 
 
+def test_what_shares_its_kind_with_the_target_is_called_by_where_it_lies():
+    """So that the name of the one bowl is that of the target where that lies there."""
+    world, places = LiberoWorld(LiberoConfig(tasks=(7, 9))), []
+    try:
+        for number in world.config.tasks:
+            world.reset(FIRST_DRAWN, number)
+            other = next(i for i, item in enumerate(world.objects) if item.key == "akita_black_bowl_2")
+            assert other != world.target_index and world.other_names[1:3] == ["cookies", "glazed rim porcelain ramekin"]
+            at = {world.target_name: world.target_index, world.other_names[0]: other}
+            places.append({name: world.object_pose(index)[0] for name, index in at.items()})
+    finally:
+        world.close()
+    here, there = places
+    assert list(here) == ["black bowl on the stove", "black bowl on the wooden cabinet"] == list(there)[::-1]
+    for name, place in here.items():
+        assert np.linalg.norm(place - there[name]) < 0.08  # as far as layouts differ
+
+
 def test_what_lies_in_a_fixture_stays_there_in_every_layout():
     """LIBERO places it relative to where the fixture was loaded, which later layouts must not have moved."""
     drawer = LiberoWorld(LiberoConfig(tasks=(4,)))
