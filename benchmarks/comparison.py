@@ -109,33 +109,37 @@ class ComparisonOptions:
         info = json.loads((Path(self.dataset) / "meta/info.json").read_text())
         world = info.get("build", {}).get("world", {})
         changes = json_object("world", self.world, '{"camera_range": "large"}')
-        libero = "suite" in world
-        names = LIBERO_WORLD if libero else OWN_WORLD
+        kind, names = ("libero", LIBERO_WORLD) if "suite" in world else ("rollout", OWN_WORLD)
         if missing := [name for name in names if name not in world]:
             raise ValueError(
                 f"{self.dataset} was recorded neither in our own world nor in LIBERO: meta/info.json names no "
                 f"{', '.join(missing)}"
             )
-        if libero:
-            if unknown := sorted(changes.keys() - {*names}):
-                raise ValueError(f"--world names {', '.join(unknown)}; of LIBERO's there are {', '.join(names)}")
-            told = {name: world[name] for name in names} | changes
-            low, *high = np.atleast_1d(told["baseline_m"])
-            if high and high[0] != low:
-                raise ValueError(f"--world names no baseline_m, and {self.dataset} has all from {low} to {high[0]} m")
-            tasks = len(told["tasks"])
-            if count % tasks or count > LIBERO_EPISODES * tasks:
-                raise ValueError(
-                    f"{count} episodes of {tasks} tasks: there must be as many of each, and at most {LIBERO_EPISODES}"
-                )
-            told |= {"baseline_m": low, "episodes": count // tasks, "max_steps": self.max_steps}
-        else:
-            world |= changes
-            told = {name: world.pop(name) for name in names}  # the rest goes by `--world`
-            told |= {"seeds": count, "baseline_seeds": count, "max_steps": self.max_steps or OWN_MAX_STEPS}
-            told |= {"world": json.dumps(world)}
+        told = (self._in_libero if kind == "libero" else self._in_our_world)(world, changes, count)
         words = [(f"--{name}", *map(str, np.atleast_1d(value))) for name, value in told.items()]
-        return ["libero" if libero else "rollout", *chain.from_iterable(words)]
+        return [kind, *chain.from_iterable(words)]
+
+    def _in_our_world(self, world: dict[str, Any], changes: dict[str, Any], count: int) -> dict[str, Any]:
+        """Options of `stereovla evaluate rollout`."""
+        world = world | changes
+        told = {name: world.pop(name) for name in OWN_WORLD}  # the rest goes by `--world`
+        told |= {"seeds": count, "baseline_seeds": count, "max_steps": self.max_steps or OWN_MAX_STEPS}
+        return told | {"world": json.dumps(world)}
+
+    def _in_libero(self, world: dict[str, Any], changes: dict[str, Any], count: int) -> dict[str, Any]:
+        """Options of `stereovla evaluate libero`."""
+        if unknown := sorted(changes.keys() - {*LIBERO_WORLD}):
+            raise ValueError(f"--world names {', '.join(unknown)}; of LIBERO's there are {', '.join(LIBERO_WORLD)}")
+        told = {name: world[name] for name in LIBERO_WORLD} | changes
+        low, *high = np.atleast_1d(told["baseline_m"])
+        if high and high[0] != low:
+            raise ValueError(f"--world names no baseline_m, and {self.dataset} has all from {low} to {high[0]} m")
+        tasks = np.size(told["tasks"])
+        if count % tasks or count > LIBERO_EPISODES * tasks:
+            raise ValueError(
+                f"{count} episodes of {tasks} tasks: there must be as many of each, and at most {LIBERO_EPISODES}"
+            )
+        return told | {"baseline_m": low, "episodes": count // tasks, "max_steps": self.max_steps}
 
 
 def training_arguments(entry: Entry, seed: int, folder: Path, options: ComparisonOptions) -> list[str]:

@@ -196,8 +196,8 @@ class World(BaseWorld):
     def facts(self) -> dict[str, float]:
         """See `BaseWorld`: the target's narrowest side, in cm, and in px of the left view at the start."""
         side = 2 * min(self.target.half_size)
-        to_camera = np.linalg.inv(self.calibration["transform_camera_to_base"])
-        depth = (to_camera @ np.append(self.rest_points[self.target_index], 1.0))[2]
+        pose = self.calibration["transform_camera_to_base"]
+        depth = (self.rest_points[self.target_index] - pose[:3, 3]) @ pose[:3, 2]
         px = self.calibration["focal_length_px"].min() * side / depth
         return {"target_side_cm": round(1e2 * side, 2), "target_side_px": round(float(px), 2)}
 
