@@ -57,7 +57,7 @@ class LiberoExpert(Expert):
             return found - robot.base[2]
 
         destination = scene.place_of(goal.destination) - robot.base
-        grasp = choose_grasp(points, object_rotation, lowest, (position, rpy[2]), destination[:2] - center[:2], heights)
+        grasp = choose_grasp(points, object_rotation, lowest, rpy[2], destination[:2] - center[:2], heights)
         # pads far apart touch two sides of something wide, or two things; what is in the air between closed ones is
         # held, though it may not touch both for a moment
         closed = robot.opening() * robot.opening_m < (RIM_HELD_M if grasp.rim else grasp.width + LOOSE_M)

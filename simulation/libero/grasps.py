@@ -26,9 +26,10 @@ HAND = [(along, side, 0.05) for along in (-0.1, -0.05, 0.05, 0.1) for side in (-
 MARGIN_M = 0.004
 MOST_YAW_RAD = 1.9
 REACH_M = 0.75  # from the base; at 0.78 m the elbow of a hand that points down is straight
-# costs: of a blocked point, of a yaw of 1 rad, of 1 m more than the narrowest, of 1 m from the tool, of a wall that
-# leans by 90 degrees, of 1 m beyond the reach
-BLOCKED, AWKWARD, WIDE, FAR, LEANS, BEYOND = 10.0, 1.5, 60.0, 3.0, 5.0, 100.0
+# costs: of a blocked point, of a yaw of 1 rad, of 1 m more than the narrowest, of the rim's left side, of a wall that
+# leans by 90 degrees, of 1 m beyond the reach. None depends on where the tool is: what is gone for stays the best, and
+# a policy has one thing to learn
+BLOCKED, AWKWARD, WIDE, LEFT_SIDE, LEANS, BEYOND = 10.0, 1.5, 60.0, 1.0, 5.0, 100.0
 
 Heights = Callable[[np.ndarray], np.ndarray]  # (n, 2) -> (n,) height of what is in the way
 
@@ -37,12 +38,12 @@ def choose_grasp(
     points: np.ndarray,
     rotation: np.ndarray,
     floor_z: float,
-    tool: tuple[np.ndarray, float],
+    tool_yaw: float,
     way: np.ndarray,
     heights: Heights,
 ) -> Grasp:
     """The best grasp of a thing with the corner points (n, 3) and the rotation (3, 3), over a floor at `floor_z`, for a
-    tool with the position (3,) and yaw `tool` that then carries it `way` (2,); positions in the robot's base frame.
+    tool that has the yaw `tool_yaw` and then carries it `way` (2,); positions in the robot's base frame.
     """
     top, middle = float(points[:, 2].max()), (points[:, :2].max(0) + points[:, :2].min(0)) / 2
     half = (top - float(points[:, 2].min())) / 2
@@ -56,12 +57,11 @@ def choose_grasp(
     def cost(one: tuple) -> float:
         place = one[1][:2]
         beyond = max(0.0, float(np.linalg.norm(place)) - REACH_M, float(np.linalg.norm(place + way)) - REACH_M)
-        # of equally good ones the nearest: what is gone for stays the best
-        return one[0] + BEYOND * beyond + FAR * float(np.linalg.norm(place - tool[0][:2]))
+        return one[0] + BEYOND * beyond
 
     _, place, turn, width = min(found, key=cost)
     # the fingers are alike: of the two yaws the one nearer to the tool's, as far as the wrist turns
-    turn = min((turn - math.pi, turn, turn + math.pi), key=lambda yaw: (abs(yaw) > MOST_YAW_RAD, abs(yaw - tool[1])))
+    turn = min((turn - math.pi, turn, turn + math.pi), key=lambda yaw: (abs(yaw) > MOST_YAW_RAD, abs(yaw - tool_yaw)))
     return Grasp(place, turn, 2, width, False, max(0.0, top - float(place[2])), at_rim)
 
 
@@ -106,6 +106,7 @@ def _at_the_rim(points: np.ndarray, rotation: np.ndarray, lowest: float, heights
             place = np.array([*(middle[:2] + outwards * reach), max(height, lowest)])
             # the wall stands upright beside the direction into which a thing leans
             cost = _blocked(place, turn, heights, (side,)) + AWKWARD * abs(turn) + LEANS * abs(axis[:2] @ outwards)
+            cost += LEFT_SIDE * (side > 0)
             found.append((cost, place, turn, WALL_M))
     return found
 

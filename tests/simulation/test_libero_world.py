@@ -394,13 +394,13 @@ def nothing(xy: np.ndarray) -> np.ndarray:
     return np.full(len(xy), -np.inf)
 
 
-TOOL, HERE = (np.array([0.5, 0.0, 0.3]), 0.0), np.zeros(2)
+HERE = np.zeros(2)
 
 
 @pytest.mark.parametrize("yaw", [0.0, 0.4, -1.2])
 def test_a_narrow_thing_is_grasped_across(yaw):
     grasp = choose_grasp(
-        box((0.12, 0.04, 0.05), (0.5, 0.1, 0.025), yaw), rpy_to_matrix(np.array([0, 0, yaw])), 0.0, TOOL, HERE, nothing
+        box((0.12, 0.04, 0.05), (0.5, 0.1, 0.025), yaw), rpy_to_matrix(np.array([0, 0, yaw])), 0.0, 0.0, HERE, nothing
     )
     np.testing.assert_allclose(grasp.position, [0.5, 0.1, 0.025], atol=1e-9)
     assert grasp.yaw == pytest.approx(yaw, abs=1e-6) and grasp.width == pytest.approx(0.04, abs=1e-6)
@@ -414,19 +414,21 @@ def test_a_wide_thing_is_grasped_at_its_rim_where_there_is_room():
             for r, z in ((0.06, 0.05), (0.03, 0.0))
         ]
     )
-    free = choose_grasp(bowl, np.eye(3), 0.0, TOOL, HERE, nothing)
+    free = choose_grasp(bowl, np.eye(3), 0.0, 0.0, HERE, nothing)
     assert np.linalg.norm(free.position[:2] - [0.5, 0.1]) == pytest.approx(0.057, abs=0.002)
-    assert free.position[1] < 0.1  # on the side of the tool
+    for y in (-0.2, 0.1):  # on the right, wherever it stands
+        side = choose_grasp(bowl + [0.0, y - 0.1, 0.0], np.eye(3), 0.0, 0.0, HERE, nothing)
+        assert side.position[1] == pytest.approx(y - 0.057, abs=0.002)
     assert free.position[2] == pytest.approx(0.05 - 0.012)
 
     def wall(xy: np.ndarray) -> np.ndarray:
         return np.where(xy[:, 1] < 0.03, 0.2, -np.inf)
 
-    far = choose_grasp(bowl, np.eye(3), 0.0, TOOL, np.array([0.32, -0.1]), nothing)
+    far = choose_grasp(bowl, np.eye(3), 0.0, 0.0, np.array([0.32, -0.1]), nothing)
     assert far.position[0] < 0.48  # carried to the end of the reach, it is held on the side of the base
-    turned = choose_grasp(box((0.04, 0.12, 0.05), (0.5, 0.1, 0.025)), np.eye(3), 0.0, (TOOL[0], -1.4), HERE, nothing)
+    turned = choose_grasp(box((0.04, 0.12, 0.05), (0.5, 0.1, 0.025)), np.eye(3), 0.0, -1.4, HERE, nothing)
     assert turned.yaw == pytest.approx(-np.pi / 2)  # the nearer of two that are alike
-    blocked = choose_grasp(bowl, np.eye(3), 0.0, TOOL, HERE, wall)
+    blocked = choose_grasp(bowl, np.eye(3), 0.0, 0.0, HERE, wall)
     assert blocked.position[1] >= 0.1 - 1e-6
 
 
@@ -446,7 +448,7 @@ def test_a_gap_in_the_walls_around_a_level_rim_is_found(lean, finds_the_gap):
         beside = np.abs((np.arctan2(y, x) - gap + np.pi) % (2 * np.pi) - np.pi)
         return np.where((np.hypot(x, y) > 0.062) & (beside > np.deg2rad(10)), 0.2, -np.inf)
 
-    grasp = choose_grasp(bowl @ rotation.T + middle, rotation, 0.0, TOOL, HERE, walls)
+    grasp = choose_grasp(bowl @ rotation.T + middle, rotation, 0.0, 0.0, HERE, walls)
     assert grasp.rim and (abs(grasp.yaw - np.pi / 16) < 1e-9) == finds_the_gap
     assert finds_the_gap or abs(grasp.yaw / (np.pi / 8) - round(grasp.yaw / (np.pi / 8))) < 1e-9
 
