@@ -40,14 +40,21 @@ def libero(options: LiberoOptions) -> None:
     from stereovla.evaluation.rollouts import RolloutConfig, summarise
     from stereovla.simulation.libero import LiberoConfig
     from stereovla.simulation.libero.robot import SUBSTEPS
-    from stereovla.simulation.libero.suites import INITIAL_STATES, step_limit, suite_tasks
+    from stereovla.simulation.libero.suites import INITIAL_STATES, placing_tasks, step_limit, suite_tasks
 
     names = ("suite", "camera_range", "image_size", "baseline_m", "wrist", "control")
     try:
         world = LiberoConfig(tasks=tuple(options.tasks), **{name: getattr(options, name) for name in names})
     except ValueError as error:
         raise InputError(str(error)) from error
-    limit = options.max_steps or step_limit(options.suite)
+    able = placing_tasks(options.suite)
+    if "expert" in options.specs() and not set(world.tasks) <= set(able):
+        raise InputError(
+            f"--policies has the expert, which only picks up and places; of {options.suite} it can do the tasks "
+            f"{', '.join(map(str, able)) or 'none'}: name them with --tasks"
+        )
+    official = step_limit(options.suite)
+    limit = options.max_steps or official
     if options.control == "pose":
         limit = -(-limit // SUBSTEPS)
     seeds = [task * INITIAL_STATES + state for task in world.tasks for state in range(options.episodes)]
@@ -58,11 +65,12 @@ def libero(options: LiberoOptions) -> None:
             of_task = summarise([record for record in records if record["task"] == task])
             words = suite_tasks(options.suite)[task].instruction
             print(f"{kind}, task {task}: {of_task['successes']} of {of_task['episodes']}: {words}")
-    if options.max_steps or options.episodes < INITIAL_STATES or options.camera_range != "stock":
+    total = len(suite_tasks(options.suite))
+    said = (len(world.tasks), options.episodes, options.max_steps or official, options.camera_range)
+    if said != (total, INITIAL_STATES, official, "stock"):
         print(
-            f"This is not the official protocol: {options.episodes} of {INITIAL_STATES} initial states of a task, "
-            f"{options.max_steps or step_limit(options.suite)} of {step_limit(options.suite)} steps, camera range "
-            f"{options.camera_range}."
+            f"This is not the official protocol: {said[0]} of {total} tasks, {said[1]} of {INITIAL_STATES} initial "
+            f"states of a task, {said[2]} of {official} steps, camera range {said[3]}."
         )
 
 

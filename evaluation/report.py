@@ -13,7 +13,7 @@ from stereovla.evaluation.plots import SUCCESS, plot_errors, plot_losses, plot_s
 from stereovla.evaluation.policies import SHOWN
 from stereovla.evaluation.report_page import PAGE
 from stereovla.evaluation.rollouts import RolloutConfig, film, summarise
-from stereovla.evaluation.worlds import saved_config, saved_step_s
+from stereovla.evaluation.worlds import OSC_STEP_S, saved_config, saved_step_s
 from stereovla.extras import extra
 from stereovla.sources import InputError, check_checkpoint, fingerprint
 
@@ -30,8 +30,9 @@ METHOD = (
     "over held-out episodes, those of the validation split, which training never reads."
 )
 LIBERO_METHOD = (
-    "Rollouts run closed-loop in LIBERO from official initial states of its tasks, after 10 steps of waiting, seen by "
-    "a stereo pair at the agent view; LIBERO's own check decides about success. Intervals are Wilson's, 95 %."
+    "Rollouts run closed-loop in LIBERO from official initial states of its tasks, after 10 steps of waiting and for "
+    "at most {limits} steps of 20 Hz, seen by a stereo pair at the agent view, camera range {ranges}; LIBERO's own "
+    "check decides about success. Intervals are Wilson's, 95 %."
 )
 
 
@@ -85,6 +86,20 @@ def percent(value: float) -> str:
     return f"{100 * value:.0f} %"
 
 
+def libero_steps(saved: dict[str, Any]) -> int:
+    """Most steps of an episode as LIBERO counts them, at 20 Hz whatever a policy's are."""
+    return round(saved["max_steps"] * saved_step_s(saved) / OSC_STEP_S)
+
+
+def method_of(options: dict[str, dict[str, Any]]) -> str:
+    """How rollouts with the options {policy: options} were made, in words."""
+    there = [saved for saved in options.values() if "world.suite" in saved]
+    if not there:
+        return METHOD
+    limits, ranges = {libero_steps(saved) for saved in there}, {saved["world.camera_range"] for saved in there}
+    return LIBERO_METHOD.format(limits=" or ".join(map(str, sorted(limits))), ranges=" or ".join(sorted(ranges)))
+
+
 def success_metrics(summaries: dict[str, Any], options: dict[str, Any]) -> list[dict[str, Any]]:
     """The trained policy's success rate as the model card wants it, the others' beside it in its text."""
     if "trained" not in summaries:
@@ -105,7 +120,7 @@ def success_metrics(summaries: dict[str, Any], options: dict[str, Any]) -> list[
         where = (
             f"{suite}, task{'s' * (len(tasks) > 1)} {', '.join(map(str, tasks))}, {numbers['episodes']} of "
             f"{LIBERO_EPISODES * len(tasks)} initial states, camera range {saved['world.camera_range']}, at most "
-            f"{saved['max_steps']} steps"
+            f"{libero_steps(saved)} steps of 20 Hz"
         )
         task = "tasks of LIBERO"
     return [metric("success rate", "success_rate", numbers["success_rate"], text, where, task)]
@@ -226,14 +241,13 @@ def write_report(out: Path, training: Path | None, with_film: bool = True, film_
     """Writes the pictures, rollout.gif, metrics.json, report.json and report.html into `out`; returns the page."""
     results = read_results(out)
     summaries = {name: summarise(records) for name, records in results["episodes"].items()}
-    in_libero = any("world.suite" in saved for saved in results["options"].values())
-    method = LIBERO_METHOD if in_libero else METHOD
+    method = method_of(results["options"])
     images = []
     filmed = film_episode(out, results, film_seed) if with_film else None
     if filmed:
         images.append("rollout.gif")
     if summaries:
-        plot_success(summaries, out / "success.png", "LIBERO's own check" if in_libero else SUCCESS)
+        plot_success(summaries, out / "success.png", SUCCESS if method == METHOD else "LIBERO's own check")
         images.append("success.png")
     if training is not None:
         if not (training / "losses.jsonl").is_file():

@@ -97,6 +97,8 @@ class Episode:
 
     def seen(self, views: dict[str, Any], depth: bool) -> dict[str, Any]:
         """What an observation says of a world's `views`."""
+        if depth and "depth" not in views:
+            raise ValueError("the policy sees depth, of which this world tells nothing; --control osc is without")
         return {
             "left": views["left"],
             "right": views["right"],

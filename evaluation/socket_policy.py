@@ -1,5 +1,6 @@
 """A policy behind a WebSocket is a policy: what a robot would be told, measured like any other."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ class SocketPolicy(Policy):
     needs_images = True
 
     def __init__(self, url: str, keys: str | Path = ""):
+        self.url = url
         try:
             self.named = read_keys(keys) if keys else {}
             self.client = PolicyClient(url, keys=self.named)
@@ -36,8 +38,10 @@ class SocketPolicy(Policy):
 
     @property
     def identity(self) -> dict[str, str]:
-        """What the server says of its model."""
+        """What the server says of its model; of one that says nothing, where it is and what it does say."""
         told = self.client.metadata
+        if "model" not in told:
+            return {"url": self.url, "metadata": json.dumps(told, sort_keys=True, default=repr)}
         return {name: str(told[name]) for name in ("model", "revision") if name in told}
 
     def act(self, observations: Sequence[Observation]) -> list[np.ndarray]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from stereovla.command_line import is_for_user
 from stereovla.evaluation.episode_log import EpisodeLog
 from stereovla.evaluation.policies import Policy
 from stereovla.evaluation.policy_specs import make_policy
@@ -46,7 +47,9 @@ def _work(
     environments: int,
     options: dict[str, Any],
 ) -> None:
-    """Body of a worker: sends the record of each episode, None at the end, or the traceback of what went wrong."""
+    """Body of a worker: sends the record of each episode, None at the end, or what went wrong, with its traceback where
+    that is not told in words.
+    """
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         policy = make_policy(spec, **options)
@@ -55,8 +58,8 @@ def _work(
         connection.send(None)
     except (BrokenPipeError, KeyboardInterrupt):
         sys.exit(1)  # the parent is gone, or stops us all
-    except Exception:
-        connection.send(traceback.format_exc())
+    except Exception as error:
+        connection.send(str(error) if is_for_user(error) else f"a rollout process failed:\n{traceback.format_exc()}")
 
 
 def _end_with_parent() -> None:
@@ -138,7 +141,7 @@ def _records(
                 if message is None:
                     connections.remove(connection)
                 elif isinstance(message, str):
-                    raise RuntimeError(f"a rollout process failed:\n{message}")
+                    raise RuntimeError(message)
                 else:
                     yield message
     except BaseException:  # whatever ends the loop early, GeneratorExit and Ctrl-C too, ends the workers

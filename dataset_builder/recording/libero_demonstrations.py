@@ -1,13 +1,24 @@
 """What is told to render LIBERO's demonstrations again; what needs LIBERO itself is imported when it is asked for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 from stereovla.command_line import option
+from stereovla.dataset_builder.dataset import schema
 from stereovla.dataset_builder.recording.build import BuildOptions
 
-AS_RECORDED = "Is 0: demonstrations stay as they were recorded."
+AS_RECORDED = "Of recording alone; cannot be changed: demonstrations stay as they were recorded."
+RECORDING = (
+    "noise_m",
+    "noise_rad",
+    "push_probability",
+    "push_m",
+    "miss_probability",
+    "relabel",
+    "plan_length",
+    "max_frames",
+)
 
 
 @dataclass
@@ -34,12 +45,17 @@ class DemonstrationsConfig(BuildOptions):
     noise_m: float = option(0.0, AS_RECORDED)
     noise_rad: float = option(0.0, AS_RECORDED)
     push_probability: float = option(0.0, AS_RECORDED)
+    push_m: float = option(0.05, AS_RECORDED)
+    miss_probability: float = option(0.0, AS_RECORDED)
     relabel: float = option(0.0, AS_RECORDED)
+    plan_length: int = option(schema.PLAN_LENGTH, AS_RECORDED)
+    max_frames: int = option(120, AS_RECORDED)
 
     def __post_init__(self):
-        for name in ("noise_m", "noise_rad", "push_probability", "relabel"):
-            if getattr(self, name):
-                raise ValueError(f"{name}={getattr(self, name)} must be 0: demonstrations stay as they were recorded")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in RECORDING and value != field.default:
+                raise ValueError(f"{field.name}={value} must be {field.default}: demonstrations stay as recorded")
         if not self.demonstrations:
             raise ValueError("demonstrations is empty: the folder of the files TASK_demo.hdf5")
         from stereovla.dataset_builder.recording.libero_replayer import find_demonstrations
@@ -59,7 +75,8 @@ class DemonstrationsConfig(BuildOptions):
         from stereovla.simulation.libero import LiberoConfig
 
         names = ("suite", "camera_range", "image_size", "baseline_m", "wrist")
-        return LiberoConfig(**{name: getattr(self, name) for name in names})
+        tasks = tuple(sorted({one.task for one in self.found}))
+        return LiberoConfig(tasks=tasks, **{name: getattr(self, name) for name in names})
 
     def recorder(self) -> Any:
         from stereovla.dataset_builder.recording.libero_replayer import Replayer

@@ -62,8 +62,8 @@ class LiberoRobot:
         self.begin()
 
     def begin(self) -> None:
-        """A new episode: nothing was shortened, the gripper is told to be open."""
-        self.shortened, self._gripper = 0, OPEN
+        """A new episode: nothing was shortened or reached, the gripper is told to be open."""
+        self.shortened, self.reached, self._gripper = 0, False, OPEN
 
     @staticmethod
     def from_pose(values: np.ndarray) -> np.ndarray:
@@ -106,8 +106,9 @@ class LiberoRobot:
 
     def step(self, action: np.ndarray) -> None:
         """Executes an action, see the class."""
+        self.reached = False
         if self.control == "osc":
-            self._env.step(np.clip(action, -1.0, 1.0))
+            self._act(np.clip(action, -1.0, 1.0))
             return
         if action[6] < -0.5:
             self._gripper = CLOSE
@@ -126,8 +127,12 @@ class LiberoRobot:
             turn = matrix_to_rotation_vector(goal_rotation @ rotation.T) / MAX_TURN_RAD
             longest = max(np.abs(move).max(), 1.0), max(np.abs(turn).max(), 1.0)
             shortened |= max(longest) > 1.0
-            self._env.step(np.concatenate([move / longest[0], turn / longest[1], [self._gripper]]))
+            self._act(np.concatenate([move / longest[0], turn / longest[1], [self._gripper]]))
         self.shortened += shortened
+
+    def _act(self, action: np.ndarray) -> None:
+        """One step of 20 Hz."""
+        self.reached |= bool(self._env.step(action)[2])
 
 
 def openpi_turn(quaternion: np.ndarray) -> np.ndarray:

@@ -1,6 +1,5 @@
 """LIBERO with the interface of our own world: reset, observe, step; seen by a rectified pair at the agent view."""
 
-import re
 from collections.abc import Mapping
 
 import mujoco
@@ -82,7 +81,7 @@ class LiberoWorld(BaseWorld):
         if seed < FIRST_DRAWN:
             self.scene.lay_out(seed)
             self.scene.restore(initial_states(self.scene.task)[state])
-            self._wait()
+            self.robot.wait(WAITING_STEPS)
         else:
             self._draw_layout(layout)
         self._settled(camera)
@@ -95,14 +94,10 @@ class LiberoWorld(BaseWorld):
         for _ in range(LAYOUTS):
             self.scene.lay_out(int(rng.integers(2**63)))
             place = self.data.xpos[bodies].copy()
-            self._wait()
+            self.robot.wait(WAITING_STEPS)
             if (np.abs(self.data.xpos[bodies] - place) < SETTLED_M).all():
                 return
         raise RuntimeError(f"in none of {LAYOUTS} layouts of {self.instruction!r} do all things stay where they are")
-
-    def _wait(self) -> None:
-        self.robot.begin()
-        self.robot.wait(WAITING_STEPS)
 
     def replay(
         self,
@@ -133,6 +128,7 @@ class LiberoWorld(BaseWorld):
 
     def _settled(self, camera: np.random.Generator) -> None:
         self.steps = 0
+        self.robot.begin()
         self.rest_points = self.data.xpos[[item.body for item in self.objects]] - self.robot.base
         self.rest_z = [float(point[2]) for point in self.rest_points]
         ids = [self.model.camera(name).id for name in (AGENT_VIEW, SPARE_CAMERA)]
@@ -160,8 +156,9 @@ class LiberoWorld(BaseWorld):
                 self.calibration = values
                 return
         raise NoViewError(
-            f"none of {CAMERA_DRAWS} camera poses of range {self.config.camera_range!r} sees "
-            f"{', '.join(sorted(keys))} of {self.instruction!r}"
+            f"none of {CAMERA_DRAWS} camera poses of range {self.config.camera_range!r} has "
+            f"{', '.join(sorted(keys))} of {self.instruction!r} in both views of a pair {self.config.baseline_m[1]} m "
+            "apart; take a smaller baseline_m, the camera range stock, which asks for nothing, or other tasks"
         )
 
     # ------------------------------------------------------------------ task
@@ -210,20 +207,14 @@ class LiberoWorld(BaseWorld):
         return names
 
     @property
-    def destination_name(self) -> str | None:
-        """LIBERO's name of it, in words."""
-        destination = self.task.destination
-        return None if destination is None else re.sub(r"_(\d+)(_|$)", r" ", destination).replace("_", " ").strip()
-
-    @property
     def instruction(self) -> str:
         """The task in words."""
         return self.scene.task.instruction
 
     @property
     def success(self) -> bool:
-        """LIBERO's own check."""
-        return bool(self.scene.env._check_success())
+        """LIBERO's own check, now or after any of the last step's 20 Hz steps: LIBERO ends an episode at the first."""
+        return self.robot.reached or bool(self.scene.env._check_success())
 
     @property
     def progress(self) -> float:
@@ -329,11 +320,10 @@ class LiberoWorld(BaseWorld):
         for body in range(model.nbody):
             if model.body_rootid[body] == base:
                 body_ids[body] = GRIPPER if model.body(body).name.startswith("gripper0_") else ARM
-        other = FIRST_OTHER
-        for item in self.objects:
-            body_ids[list(item.bodies)] = other
-            other += item.key != target.key
-        body_ids[list(target.bodies)] = TARGET
+        others = [item for item in self.objects if item.key != target.key]
+        for number, item in enumerate(others, FIRST_OTHER):
+            body_ids[list(item.bodies)] = number
+        body_ids[list(target.bodies)] = TARGET  # of a cabinet whose drawer is the target, the rest is background
         return np.append(body_ids[model.geom_bodyid], np.uint8(BACKGROUND))
 
     def close(self) -> None:

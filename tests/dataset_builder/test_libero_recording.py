@@ -126,17 +126,19 @@ def test_it_is_published_with_liberos_licences_on_its_card(dataset, tmp_path):
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A folder with one file in LIBERO's form: an episode of our expert, its states and commands at 20 Hz; the poses of
-    the tool at every second state; and the state after the last command, where the task is done.
+    the tool at every second state; the state after the last command, where the task is done; and whether it was done
+    before that.
     """
     folder = tmp_path_factory.mktemp("demonstrations")
     world = LiberoWorld(LiberoConfig(tasks=(0,)))
     world.reset(FIRST_DRAWN)
-    expert, states, actions, poses = LiberoExpert(world), [], [], []
+    expert, states, actions, poses, done = LiberoExpert(world), [], [], [], []
     step = world.scene.env.step
 
     def recorded(action):
         states.append(world.scene.flattened())
         actions.append(np.array(action))
+        done.append(bool(world.scene.env._check_success()))
         return step(action)
 
     world.scene.env.step = recorded
@@ -151,11 +153,11 @@ def files(tmp_path_factory):
         one = group.create_group("demo_0")
         one["states"], one["actions"] = np.array(states), np.array(actions)
         one.attrs["model_file"] = xml
-    return folder, np.array(poses), end
+    return folder, np.array(poses), end, done[-1]
 
 
 def test_demonstrations_are_rendered_as_they_were(files, tmp_path):
-    folder, poses, _ = files
+    folder, poses, _, done = files
     config = DemonstrationsConfig(out="x", demonstrations=str(folder), image_size=SIZE)
     assert (config.train_episodes, config.validation_episodes) == (1, 0)
     replayer = Replayer(config)
@@ -168,7 +170,7 @@ def test_demonstrations_are_rendered_as_they_were(files, tmp_path):
     np.testing.assert_allclose([row["action"][:3] for row in rows[:-1]], moves, atol=2e-3)
     grips = [row["action"][6] for row in rows]
     assert grips[0] == 1.0 and -1.0 in grips
-    assert failures in ([], [NOT_SOLVED])  # the last state is one step before the end
+    assert failures == ([] if done else [NOT_SOLVED])  # the last state is one step before the end
     layout = layout_of(rows[0], config.plan_length)
     assert not {"action_plan", "keyframe_pose"} & {*layout}
     shards.write_shard(path := tmp_path / "shard.parquet", rows, temporary=tmp_path / "temporary", layout=layout)
@@ -177,7 +179,7 @@ def test_demonstrations_are_rendered_as_they_were(files, tmp_path):
 
 
 def test_the_last_state_decides_also_where_it_is_no_frame(files, tmp_path):
-    folder, _, end = files
+    folder, _, end, _ = files
     (path,) = folder.glob("*.hdf5")
     with h5py.File(path) as file, h5py.File(tmp_path / path.name, "w") as short:
         one = short.create_group("data/demo_0")
@@ -191,7 +193,7 @@ def test_the_last_state_decides_also_where_it_is_no_frame(files, tmp_path):
 
 @pytest.mark.slow
 def test_one_command_makes_a_dataset_of_them(files, tmp_path, capsys):
-    folder, poses, _ = files
+    folder, poses, *_ = files
     out = tmp_path / "dataset"
     words = ["--demonstrations", str(folder), "--image_size", str(SIZE), "--camera_range", "medium", "--out", str(out)]
     assert main(["import", "libero", *words, "--processes", "1"]) == 0, capsys.readouterr().err
@@ -214,6 +216,11 @@ def test_files_of_other_tasks_and_broken_ones_are_named(tmp_path):
         one["states"], one["actions"] = np.zeros((4, 92)), np.zeros((3, 7))
         one.attrs["model_file"] = "<!DOCTYPE a []><mujoco/>"
     (found,) = find_demonstrations(tmp_path, "libero_spatial")
+    where = {"out": "x", "demonstrations": str(tmp_path), "image_size": SIZE}
+    assert DemonstrationsConfig(**where).world_config().tasks == (0,)
+    for name, value in (("noise_m", 0.01), ("miss_probability", 0.03), ("max_frames", 50), ("plan_length", 8)):
+        with pytest.raises(ValueError, match=f"{name}={value} must be .*: demonstrations stay as recorded"):
+            DemonstrationsConfig(**where, **{name: value})
     with pytest.raises(ValueError, match=r"states \(4, 92\) and actions \(3, 7\) do not agree"):
         read_demonstration(found)
     with h5py.File(path, "a") as file:

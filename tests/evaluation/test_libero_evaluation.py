@@ -38,6 +38,7 @@ def test_defaults_are_the_official_protocol():
         (["--suite", "libero_spatail"], "did you mean 'libero_spatial'"),
         (["--tasks", "11"], "libero_spatial has the tasks 0 to 9"),
         (["--episodes", "51"], "--episodes is 51; a task has 50 initial states"),
+        (["--policies", "expert", "--suite", "libero_goal"], "libero_goal it can do the tasks 1, 2, 4, 6, 8, 9: name"),
         (["--control", "osc"], "--control osc: still acts with --control pose alone"),
     ],
 )
@@ -51,7 +52,7 @@ def test_an_arm_that_stands_still_fails_and_is_told_by_task(tmp_path, capsys):
     assert main(words) == 0
     told = capsys.readouterr().out
     assert "still: 0 of 2 succeeded" in told and "still, task 0: 0 of 2: pick up the black bowl" in told
-    assert "not the official protocol: 2 of 50 initial states of a task, 12 of 220 steps" in told
+    assert "not the official protocol: 1 of 10 tasks, 2 of 50 initial states of a task, 12 of 220 steps" in told
     log = tmp_path / "rollouts/still/episodes.jsonl"
     records = [json.loads(line) for line in log.read_text().splitlines()]
     assert [(record["task"], record["initial_state"], record["steps"]) for record in records] == [(0, 0, 6), (0, 1, 6)]
@@ -99,7 +100,8 @@ def test_a_trained_policy_is_published_and_evaluated_from_its_hub_id(tmp_path):
         run("push", "--folder", "training/model", "--report", "report", *words, **known)
         (files,) = [repo.files() for repo in hub.repos.values()]
         card = files["README.md"].decode()
-        assert "libero_object, task 0, 2 of 50 initial states, camera range stock, at most 6 steps" in card
+        assert "libero_object, task 0, 2 of 50 initial states, camera range stock, at most 12 steps of 20 Hz" in card
+        assert "for at most 12 steps of 20 Hz, seen by a stereo pair at the agent view, camera range stock" in card
         assert "0 % of 2 seeds" in card
         run("evaluate", "libero", "--model", "me/policy", *rolled, "--out", "again", **known)
     lines = [(tmp_path / out / "rollouts/trained/episodes.jsonl").read_text() for out in ("report", "again")]

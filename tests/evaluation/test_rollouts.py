@@ -215,7 +215,7 @@ def children_of_group(group: int) -> list[str]:
 def test_an_error_in_a_worker_is_told_and_the_environment_restored(tmp_path):
     before = dict(os.environ)
     config = RolloutConfig(SMALL, execution_horizon=9)
-    with pytest.raises(RuntimeError, match="execution_horizon is 9, but the policy predicts 8"):
+    with pytest.raises(RuntimeError, match="^execution_horizon is 9, but the policy predicts 8"):
         roll_out("still", range(2), config, EpisodeLog(tmp_path, {}), processes=2)
     assert dict(os.environ) == before
 
