@@ -25,7 +25,7 @@ from queue import Empty, Queue
 from typing import Any
 
 import numpy as np
-from transformers import AutoConfig, HfArgumentParser
+from transformers import AutoConfig
 
 from stereovla.benchmarks.comparison_policies import (
     ENCODER_COMES_TRAINED,
@@ -34,12 +34,13 @@ from stereovla.benchmarks.comparison_policies import (
     Entry,
     entries,
 )
-from stereovla.benchmarks.comparison_table import write_table
-from stereovla.command_line import json_object
+from stereovla.benchmarks.comparison_table import episodes_of, write_table
+from stereovla.command_line import execute, json_object, parse
 from stereovla.evaluation.episode_log import write_json
-from stereovla.evaluation.options import LIBERO_EPISODES
+from stereovla.evaluation.options import LIBERO_EPISODES, LiberoOptions, RolloutOptions
 from stereovla.evaluation.shown_geometry import controls
-from stereovla.train import PRESETS
+from stereovla.modeling_stereovla.configuration_stereovla import StereoVLAConfig
+from stereovla.train import PRESETS, TrainingOptions
 
 # what says in which world a dataset was recorded: options of `stereovla evaluate rollout`, and of `evaluate libero`
 OWN_WORLD = ("camera_range", "image_size", "num_objects")
@@ -48,12 +49,17 @@ OWN_MAX_STEPS = 60
 BASELINES = ("expert", "still")
 # of all policies, whatever their presets say: some cannot answer in words, some see pictures anew for each question
 ALIKE = {"mixture": "1:0:0:0", "questions_per_frame": 1, "tracker": "none"}
+# options of a training that are those of its policy, or of all
+OF_POLICIES = {"config", "preset", "dataset", "output_dir", "seed", "freeze", "model", "vlm", "views", "depth_input"}
+OF_POLICIES |= {"stereo_encoder", "depth_expert", "steps"}
 NOT_CONTENT = ("out", "policies", "seeds", "episodes", "control_episodes", "cores", "device")
 
 
 @dataclass
 class ComparisonOptions:
-    """What `python -m benchmarks.comparison` can be told."""
+    """Trains and measures policies at equal size, data and samples, with the controls beside each; the same command
+    goes on where it was stopped.
+    """
 
     dataset: str = field(metadata={"help": "Folder of a dataset that the simulator recorded; it says in which world."})
     out: str = field(metadata={"help": "Folder of all trainings and results."})
@@ -95,11 +101,20 @@ class ComparisonOptions:
         known = entries(self.size)
         if unknown := [name for name in self.policies if name not in known]:
             raise ValueError(f"--policies has {', '.join(unknown)}; there are {', '.join(known)}")
-        for name, least in (("seeds", 1), ("steps", 0), ("rows", 1), ("episodes", 0), ("control_episodes", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least {least}")
+        least = {"seeds": 1, "steps": 0, "rows": 1, "stride": 1, "episodes": 0, "control_episodes": 0}
+        for name, limit in (least | {"execution_horizon": 1, "max_steps": 0}).items():
+            if getattr(self, name) < limit:
+                raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least {limit}")
+        chunk = StereoVLAConfig.from_preset(self.size).chunk_size
+        if self.execution_horizon > chunk:
+            raise ValueError(f"--execution_horizon is {self.execution_horizon}; policies predict {chunk} actions")
+        if unknown := [core for core in self.cores.split(",") if self.cores and not core.strip().isdecimal()]:
+            raise ValueError(f"--cores has {', '.join(map(repr, unknown))}; it takes numbers of cores, such as 0,1")
         self.chosen = {name: known[name] for name in self.policies or known}
-        self.recipe = {**PRESETS[self.size], **ALIKE, **json_object("training", self.training, '{"batch_size": 24}')}
+        training = json_object("training", self.training, '{"batch_size": 24}')
+        if own := sorted(OF_POLICIES & training.keys()):
+            raise ValueError(f"--training has {', '.join(own)}, which the policies and options of a comparison decide")
+        self.recipe = {**PRESETS[self.size], **ALIKE, **training}
         self.recipe |= {"steps": self.steps} if self.steps else {}
 
     def evaluation(self, count: int) -> list[str]:
@@ -164,11 +179,6 @@ def rollout_arguments(spec: str, folder: Path, shown: str, options: ComparisonOp
     own = {"execution_horizon": options.execution_horizon, "processes": 1, "shown": shown, "device": options.device}
     words = [text for name, value in own.items() for text in (f"--{name}", str(value))]
     return ["evaluate", kind, "--policies", spec, "--out", str(folder), *words, *episodes]
-
-
-def finished_episodes(folder: Path) -> int:
-    """How many rollouts of one policy are in `folder`."""
-    return sum(path.read_text().count("\n") for path in folder.glob("rollouts/*/episodes.jsonl"))
 
 
 class Processes:
@@ -254,15 +264,26 @@ def run_policy(runner: Runner, name: str, seed: int, options: ComparisonOptions)
         runner.run(["evaluate", "offline", *where, *rows], folder)
     for shown in ("given", *controls(AutoConfig.from_pretrained(model, trust_remote_code=True))):
         wanted = options.episodes if shown == "given" else options.control_episodes
-        if wanted and finished_episodes(folder / shown) < wanted:
+        if wanted and len(episodes_of(folder / shown)) < wanted:
             runner.run(rollout_arguments(str(model), folder / shown, shown, options), folder)
 
 
 def run_baseline(runner: Runner, name: str, options: ComparisonOptions) -> None:
     """Rolls out a policy that needs no training."""
     folder = Path(options.out) / name
-    if options.episodes and finished_episodes(folder / "given") < options.episodes:
+    if options.episodes and len(episodes_of(folder / "given")) < options.episodes:
         runner.run(rollout_arguments(name, folder / "given", "given", options), folder)
+
+
+def check_parts(options: ComparisonOptions) -> None:
+    """ValueError for what a part would refuse in its turn, hours later."""
+    for name, entry in options.chosen.items():
+        parse(TrainingOptions, "train", training_arguments(entry, 0, Path(options.out) / name, options)[1:])
+    for shown, count in (("given", options.episodes), ("null", options.control_episodes)):
+        if not count:
+            continue
+        kind, *words = rollout_arguments("MODEL", Path(options.out), shown, options)[1:]
+        parse(LiberoOptions if kind == "libero" else RolloutOptions, f"evaluate {kind}", words)
 
 
 def check_folder(options: ComparisonOptions) -> None:
@@ -281,8 +302,7 @@ def check_folder(options: ComparisonOptions) -> None:
 
 def compare(options: ComparisonOptions) -> Path:
     """Runs what is missing, and returns the table."""
-    for count in (options.episodes, options.control_episodes):
-        options.evaluation(count)
+    check_parts(options)
     check_folder(options)
     jobs: Queue = Queue()
     if options.episodes:
@@ -328,12 +348,12 @@ def compare(options: ComparisonOptions) -> Path:
     return write_table(Path(options.out), entries(options.size))
 
 
-def main(arguments: list[str] | None = None) -> None:
-    (options,) = HfArgumentParser(ComparisonOptions, description=__doc__).parse_args_into_dataclasses(arguments)
+def run(options: ComparisonOptions) -> None:
+    """Compares, and prints the table."""
     path = compare(options)
     print(path.read_text())
     print(f"table: {path}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(execute(ComparisonOptions, run, "python -m benchmarks.comparison"))

@@ -6,11 +6,17 @@ StereoVLA's presets. A policy with a stereo encoder may be given a trained one, 
 own learns beside it, that of a StereoVLA from disparity alone.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stereovla.modeling_stereovla.configuration_stereo_encoder import FEATURE_CHOICES
-from stereovla.modeling_stereovla.configuration_stereovla import SHARP_STEREO, SMALL_STEREO, resnet
+from stereovla.modeling_stereovla.configuration_stereovla import (
+    LOOKING,
+    SHARP_STEREO,
+    SMALL_STEREO,
+    StereoVLAConfig,
+    resnet,
+)
 
 SHARP_VIEWS = {"image_size": 192, "patch_size": 16}  # with which an encoder finds objects
 # StereoVLA's preset: that of DepthVLA and pi0 with the same trunk, how its views differ, and how what sees them
@@ -20,6 +26,11 @@ SIZES: dict[str, tuple[str, dict[str, int], dict[str, Any]]] = {
     "points": ("demo", SHARP_VIEWS, {}),
     "lab": ("lab", SHARP_VIEWS, {**resnet(32, 96, 192), "hidden_size": 192}),
 }
+# a StereoVLA also learns to say the pose and to look at what it says, which the others cannot
+SAYS_NOTHING = {name: StereoVLAConfig.__dataclass_fields__[name].default for name in LOOKING}
+SAYS_NOTHING |= {"language_loss_weight": 0.0}
+# what those of PaliGemma's kind are told and taught as StereoVLA is
+TAUGHT = ("state_history", "points_at_destination", "naming_loss_weight")
 NO_STEREO = {
     "stereo_config": None,
     "points_frame": None,
@@ -55,7 +66,15 @@ def entries(size: str) -> dict[str, Entry]:
     if size not in SIZES:
         raise ValueError(f"--size is {size!r}; it must be one of {', '.join(SIZES)}")
     trunk, views, tower = SIZES[size]
-    return {**_stereovla(size), **_depthvla(trunk, views, tower, SHARP_STEREO if views else SMALL_STEREO)}
+    found = {**_stereovla(size), **_depthvla(trunk, views, tower, SHARP_STEREO if views else SMALL_STEREO)}
+    preset = StereoVLAConfig.from_preset(size)
+    taught = {name: getattr(preset, name) for name in TAUGHT}
+    for name, entry in found.items():
+        if entry.preset == size:
+            found[name] = replace(entry, config=entry.config | SAYS_NOTHING)
+        elif not entry.preset.startswith("pi0-"):  # transformers' PI0 has none of them
+            found[name] = replace(entry, config=entry.config | taught)
+    return found
 
 
 def _stereovla(size: str) -> dict[str, Entry]:

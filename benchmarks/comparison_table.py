@@ -11,13 +11,14 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from stereovla.evaluation.episode_log import write_json
+from stereovla.evaluation.episode_log import episodes_wanted, read_records, write_json
 from stereovla.evaluation.metrics import success_rate
 from stereovla.evaluation.policies import SHOWN
 
 NO_ENTRY = {"expert": "the scripted expert, which looks into the world", "still": "an arm that never moves"}
-HEAD = ("policy", "it sees", "M parameters", "succeeded (95 %)", "by seed", "keyframe xy, z, median cm")
-HEAD += ("action, mean mm", "depth", "in the controls: succeeded; keyframe xy, z; action", "core h of training")
+HEAD = ("policy", "it sees", "M parameters", "succeeded (95 %, of these trainings)", "by training")
+HEAD += ("keyframe xy, z, median cm", "action, mean mm", "depth")
+HEAD += ("in the controls: succeeded; keyframe xy, z; action", "core h of training")
 
 
 def write_table(out: Path, entries: Mapping[str, Any]) -> Path:
@@ -55,7 +56,8 @@ def machine() -> str:
 
 
 def result_of(folder: Path) -> dict[str, Any]:
-    """{"parameters", "success": {shown: rate with interval}, "by_seed": [successes of "given"], "offline": [of each
+    """{"parameters", "success": {shown: rate with interval}, "by_seed": [successes of "given"], "as_given": {shown:
+    successes of "given" in the same episodes}, "missing": {shown: episodes that are not done yet}, "offline": [of each
     seed], "core_seconds", "seconds": {stage: sum over the seeds}} of one policy.
     """
     runs = sorted(folder.glob("seed-*"), key=lambda path: int(path.name.partition("-")[2])) or [folder]
@@ -63,14 +65,20 @@ def result_of(folder: Path) -> dict[str, Any]:
     seconds: dict[str, float] = defaultdict(float)
     core_seconds: dict[str, float] = defaultdict(float)
     by_seed, offline = [], []
+    missing: dict[str, int] = defaultdict(int)
+    as_given: dict[str, int] = defaultdict(int)
     for run in runs:
+        given = {record["seed"]: record["success"] for record in episodes_of(run / "given")}
         for shown in SHOWN:
-            found = [json.loads(line)["success"] for line in lines_of(run / shown, "rollouts/*/episodes.jsonl")]
+            records = episodes_of(run / shown)
+            found = [record["success"] for record in records]
             episodes[shown] += found
+            as_given[shown] += sum(given.get(record["seed"], False) for record in records)
+            missing[shown] += max(0, sum(map(episodes_wanted, (run / shown).glob("rollouts/*"))) - len(found))
             if shown == "given" and found:
                 by_seed.append(sum(found))
-        for line in lines_of(run, "costs.jsonl"):
-            cost = json.loads(line)
+        costs = (run / "costs.jsonl").read_text() if (run / "costs.jsonl").is_file() else ""
+        for cost in (json.loads(line) for line in costs.splitlines(True) if line.endswith("\n")):
             seconds[cost["stage"]] += cost["seconds"]
             core_seconds[cost["stage"]] += cost["core_seconds"]
         if (run / "offline/offline.json").is_file():
@@ -80,15 +88,17 @@ def result_of(folder: Path) -> dict[str, Any]:
         "parameters": None if weights is None else parameters_in(weights),
         "success": {shown: success_rate(found) for shown, found in episodes.items() if found},
         "by_seed": by_seed,
+        "as_given": {shown: count for shown, count in as_given.items() if shown != "given" and episodes[shown]},
+        "missing": {shown: count for shown, count in missing.items() if count},
         "offline": offline,
         "seconds": dict(seconds),
         "core_seconds": dict(core_seconds),
     }
 
 
-def lines_of(folder: Path, pattern: str) -> list[str]:
-    """Whole lines of the files in `folder` that have this pattern."""
-    return [line for path in folder.glob(pattern) for line in path.read_text().splitlines(True) if line.endswith("\n")]
+def episodes_of(folder: Path) -> list[dict[str, Any]]:
+    """Records of the one policy whose rollouts are in `folder`; none where there are none."""
+    return [record for path in folder.glob("rollouts/*/episodes.jsonl") for record in read_records(path).values()]
 
 
 def parameters_in(weights: Path) -> int:
@@ -112,7 +122,7 @@ def cells(result: dict[str, Any]) -> list[str]:
     hours = result["core_seconds"].get("train")
     return [
         "" if result["parameters"] is None else f"{result['parameters'] / 1e6:.2f}",
-        "" if "given" not in success else rate(success["given"]),
+        "" if "given" not in success else rate(success["given"]) + unfinished(result, "given"),
         ", ".join(map(str, result["by_seed"])) if len(result["by_seed"]) > 1 else "",
         keyframe,
         action([of["action"] for of in offline]),
@@ -125,7 +135,10 @@ def cells(result: dict[str, Any]) -> list[str]:
 def control(shown: str, result: dict[str, Any]) -> str:
     """What a control gave, in words; "" where it was not run."""
     found = [of["geometry"][shown] for of in result["offline"] if of["geometry"] and shown in of["geometry"]]
-    parts = [rate(result["success"][shown])] if shown in result["success"] else []
+    parts = []
+    if shown in result["success"]:
+        told = rate(result["success"][shown]) + unfinished(result, shown)
+        parts.append(f"{told}, as it is {result['as_given'][shown]} of these")
     parts += filter(None, [spot([of["keyframe"] for of in found]), action([of["action"] for of in found])])
     return f"{SHOWN[shown]}: {'; '.join(parts)}" if parts else ""
 
@@ -137,6 +150,12 @@ def given_geometry(offline: dict[str, Any]) -> dict[str, Any]:
 def rate(numbers: dict[str, float]) -> str:
     low, high = (100 * numbers[f"interval_{end}"] for end in ("low", "high"))
     return f"{numbers['successes']} of {numbers['episodes']} ({low:.0f} to {high:.0f} %)"
+
+
+def unfinished(result: dict[str, Any], shown: str) -> str:
+    """Said of a rate that is still too high: failures take longest."""
+    count = result["missing"].get(shown)
+    return f", {count} still to do" if count else ""
 
 
 def spot(errors: list[dict[str, Any]]) -> str:

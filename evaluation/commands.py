@@ -29,7 +29,7 @@ def rollout(options: RolloutOptions) -> None:
     config = RolloutConfig(_world(options), *how)
 
     def seeds(kind: str) -> range:
-        count = options.seeds if kind == "trained" else options.baseline_seeds
+        count = options.seeds if kind in ("trained", "served") else options.baseline_seeds
         return range(options.first_seed, options.first_seed + count)
 
     _roll_out_all(options, config, seeds, max(8, options.execution_horizon))
@@ -97,12 +97,13 @@ def _roll_out_all(
         saved = {**config_json(config), **identity, "num_steps": options.num_steps}
         log = EpisodeLog(out / "rollouts" / identity["kind"], saved, options.restart)
         source = str(Path(spec).resolve()) if Path(spec).is_dir() else spec
-        write_json(log.path.with_name("run.json"), asdict(options) | {"policy": source})
+        wanted = seeds(identity["kind"])
+        write_json(log.path.with_name("run.json"), asdict(options) | {"policy": source, "wanted": len(wanted)})
         begin = time.perf_counter()
         policy_options = {"chunk_size": chunk_size, "num_steps": options.num_steps or None}
         records = roll_out(
             spec,
-            seeds(identity["kind"]),
+            wanted,
             config,
             log,
             options.processes,
@@ -120,6 +121,11 @@ def _roll_out_all(
     return found
 
 
+def short_name(model: str) -> str:
+    """Of a checkpoint: trained ones lie in OUTPUT/model, others have the id OWNER/NAME."""
+    return "/".join(Path(model).parts[-2:])
+
+
 def delays(options: DelayOptions) -> None:
     """Rolls out every model in every mode with every delivery, and writes delays.json and delays.png."""
     from stereovla.evaluation.delays import deliveries
@@ -129,7 +135,7 @@ def delays(options: DelayOptions) -> None:
     from stereovla.serving.executor import MODES
 
     world, out, rows = _world(options), Path(options.out), []
-    names = [Path(model).name if Path(model).is_dir() else model for model in options.models]
+    names = [short_name(model) for model in options.models]
     if len(set(names)) < len(names):
         raise InputError(f"--models has two of one name: {', '.join(names)}")
     identities = [policy_identity(model, options.run_code) for model in options.models]
@@ -241,7 +247,7 @@ def inside(options: InsideOptions) -> Path:
         for words, of in (("in the plane", errors["xy_cm"]), ("in height", errors["z_cm"]))
         if of
     }
-    name = "/".join(Path(options.model).parts[-2:])  # trained models lie in OUTPUT/model
+    name = short_name(options.model)
     about = f"{len(rows)} held-out frames of {Path(options.dataset).name}, split {options.split}."
     return write_page(out, name, about, numbers)
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -146,8 +147,7 @@ class ModelPolicy(Policy):
             actions = self.processor.encode_running_actions([o.running_actions for o in observations], names)
             delay = torch.tensor([o.delay for o in observations])
             running = {"running_actions": actions.to(self.model.device), "delay": delay.to(self.model.device)}
-        others = self.inputs([o.another for o in observations]) if self.shown == "swapped" else None
-        with shown(self.model, self.shown, self.inputs(observations), others) as inputs:
+        with self._shown(observations) as inputs:
             chunks = self.model.predict_action(**inputs, noise=noise, num_steps=self.num_steps, **running)
         if self.watch is not None:
             self.watch.compare(
@@ -170,4 +170,10 @@ class ModelPolicy(Policy):
         """
         if not self.is_stereovla or self.model.config.stereo_config is None:
             return None
-        return self.model(**self.inputs(observations), output_disparity=True).disparity.float().cpu().numpy()
+        with self._shown(observations) as inputs:
+            return self.model(**inputs, output_disparity=True).disparity.float().cpu().numpy()
+
+    def _shown(self, observations: Sequence[Observation]) -> AbstractContextManager[dict[str, Any]]:
+        """The inputs in which its geometry is shown what it shall be."""
+        others = self.inputs([o.another for o in observations]) if self.shown == "swapped" else None
+        return shown(self.model, self.shown, self.inputs(observations), others)

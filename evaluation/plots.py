@@ -33,7 +33,6 @@ STYLE = {
     "text.color": INK,
     "figure.dpi": 130,
 }
-SUCCESS = "The right object, lifted at least 5 cm"
 ERROR_TITLES = {
     "position_mm": "Action: position error of a step, mm",
     "target_depth_cm": "Depth answer at the target: error, cm",
@@ -129,7 +128,7 @@ def plot_losses(losses: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path)
     save(figure, path)
 
 
-def plot_success(summaries: Mapping[str, Mapping[str, Any]], path: Path, title: str = SUCCESS) -> None:
+def plot_success(summaries: Mapping[str, Mapping[str, Any]], path: Path, title: str) -> None:
     """Success rate of each policy in per cent with its 95 % interval."""
     figure, (axis,) = new_figure(1, 1, 1.6 + 1.5 * len(summaries), 3.4)
     for place, (name, summary) in enumerate(summaries.items()):

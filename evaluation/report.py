@@ -6,10 +6,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from stereovla.evaluation.episode_log import write_json
+from stereovla.evaluation.episode_log import episodes_wanted, read_records, write_json
 from stereovla.evaluation.metrics import success_rate
 from stereovla.evaluation.options import LIBERO_EPISODES
-from stereovla.evaluation.plots import SUCCESS, plot_errors, plot_losses, plot_success, read_losses
+from stereovla.evaluation.plots import plot_errors, plot_losses, plot_success, read_losses
 from stereovla.evaluation.policies import SHOWN
 from stereovla.evaluation.report_page import PAGE
 from stereovla.evaluation.rollouts import RolloutConfig, film, summarise
@@ -23,36 +23,38 @@ with extra("report"):
 FILM_TRIES = 3
 SIDES_PX = (4, 6, 8, 12, 16, 24)  # of the narrowest side of targets, between which success is told
 POLICIES = ("expert", "trained", "served", "untrained", "still")  # the order of the report
-OWN_TASK = "pick up the {color} {object}"
-METHOD = (
-    "Rollouts run closed-loop in the simulator on seeds that no recorded episode uses; an episode succeeds when both "
-    "fingers hold the named object at least 5 cm above where it rested. Intervals are Wilson's, 95 %. Errors are means "
-    "over held-out episodes, those of the validation split, which training never reads."
+PICKED = "both fingers hold the named object at least 5 cm above where it rested"
+PUT = "the named object, let go of, rests where it was to be put for 0.3 s"
+ROLLOUTS = (
+    "Rollouts run closed-loop in the simulator on seeds that no recorded episode uses; an episode succeeds when "
+    "{criterion}. Intervals are Wilson's, 95 %."
 )
-LIBERO_METHOD = (
+LIBERO_ROLLOUTS = (
     "Rollouts run closed-loop in LIBERO from official initial states of its tasks, after 10 steps of waiting and for "
     "at most {limits} steps of 20 Hz, seen by a stereo pair at the agent view, camera range {ranges}; LIBERO's own "
     "check decides about success. Intervals are Wilson's, 95 %."
 )
+OFFLINE = "Errors are means over recorded episodes of the split {split}{held_out}."
 
 
 def read_results(out: Path) -> dict[str, Any]:
-    """{"options", "episodes": {policy: [record, ...]}, "offline": ... or None}; InputError if `out` has no results."""
-    episodes, options = {}, {}
+    """{"options", "episodes": {policy: [record, ...]}, "missing": {policy: episodes that are not done yet}, "offline":
+    ... or None}; InputError if `out` has no results.
+    """
+    episodes, options, missing = {}, {}, {}
     for name in POLICIES:
         folder = out / "rollouts" / name
-        if (folder / "episodes.jsonl").is_file():
+        if records := read_records(folder / "episodes.jsonl"):
             options[name] = json.loads((folder / "options.json").read_text(encoding="utf-8"))
-            lines = (folder / "episodes.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-            records = [json.loads(line) for line in lines if line.endswith("\n")]
-            if records:
-                episodes[name] = sorted(records, key=lambda record: record["seed"])
+            episodes[name] = [records[seed] for seed in sorted(records)]
+            missing[name] = max(0, episodes_wanted(folder) - len(records))
     offline = out / "offline.json"
     if not episodes and not offline.is_file():
         raise InputError(f"{str(out)!r} holds neither rollouts nor offline.json; run `rollout` or `offline` first")
     return {
         "options": options,
         "episodes": episodes,
+        "missing": missing,
         "offline": json.loads(offline.read_text(encoding="utf-8")) if offline.is_file() else None,
     }
 
@@ -91,30 +93,56 @@ def libero_steps(saved: dict[str, Any]) -> int:
     return round(saved["max_steps"] * saved_step_s(saved) / OSC_STEP_S)
 
 
-def method_of(options: dict[str, dict[str, Any]]) -> str:
-    """How rollouts with the options {policy: options} were made, in words."""
-    there = [saved for saved in options.values() if "world.suite" in saved]
-    if not there:
-        return METHOD
-    limits, ranges = {libero_steps(saved) for saved in there}, {saved["world.camera_range"] for saved in there}
-    return LIBERO_METHOD.format(limits=" or ".join(map(str, sorted(limits))), ranges=" or ".join(sorted(ranges)))
+def method_of(results: dict[str, Any]) -> str:
+    """How results were measured, in words."""
+    options, parts = results["options"].values(), []
+    if there := [saved for saved in options if "world.suite" in saved]:
+        limits, ranges = {libero_steps(saved) for saved in there}, {saved["world.camera_range"] for saved in there}
+        steps = " or ".join(map(str, sorted(limits)))
+        parts.append(LIBERO_ROLLOUTS.format(limits=steps, ranges=" or ".join(sorted(ranges))))
+    elif options:
+        kinds = {kind for saved in options for kind in tasks_of(saved)}
+        criteria = [PICKED] * ("pick" in kinds) + [PUT] * bool(kinds - {"pick"})
+        parts.append(ROLLOUTS.format(criterion=", or of what is put somewhere when ".join(criteria)))
+    if results["offline"]:
+        split = results["offline"]["options"]["split"]
+        held_out = "" if split == "train" else ", which training never reads"
+        parts.append(OFFLINE.format(split=split, held_out=held_out))
+    return " ".join(parts)
 
 
-def success_metrics(summaries: dict[str, Any], options: dict[str, Any]) -> list[dict[str, Any]]:
-    """The trained policy's success rate as the model card wants it, the others' beside it in its text."""
-    if "trained" not in summaries:
+def tasks_of(saved: dict[str, Any]) -> list[str]:
+    """Kinds of tasks in a world of ours; results from before it had several do not say."""
+    return saved.get("world.tasks", ["pick"])
+
+
+def title_of(options: dict[str, dict[str, Any]]) -> str:
+    """Of the picture of success rates."""
+    if any("world.suite" in saved for saved in options.values()):
+        return "LIBERO's own check"
+    if {kind for saved in options.values() for kind in tasks_of(saved)} == {"pick"}:
+        return "The right object, lifted at least 5 cm"
+    return "The right object, picked up, or put where it was to be put"
+
+
+def success_metrics(results: dict[str, Any], summaries: dict[str, Any]) -> list[dict[str, Any]]:
+    """The trained policy's success rate as the model card wants it, the others' beside it in its text; none before all
+    its episodes are done, of which those that take longest, the failures, come last.
+    """
+    options = results["options"]
+    if "trained" not in summaries or results["missing"]["trained"]:
         return []
     numbers = summaries["trained"]
     text = f"{percent(numbers['success_rate'])} of {numbers['episodes']} seeds (95 % interval "
     text += f"{percent(numbers['interval_low'])} to {percent(numbers['interval_high'])})"
     for name in ("expert", "untrained"):
-        if name in summaries:
+        if name in summaries and not results["missing"][name]:
             label = "scripted expert" if name == "expert" else "the same model untrained"
             text += f"; {label}: {percent(summaries[name]['success_rate'])} of {summaries[name]['episodes']}"
     saved = options["trained"]
     robot = saved.get("world.robot", "panda").capitalize()  # results from before there were other robots do not say
     where = f"simulated {robot} at a table, unseen seeds, camera range {saved['world.camera_range']}"
-    task = OWN_TASK
+    task = f"{', '.join(tasks_of(saved))} objects that an instruction names"
     if suite := saved.get("world.suite"):
         tasks = saved["world.tasks"]
         where = (
@@ -123,17 +151,31 @@ def success_metrics(summaries: dict[str, Any], options: dict[str, Any]) -> list[
             f"{libero_steps(saved)} steps of 20 Hz"
         )
         task = "tasks of LIBERO"
+    where += told_otherwise(saved)
     return [metric("success rate", "success_rate", numbers["success_rate"], text, where, task)]
 
 
-def metric(name: str, kind: str, value: float, text: str, where: str, task: str = OWN_TASK) -> dict[str, Any]:
+def told_otherwise(saved: dict[str, Any]) -> str:
+    """What a policy was told that is not so, in words; "" of nothing."""
+    words = ""
+    if (shown := saved.get("shown", "given")) != "given":
+        words += f", its geometry shown {SHOWN[shown]}"
+    if degrees := saved.get("calibration_error_deg"):
+        words += f", told a camera turned by {degrees:g} degrees"
+    return words
+
+
+def metric(
+    name: str, kind: str, value: float, text: str, where: str, task: str = "actions and answers of recorded frames"
+) -> dict[str, Any]:
     """One number of the model card."""
     return {"task": task, "dataset": where, "name": name, "type": kind, "value": value, "text": text}
 
 
 def offline_metrics(offline: dict[str, Any]) -> list[dict[str, Any]]:
     """Errors on held-out rows as the model card wants them, with what they compare to."""
-    where = f"{offline['rows']} held-out frames"
+    split = offline["options"]["split"]
+    where = f"{offline['rows']} {'frames that it was trained on' if split == 'train' else 'held-out frames'}"
     action, depth, box, pose = (offline[name] for name in ("action", "depth", "box", "keyframe"))
     rows: list[tuple[str, str, dict[str, float] | float | None, str]] = []
     if action["still_mm"]:
@@ -241,20 +283,23 @@ def write_report(out: Path, training: Path | None, with_film: bool = True, film_
     """Writes the pictures, rollout.gif, metrics.json, report.json and report.html into `out`; returns the page."""
     results = read_results(out)
     summaries = {name: summarise(records) for name, records in results["episodes"].items()}
-    method = method_of(results["options"])
+    method = method_of(results)
+    for name, count in results["missing"].items():
+        if count:
+            print(f"{name}: {count} episodes are not done yet; until then its rate is not for the model card")
     images = []
     filmed = film_episode(out, results, film_seed) if with_film else None
     if filmed:
         images.append("rollout.gif")
     if summaries:
-        plot_success(summaries, out / "success.png", SUCCESS if method == METHOD else "LIBERO's own check")
+        plot_success(summaries, out / "success.png", title_of(results["options"]))
         images.append("success.png")
     if training is not None:
         if not (training / "losses.jsonl").is_file():
             raise InputError(f"{str(training)!r} has no losses.jsonl; give the --output_dir of train.py")
         plot_losses(read_losses(training / "losses.jsonl"), out / "losses.png")
         images.append("losses.png")
-    metrics = success_metrics(summaries, results["options"])
+    metrics = success_metrics(results, summaries)
     if results["offline"]:
         plot_errors(results["offline"]["histograms"], out / "errors.png")
         images.append("errors.png")

@@ -26,6 +26,10 @@ details { margin: .6rem 0 } summary { cursor: pointer }
 <tr><td>{{ row.name }}</td><td>{{ row.dataset }}</td><td>{{ row.text }}</td></tr>
 {% endfor %}
 </table>
+{% for policy, count in missing.items() if count %}
+<p class="no">{{ policy }}: {{ count }} episodes are not done yet. Failures take longest, so its rate is still too high.
+</p>
+{% endfor %}
 <p class="note">{{ method }}</p>
 {% set titles = {"success.png": "Rollouts", "errors.png": "Errors on held-out frames", "losses.png": "Training"} %}
 {% for name, title in titles.items() %}

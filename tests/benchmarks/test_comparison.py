@@ -105,8 +105,8 @@ def test_parts_are_processes_whose_cost_and_whose_failure_is_told(dataset, tmp_p
     stages = [json.loads(line) for line in (tmp_path / "mono/seed-0/costs.jsonl").read_text().splitlines()]
     assert [stage["stage"] for stage in stages] == ["train", "evaluate-offline"]
     assert all(stage["status"] == 0 and 0 < stage["core_seconds"] for stage in stages)
-    bad = options_of(dataset, tmp_path / "bad", policies=["mono"], training='{"batch_size": 0}')
-    with pytest.raises(RuntimeError, match="(?s)stereovla train failed.*batch_size is 0"):
+    bad = options_of(dataset, tmp_path / "bad", policies=["lookup"], stereo_encoder=str(tmp_path / "nothing"))
+    with pytest.raises(RuntimeError, match="(?s)stereovla train failed.*nothing"):
         compare(bad)
 
 
@@ -154,7 +154,7 @@ SLOW = ("demo", "lab")
 def test_every_policy_of_every_size_is_built_with_the_same_trunk(size, dataset, tmp_path):
     """By the options of `stereovla train` that the list gives."""
     options = ComparisonOptions(dataset=dataset, out=str(tmp_path), size=size)
-    meta, trunks = load_meta(dataset), set()
+    meta, trunks, taught = load_meta(dataset), set(), set()
     for name, entry in options.chosen.items():
         arguments = training_arguments(entry, 0, tmp_path / name, options)[1:]
         parsed = parse(TrainingOptions, "train", arguments)
@@ -166,7 +166,30 @@ def test_every_policy_of_every_size_is_built_with_the_same_trunk(size, dataset, 
         trunk = [text.hidden_size, text.num_hidden_layers, text.num_attention_heads, text.head_dim]
         trunk += [config.expert_hidden_size, config.chunk_size, config.image_size, config.patch_size]
         trunks.add(tuple(trunk))
+        if not entry.preset.startswith("pi0-"):
+            losses = ("action", "pointing", "keyframe", "naming")
+            weights = {name: getattr(config, f"{name}_loss_weight") for name in losses}
+            taught.add((*weights.items(), config.num_pointers, config.state_history, config.flow_draws))
     assert len(trunks) == 1, trunks
+    assert len(taught) == 1, taught
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"execution_horizon": 9}, "--execution_horizon is 9; policies predict 8 actions"),
+        ({"stride": 0}, "--stride is 0; it must be at least 1"),
+        ({"cores": "0,a"}, "--cores has 'a'"),
+        ({"training": '{"config": "{}", "seed": 3}'}, "--training has config, seed, which the policies and options"),
+        ({"training": '{"batchsize": 4}'}, "unknown option --batchsize; did you mean --batch_size"),
+        ({"training": '{"batch_size": 0}'}, "batch_size is 0"),
+        ({"max_steps": -1}, "--max_steps is -1"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs_and_can_be_mended(options, message, dataset, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        compare(options_of(dataset, tmp_path / "out", policies=["mono"], **options))
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_cannot_be_compared_is_refused(dataset, tmp_path):
@@ -210,8 +233,14 @@ def test_numbers_of_the_table_are_those_of_the_logs(tmp_path):
         folder = tmp_path / f"mono/seed-{seed}/given/rollouts/trained"
         folder.mkdir(parents=True)
         lines = [json.dumps({"seed": number, "success": number < wins}) + "\n" for number in range(4)]
-        (folder / "episodes.jsonl").write_text("".join(lines) + '{"seed": 9, "succ')  # cut off by a kill
+        # cut off by a kill, and once more what a second process had done too
+        (folder / "episodes.jsonl").write_text("".join([*lines, lines[0]]) + '{"seed": 9, "succ')
+        (folder / "run.json").write_text(json.dumps({"wanted": 4 + seed}))
+        twice = tmp_path / f"mono/seed-{seed}/left_twice/rollouts/trained"
+        twice.mkdir(parents=True)
+        (twice / "episodes.jsonl").write_text("".join(line.replace("true", "false") for line in lines[:2]))
         cost = {"stage": "train", "seconds": 900, "core_seconds": 1800}
         (tmp_path / f"mono/seed-{seed}/costs.jsonl").write_text(json.dumps(cost) + "\n")
     row = write_table(tmp_path, entries("tiny")).read_text().splitlines()[2]
-    assert row.startswith("| mono | left view |  | 4 of 8 (22 to 78 %) | 3, 1 |") and row.endswith("| 1.00 |")
+    assert row.startswith("| mono | left view |  | 4 of 8 (22 to 78 %), 1 still to do | 3, 1 |")
+    assert "the left view twice: 0 of 4 (0 to 49 %), as it is 3 of these" in row and row.endswith("| 1.00 |")

@@ -95,8 +95,8 @@ def test_an_episode_depends_on_its_seed_alone():
 
 
 def test_the_command_measures_every_mode_and_goes_on(tmp_path, capsys):
-    model = save_tiny_checkpoint(tmp_path / "model")
-    other = save_tiny_checkpoint(tmp_path / "other")
+    model = save_tiny_checkpoint(tmp_path / "first/model")
+    other = save_tiny_checkpoint(tmp_path / "second/model")  # where `stereovla train` leaves them
     out = tmp_path / "out"
     command = ["evaluate", "delays", "--preset", "tiny", "--models", str(model), str(other), "--out", str(out)]
     command += ["--latencies_ms", "300"]
@@ -107,7 +107,7 @@ def test_the_command_measures_every_mode_and_goes_on(tmp_path, capsys):
     asked = [row["delivery"] for row in rows[:4]]
     assert asked == [f"synchronous-{kind}" for kind in ("300ms", "jitter", "dropped", "restart")]
     assert rows[0]["held_share"] == pytest.approx(5 / 8)  # of 8 periods the arm moved in 3
-    (log,) = (out / "delays/model/synchronous-300ms").glob("episodes.jsonl")
+    (log,) = (out / "delays/first--model/synchronous-300ms").glob("episodes.jsonl")
     before = log.read_bytes()
     capsys.readouterr()
     assert main(command) == 0

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_lines import evaluate as main
 from serving_thread import policy_server, serve_in_thread
 from tiny_checkpoint import EMBODIMENT, LOW, save_tiny_checkpoint, stereo_pair
 
@@ -129,7 +130,7 @@ def test_still_stays_still():
     assert chunk.shape == (5, 7) and not chunk.any()
 
 
-def test_a_policy_behind_a_socket_is_the_same_policy(policy, checkpoint):
+def test_a_policy_behind_a_socket_is_the_same_policy(policy, checkpoint, tmp_path):
     """The same chunks as in this process: states, noise and decoding take the way over the wire."""
     url, stop = serve_in_thread(policy_server(load_checkpoint(str(checkpoint)), "someone/policy"))
     try:
@@ -138,6 +139,11 @@ def test_a_policy_behind_a_socket_is_the_same_policy(policy, checkpoint):
         with make_policy(url) as served:
             for chunk, expected in zip(served.act(seen), policy.act(seen), strict=True):
                 np.testing.assert_allclose(chunk, expected, atol=1e-5)
+        # it is measured on as many episodes as in this process
+        words = ["rollout", "--preset", "tiny", "--image_size", "128", "--out", str(tmp_path)]
+        assert main([*words, "--policies", url, "still"]) == 0
+        logs = {path.parent.name: path.read_text() for path in tmp_path.glob("rollouts/*/episodes.jsonl")}
+        assert {kind: text.count("\n") for kind, text in logs.items()} == {"served": 2, "still": 1}
     finally:
         stop()
     with pytest.raises(InputError, match=r"no policy server answers at .*`stereovla serve`"):

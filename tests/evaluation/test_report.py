@@ -10,7 +10,7 @@ from command_lines import evaluate as main
 from PIL import Image
 from tiny_checkpoint import EMBODIMENT, save_tiny_checkpoint, stereo_pair
 
-from stereovla.evaluation.episode_log import EpisodeLog
+from stereovla.evaluation.episode_log import EpisodeLog, write_json
 from stereovla.evaluation.film import GAP_PX, LAST_FRAME_MS, PANEL_PX, TITLE_PX, colour_disparity, write_gif
 from stereovla.evaluation.plots import plot_losses, read_losses, smooth
 from stereovla.evaluation.policies import Observation
@@ -39,11 +39,13 @@ def write_rollouts(out: Path, kind: str, successes: list[bool], **options) -> No
     log = EpisodeLog(out / "rollouts" / kind, {**config, "kind": kind, "num_steps": 0, **options})
     for seed, success in enumerate(successes):
         log.append(record(seed, success))
+    write_json(log.path.with_name("run.json"), {"wanted": len(successes)})
 
 
-def write_offline(out: Path) -> None:
+def write_offline(out: Path, split: str = "validation") -> None:
     numbers = {"mean": 1.5, "median": 1.25, "q90": 3.0, "count": 10}
     offline = {
+        "options": {"split": split},
         "rows": 10,
         "action": {name: numbers for name in ("position_mm", "rotation_deg", "chunk_position_mm", "still_mm")},
         "depth": {
@@ -140,6 +142,54 @@ def test_success_is_told_by_how_large_targets_are_in_the_picture(tmp_path):
     for of_size in (("0 to 4", 0, 1), ("4 to 6", 2, 3), ("24 and more", 1, 1)):
         assert cells.format(*of_size) in page, of_size
     assert "6 to 8</td>" not in page
+
+
+def test_a_rate_that_is_not_finished_is_marked_and_kept_from_the_card(tmp_path, capsys):
+    write_rollouts(tmp_path, "trained", [True] * 3, weights="w")
+    write_rollouts(tmp_path, "expert", [True] * 3)
+    write_json(tmp_path / "rollouts/trained/run.json", {"wanted": 10})
+    page = " ".join(write_report(tmp_path, None, with_film=False).read_text().split())
+    assert "trained: 7 episodes are not done yet" in page and "expert: 0 episodes" not in page
+    assert "trained: 7 episodes are not done yet" in capsys.readouterr().out
+    assert json.loads((tmp_path / "metrics.json").read_text())["metrics"] == []
+    write_json(tmp_path / "rollouts/trained/run.json", {"wanted": 3})
+    assert "not done yet" not in write_report(tmp_path, None, with_film=False).read_text()
+    assert len(json.loads((tmp_path / "metrics.json").read_text())["metrics"]) == 1
+
+
+def test_what_a_policy_was_told_wrongly_is_on_the_card(tmp_path):
+    write_rollouts(tmp_path, "trained", [False], weights="w", shown="left_twice", calibration_error_deg=3.0)
+    write_report(tmp_path, None, with_film=False)
+    (success,) = json.loads((tmp_path / "metrics.json").read_text())["metrics"]
+    told = "range small, its geometry shown the left view twice, told a camera turned by 3 degrees"
+    assert success["dataset"].endswith(told)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "task", "there", "not_there"),
+    [
+        (["pick"], "pick objects that an instruction names", "at least 5 cm above", "rests where it was to be put"),
+        (["stack"], "stack objects that an instruction names", "rests where it was to be put", "at least 5 cm above"),
+        (["pick", "move"], "pick, move objects", "or of what is put somewhere when the named object", "LIBERO"),
+    ],
+)
+def test_the_criterion_is_that_of_the_tasks(kinds, task, there, not_there, tmp_path):
+    write_rollouts(tmp_path, "trained", [True], weights="w", **{"world.tasks": kinds})
+    write_report(tmp_path, None, with_film=False)
+    card = json.loads((tmp_path / "metrics.json").read_text())
+    assert card["metrics"][0]["task"].startswith(task)
+    assert there in card["method"] and not_there not in card["method"] and "Errors" not in card["method"]
+
+
+@pytest.mark.parametrize(
+    ("split", "words"), [("validation", "10 held-out frames"), ("train", "that it was trained on")]
+)
+def test_errors_say_of_which_split_they_are(split, words, tmp_path):
+    write_offline(tmp_path, split)
+    write_report(tmp_path, None, with_film=False)
+    card = json.loads((tmp_path / "metrics.json").read_text())
+    assert all(words in metric["dataset"] for metric in card["metrics"])
+    assert f"of the split {split}" in card["method"] and ("never reads" in card["method"]) == (split != "train")
 
 
 @pytest.mark.parametrize(("control", "seconds"), [({}, "1.2 s"), ({"world.control": "osc"}, "0.6 s")])

@@ -212,6 +212,22 @@ def children_of_group(group: int) -> list[str]:
     return alive
 
 
+def test_two_processes_never_write_one_log(tmp_path):
+    hold = (
+        "import sys; from pathlib import Path; from stereovla.evaluation.episode_log import EpisodeLog;"
+        "log = EpisodeLog(Path(sys.argv[1]), {}); print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match="another process rolls out there"):
+            EpisodeLog(tmp_path, {})
+        other.kill()
+        other.wait()
+    EpisodeLog(tmp_path, {})
+
+
 def test_an_error_in_a_worker_is_told_and_the_environment_restored(tmp_path):
     before = dict(os.environ)
     config = RolloutConfig(SMALL, execution_horizon=9)

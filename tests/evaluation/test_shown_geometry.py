@@ -143,6 +143,15 @@ def test_in_a_rollout_another_scene_is_the_beginning_of_the_next_seeds_episode()
     assert "shown" not in config_json(RolloutConfig(world)) and config_json(RolloutConfig(world, shown="null"))["shown"]
 
 
+def test_the_disparity_of_a_film_is_that_of_what_is_shown(folders, rows):
+    policy = policy_of(folders["stereo"])
+    twice = [replace(row, views={**row.views, "right": row.left}) for row in rows]
+    expected = policy.disparity(observations(twice))
+    assert np.abs(expected - policy.disparity(observations(rows))).max() > 1e-3
+    with showing(policy, "left_twice"):
+        np.testing.assert_allclose(policy.disparity(observations(rows)), expected, atol=1e-5)
+
+
 def test_what_cannot_be_shown_is_refused(folders, tmp_path, capsys):
     with pytest.raises(InputError, match="--shown is null, but .* can be shown given, left_twice, swapped"):
         check_shown(folders["stereo"], "null")

@@ -164,11 +164,8 @@ def test_it_measures_a_server_of_openpi(tmp_path):
     left, right = stereo_pair()
     views = {"wrist": right, "behind": left}
     seen = Observation(0, 1, 2, "pick up the red cube", EMBODIMENT, np.stack([STATE - 1, STATE]), left, right, views)
-    assert policy_identity(url) == {
-        "kind": "served",
-        "url": url,
-        "metadata": '{"pi": 0}',
-    }  # another server is another policy
+    # who does not say what it is, is another policy at another address
+    assert policy_identity(url) == {"kind": "served", "url": url, "metadata": '{"pi": 0}'}
     with make_policy(url) as policy:
         (chunk,) = policy.act([seen])
     assert chunk.shape == (10, 7) and chunk.dtype == np.float32
