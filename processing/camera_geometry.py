@@ -107,14 +107,6 @@ def unproject_points(pixels: Any, depth_m: Any, calibration: Calibration) -> np.
     return camera @ transform[:3, :3].T + transform[:3, 3]
 
 
-def mask_box(mask: np.ndarray) -> np.ndarray | None:
-    """float32 (4,) x_min, y_min, x_max, y_max of a bool mask (H, W), max exclusive; None when it is empty."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(rows):
-        return None
-    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
-
-
 class StereoPairError(ValueError):
     """The two views are not a rectified pair in the order left, right."""
 

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 import mujoco
 import numpy as np
 
-from stereovla.processing.camera_geometry import mask_box
 from stereovla.simulation.rendering import StereoRenderer
 from stereovla.simulation.scene import TARGET
 
@@ -98,3 +97,11 @@ class BaseWorld(ABC):
         left, right = (ids[renderer.geom_ids(self.data, camera)] for camera in (0, 1))
         boxes = {"box_left": mask_box(left == TARGET), "box_right": mask_box(right == TARGET)}
         return {"depth": depth, "segmentation": left, **boxes}
+
+
+def mask_box(mask: np.ndarray) -> np.ndarray | None:
+    """float32 (4,) x_min, y_min, x_max, y_max of a bool mask (H, W), max exclusive; None when it is empty."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return None
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)

@@ -10,7 +10,6 @@ import pyarrow as pa
 from stereovla.dataset_builder.dataset import schema
 from stereovla.dataset_builder.dataset.shards import ShardError, decode_image, numbers
 from stereovla.dataset_builder.streaming.questions import view_pixels
-from stereovla.processing.camera_geometry import mask_box
 
 DEPTH, SEGMENTATION = schema.DEPTH, "observation.segmentation"
 CARRIED_M = 0.03  # less is not carried: the fingers missed
@@ -85,8 +84,7 @@ class WindowPool:
         if labels is None:
             return None
         names = [self._strings["target.name"][index], *others]
-        boxes = (mask_box(labels == schema.SEGMENTATION["target"] + number) for number in range(len(names)))
-        middles = [np.full(2, np.nan, np.float32) if box is None else (box[:2] + box[2:]) / 2 for box in boxes]
+        middles = [mask_middle(labels == schema.SEGMENTATION["target"] + number) for number in range(len(names))]
         return names, np.stack(middles)
 
     def _place(self, index: int) -> str:
@@ -137,6 +135,14 @@ class WindowPool:
             box = self._boxes[:, 0]
             self._points = np.stack([(box[:, :2] + box[:, 2:]) / 2, *placed], axis=1)
         return self._points
+
+
+def mask_middle(mask: np.ndarray) -> np.ndarray:
+    """(u, v) px, float32, of the middle of the box around a bool mask (H, W); NaN when it is empty."""
+    across, down = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+    if not len(across):
+        return np.full(2, np.nan, np.float32)
+    return np.array([across[0] + across[-1] + 1, down[0] + down[-1] + 1], np.float32) / 2
 
 
 def _tool_positions(table: pa.Table, states: np.ndarray) -> np.ndarray:
