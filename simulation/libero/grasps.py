@@ -26,10 +26,10 @@ HAND = [(along, side, 0.05) for along in (-0.1, -0.05, 0.05, 0.1) for side in (-
 MARGIN_M = 0.004
 MOST_YAW_RAD = 1.9
 REACH_M = 0.75  # from the base; at 0.78 m the elbow of a hand that points down is straight
-# costs: of a blocked point, of a yaw of 1 rad, of 1 m more than the narrowest, of the rim's left side, of a wall that
-# leans by 90 degrees, of 1 m beyond the reach. None depends on where the tool is: what is gone for stays the best, and
-# a policy has one thing to learn
-BLOCKED, AWKWARD, WIDE, LEFT_SIDE, LEANS, BEYOND = 10.0, 1.5, 60.0, 1.0, 5.0, 100.0
+# costs: of a blocked point, of a yaw of 1 rad and of the same at a rim that leans, of 1 m more than the narrowest, of
+# the rim's left side, of 1 m beyond the reach. None depends on where the tool is: what is gone for stays the best, and
+# a policy has one thing to learn. What leans moves as it is touched, and fingers that turn after it do not close
+BLOCKED, AWKWARD, AWKWARD_LEANING, WIDE, LEFT_SIDE, BEYOND = 10.0, 1.5, 6.0, 60.0, 1.0, 100.0
 
 Heights = Callable[[np.ndarray], np.ndarray]  # (n, 2) -> (n,) height of what is in the way
 
@@ -97,16 +97,15 @@ def _at_the_rim(points: np.ndarray, rotation: np.ndarray, lowest: float, heights
     rim = points[along > along.max() - RIM_SLAB_M]
     middle = (rim.max(0) + rim.min(0)) / 2
     middle += axis * (along.max() - middle @ axis)
+    yaws, awkward = (RIM_YAWS, AWKWARD) if axis[2] > LEVEL else (YAWS, AWKWARD_LEANING)
     found = []
-    for turn in _yaws(0.0, RIM_YAWS if axis[2] > LEVEL else YAWS):
+    for turn in _yaws(0.0, yaws):
         for side in (-1, 1):
             outwards = side * closing_direction(turn)
             reach = float(((rim - middle)[:, :2] @ outwards).max()) - WALL_M / 2
             height = middle[2] - float(axis[:2] @ outwards) / axis[2] * reach - RIM_DEPTH_M  # the rim may be tilted
             place = np.array([*(middle[:2] + outwards * reach), max(height, lowest)])
-            # the wall stands upright beside the direction into which a thing leans
-            cost = _blocked(place, turn, heights, (side,)) + AWKWARD * abs(turn) + LEANS * abs(axis[:2] @ outwards)
-            cost += LEFT_SIDE * (side > 0)
+            cost = _blocked(place, turn, heights, (side,)) + awkward * abs(turn) + LEFT_SIDE * (side > 0)
             found.append((cost, place, turn, WALL_M))
     return found
 
