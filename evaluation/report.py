@@ -140,9 +140,6 @@ def success_metrics(results: dict[str, Any], summaries: dict[str, Any]) -> list[
             label = "scripted expert" if name == "expert" else "the same model untrained"
             text += f"; {label}: {percent(summaries[name]['success_rate'])} of {summaries[name]['episodes']}"
     saved = options["trained"]
-    robot = saved.get("world.robot", "panda").capitalize()  # results from before there were other robots do not say
-    where = f"simulated {robot} at a table, unseen seeds, camera range {saved['world.camera_range']}"
-    task = f"{', '.join(tasks_of(saved))} objects that an instruction names"
     if suite := saved.get("world.suite"):
         tasks = saved["world.tasks"]
         where = (
@@ -151,6 +148,10 @@ def success_metrics(results: dict[str, Any], summaries: dict[str, Any]) -> list[
             f"{libero_steps(saved)} steps of 20 Hz"
         )
         task = "tasks of LIBERO"
+    else:
+        robot = saved.get("world.robot", "panda").capitalize()  # results from before there were others do not say
+        where = f"simulated {robot} at a table, unseen seeds, camera range {saved['world.camera_range']}"
+        task = f"{', '.join(tasks_of(saved))} objects that an instruction names"
     where += told_otherwise(saved)
     return [metric("success rate", "success_rate", numbers["success_rate"], text, where, task)]
 

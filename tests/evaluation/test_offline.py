@@ -234,7 +234,7 @@ def test_one_camera_is_asked_what_its_policy_learned_and_its_data_knows(tmp_path
         assert (found["box"]["left_iou"] or {"count": 0})["count"] == (len(rows) if weight else 0)
         assert found["box"]["right_iou"] is None and found["disparity"]["error_px"] is None
         assert found["action"]["position_mm"] is not None and found["geometry"] is not None
-        names = [metric["name"] for metric in offline_metrics(found)]
+        names = [metric["name"] for metric in offline_metrics({"options": {"split": "validation"}, **found})]
         assert ("box IoU of the target, left view" in names) == bool(weight) and not any("right" in n for n in names)
 
 

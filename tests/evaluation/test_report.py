@@ -181,6 +181,18 @@ def test_the_criterion_is_that_of_the_tasks(kinds, task, there, not_there, tmp_p
     assert there in card["method"] and not_there not in card["method"] and "Errors" not in card["method"]
 
 
+def test_in_libero_the_card_counts_its_steps(tmp_path):
+    there = {"world.suite": "libero_object", "world.tasks": [0, 3], "world.camera_range": "large"}
+    write_rollouts(tmp_path, "trained", [True] * 4, weights="w", max_steps=140, **there)
+    write_report(tmp_path, None, with_film=False)
+    card = json.loads((tmp_path / "metrics.json").read_text())
+    (success,) = card["metrics"]
+    assert success["task"] == "tasks of LIBERO"
+    told = "libero_object, tasks 0, 3, 4 of 100 initial states, camera range large, at most 280 steps of 20 Hz"
+    assert success["dataset"] == told
+    assert "at most 280 steps of 20 Hz" in card["method"] and "camera range large" in card["method"]
+
+
 @pytest.mark.parametrize(
     ("split", "words"), [("validation", "10 held-out frames"), ("train", "that it was trained on")]
 )
