@@ -28,7 +28,6 @@ class SocketPolicy(Policy):
     needs_images = True
 
     def __init__(self, url: str, keys: str | Path = ""):
-        self.url = url
         try:
             self.named = read_keys(keys) if keys else {}
             self.client = PolicyClient(url, keys=self.named)
@@ -41,7 +40,7 @@ class SocketPolicy(Policy):
         """What the server says of its model; of one that says nothing, where it is and what it does say."""
         told = self.client.metadata
         if "model" not in told:
-            return {"url": self.url, "metadata": json.dumps(told, sort_keys=True, default=repr)}
+            return {"url": self.client.url, "metadata": json.dumps(told, sort_keys=True, default=repr)}
         return {name: str(told[name]) for name in ("model", "revision") if name in told}
 
     def act(self, observations: Sequence[Observation]) -> list[np.ndarray]:

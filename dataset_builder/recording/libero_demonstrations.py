@@ -7,18 +7,10 @@ from typing import Any, ClassVar
 from stereovla.command_line import option
 from stereovla.dataset_builder.dataset import schema
 from stereovla.dataset_builder.recording.build import BuildOptions
+from stereovla.dataset_builder.recording.recorder import RecordingConfig
 
 AS_RECORDED = "Of recording alone; cannot be changed: demonstrations stay as they were recorded."
-RECORDING = (
-    "noise_m",
-    "noise_rad",
-    "push_probability",
-    "push_m",
-    "miss_probability",
-    "relabel",
-    "plan_length",
-    "max_frames",
-)
+RECORDING = {field.name for field in fields(RecordingConfig)} - {"camera_per_frame", "labels"}
 
 
 @dataclass
